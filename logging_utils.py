@@ -1,0 +1,306 @@
+"""A run's record: its directory, its prediction tables, its progress on the terminal, and W&B as one more reader.
+
+The run directory is the source of truth:
+
+    config.json      every setting, what it ran on, versions, commit
+    metrics.csv      a row a training step (loss) and a row an epoch (acc, test_loss, wrong)
+    predictions/     epoch-001.csv ...: id, guess, truth, score_0 ... of every test image
+    summary.json     the last epoch's metrics, the seconds that each epoch took
+    checkpoint.pt    what --resume needs
+    model.pt         the TorchScript export
+    wandb/           W&B's own files
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+PROJECT = "table-quickstart"  # on W&B, unless WANDB_PROJECT says otherwise
+TABLE = "test_predictions"
+FETCH_EVERY = 50  # steps between two fetches of the losses; each fetch waits for the device
+INIT_TIMEOUT = 20  # seconds W&B's server has to answer at the start, before the run goes offline
+FINISH_TIMEOUT = 30  # seconds W&B has to upload the rest at the end; `wandb sync` can do it later
+
+
+class RunError(Exception):
+    """The run cannot be recorded, or cannot go on. The message says what, where, and what to do."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Predictions: one schema for the CSV files, the W&B table, evaluate.py and compare.py
+
+
+def prediction_columns(num_classes: int) -> list[str]:
+    return ["id", "guess", "truth", *(f"score_{k}" for k in range(num_classes))]
+
+
+def prediction_rows(logits: Tensor, labels: Tensor) -> list[list]:
+    """Logits (N, K) and labels (N,) to N rows of `prediction_columns`; scores are softmax probabilities."""
+    guesses, scores = logits.argmax(1).tolist(), logits.softmax(1).tolist()
+    return [[i, guess, truth, *row] for i, (guess, truth, row) in enumerate(zip(guesses, labels.tolist(), scores))]
+
+
+def write_predictions(path: str | Path, rows: list[list]) -> None:
+    """Write rows of `prediction_columns` as CSV, scores with the nine digits that restore a float32 exactly."""
+    scores = len(rows[0]) - 3
+    line = "%d,%d,%d" + ",%.9g" * scores + "\n"
+    with replacing(Path(path)) as scratch, open(scratch, "w", newline="") as file:
+        file.write(",".join(prediction_columns(scores)) + "\n")
+        file.writelines(line % tuple(row) for row in rows)
+
+
+def measure(logits: Tensor, labels: Tensor) -> dict:
+    """Accuracy in percent, mean cross entropy in nats, and the number of wrong guesses of logits (N, K)."""
+    wrong = (logits.argmax(1) != labels).sum().item()
+    loss = F.cross_entropy(logits, labels).item()
+    return {"acc": 100 * (1 - wrong / len(labels)), "test_loss": loss, "wrong": wrong}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a scratch path to write to. It becomes `path` if all went well and is removed if not."""
+    scratch = path.with_name(f".{path.name}.partial")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_json(path: Path, record: dict) -> None:
+    with replacing(path) as scratch:
+        scratch.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def in_use(run_dir: str | Path) -> bool:
+    return Path(run_dir).is_dir() and any(Path(run_dir).iterdir())
+
+
+def create_run_dir(run_dir: str | None) -> Path:
+    """Make the directory of a run: the one named, new or empty, else the next free number below runs/.
+
+    Raises RunError where it is in use or cannot be written.
+    """
+    try:
+        if run_dir is None:
+            runs = Path("runs")
+            runs.mkdir(exist_ok=True)
+            number = max((int(run.name) for run in runs.iterdir() if run.name.isdecimal()), default=0)
+            while run_dir is None:
+                number += 1
+                try:
+                    (runs / f"{number:03d}").mkdir()
+                    run_dir = runs / f"{number:03d}"
+                except FileExistsError:
+                    pass  # another run took this number a moment ago
+        path = Path(run_dir)
+        path.mkdir(parents=True, exist_ok=True)
+        if in_use(path):
+            raise RunError(f"--run_dir {path} is in use. Add --resume to go on with that run, or choose another.")
+        (path / "predictions").mkdir()  # of two runs that start at once, one gets here
+        return path
+    except OSError as error:
+        raise RunError(f"--run_dir {run_dir or 'runs'} cannot be written ({error.strerror}). Choose another.") from error
+
+
+def describe_environment(device: torch.device) -> dict:
+    """What a run ran on: hardware, versions, and the git commit of this file, "dirty" where files differ from it."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True)
+        except FileNotFoundError:  # no git on this machine
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return {
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "torchvision", "wandb")},
+        "commit": commit,
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")) if commit else None,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+
+
+class RunLogger:
+    """Everything a training run writes down and shows.
+
+    Args:
+        run_dir: from `create_run_dir`, or that of the run to resume.
+        config: every setting and what it ran on, for config.json and W&B.
+        test_images: uint8 (N, C, H, W), for the pictures in the W&B table.
+        epochs: how many there will be.
+        img_count: rows of the W&B table. The CSV files always have all.
+        log_images: the first so many rows have their picture, and every wrong guess; "all" for all.
+    """
+
+    def __init__(self, run_dir: Path, config: dict, test_images: Tensor, epochs: int, img_count: int, log_images: str):
+        self.run_dir, self.epochs, self.img_count = run_dir, epochs, img_count
+        self.dataset = config["dataset"]
+        self.test_images = test_images.cpu()
+        self.watched = len(test_images) if log_images == "all" else int(log_images)
+        self.pictures = {}  # id -> wandb.Image, each built once
+        self.losses = []  # of the steps since the last fetch, on the device
+        self.step = 0
+        self.summary = {"train_seconds": []}
+        if not (run_dir / "config.json").exists():
+            write_json(run_dir / "config.json", config)
+            (run_dir / "metrics.csv").write_text("step,epoch,loss,acc,test_loss,wrong\n")
+        self.wandb_run, self.borrowed = start_wandb(run_dir, config)
+
+    def resume(self, epoch: int, step: int) -> None:
+        """Forget what was written after the end of `epoch`, so that it is not there twice."""
+        header, *rows = (self.run_dir / "metrics.csv").read_text().splitlines(keepends=True)
+        with replacing(self.run_dir / "metrics.csv") as scratch:
+            scratch.write_text(header + "".join(row for row in rows if int(row.split(",")[1]) <= epoch))
+        self.step = step
+        if epoch:
+            self.summary = json.loads((self.run_dir / "summary.json").read_text())
+            self.summary["train_seconds"] = self.summary["train_seconds"][:epoch]
+
+    def track(self, batches: Iterable, epoch: int, total: int) -> Iterator:
+        """Pass an epoch's (images, labels) through, under a progress bar where there is a terminal; time them all."""
+        start = time.perf_counter()
+        self.epoch = epoch
+        with tqdm(total=total, unit=" images", desc=f"epoch {epoch}/{self.epochs}", disable=None, leave=False) as self.bar:
+            for images, labels in batches:
+                yield images, labels
+                self.bar.update(len(labels))
+            self.fetch_losses()
+        self.summary["train_seconds"].append(round(time.perf_counter() - start, 3))
+
+    def log_step(self, loss: Tensor) -> None:
+        """Note the loss () of one training step. It stays on the device: fetching each would make each step wait."""
+        self.step += 1
+        self.losses.append(loss.detach())
+        if len(self.losses) == FETCH_EVERY:
+            self.fetch_losses()
+
+    def fetch_losses(self) -> None:
+        if not self.losses:
+            return
+        losses = torch.stack(self.losses).tolist()
+        self.losses.clear()
+        with open(self.run_dir / "metrics.csv", "a") as file:
+            for step, loss in enumerate(losses, self.step - len(losses) + 1):
+                file.write(f"{step},{self.epoch},{loss:.9g},,,\n")
+                self.wandb_run.log({"loss": loss})
+        self.bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+
+    def log_epoch(self, logits: Tensor, labels: Tensor) -> None:
+        """Record an epoch from the test set's logits (N, K) and labels (N,): metrics, predictions, table, one line."""
+        metrics = measure(logits, labels)
+        rows = prediction_rows(logits, labels)
+        write_predictions(self.run_dir / "predictions" / f"epoch-{self.epoch:03d}.csv", rows)
+        with open(self.run_dir / "metrics.csv", "a") as file:
+            file.write("{},{},,{acc:.9g},{test_loss:.9g},{wrong}\n".format(self.step, self.epoch, **metrics))
+        self.summary.update(epoch=self.epoch, dataset=self.dataset, **metrics)
+        write_json(self.run_dir / "summary.json", self.summary)
+        self.wandb_run.log({"epoch": self.epoch, **metrics, "dataset": self.dataset, TABLE: self.table(rows)})
+        print(f"epoch {self.epoch}/{self.epochs}  loss {metrics['test_loss']:.3f}  accuracy {metrics['acc']:.2f} %  "
+              f"{metrics['wrong']} wrong  {self.summary['train_seconds'][-1]:.1f} s", flush=True)
+
+    def table(self, rows: list[list]) -> "wandb.Table":
+        """The W&B table of `rows`. Pictures are what it costs: half a millisecond each, at every log."""
+        import wandb
+
+        columns = prediction_columns(len(rows[0]) - 3)
+        types = [int, wandb.Image, int, int, *[float] * (len(columns) - 3)]
+        table = wandb.Table(columns=["id", "image", *columns[1:]], dtype=types)
+        # Typed above and set at once: add_data would look at the type of each of 140,000 cells again.
+        table.data = [[row[0], self.picture(row), *row[1:]] for row in rows[: self.img_count]]
+        return table
+
+    def picture(self, row: list) -> "wandb.Image | None":
+        """The picture for a row, where it is watched or the guess is wrong."""
+        import wandb
+
+        index, guess, truth = row[:3]
+        if index >= self.watched and guess == truth:
+            return None
+        if index not in self.pictures:
+            pixels = self.test_images[index].permute(1, 2, 0).squeeze(2).numpy()  # (H, W) or (H, W, C), uint8
+            self.pictures[index] = wandb.Image(pixels)
+        return self.pictures[index]
+
+    def log_model(self, path: Path, metadata: dict) -> None:
+        """Hand the exported model to W&B as an artifact of type "model"."""
+        import wandb
+
+        artifact = wandb.Artifact("model", type="model", metadata=metadata)
+        artifact.add_file(str(path), name="model.pt")
+        self.wandb_run.log_artifact(artifact)
+
+    def __enter__(self) -> "RunLogger":
+        return self
+
+    def __exit__(self, error_type, error, traceback) -> None:
+        self.wandb_run.finish(exit_code=0 if error_type is None else 1)
+        for name in self.borrowed:
+            os.environ.pop(name, None)
+
+    def how_to_see(self) -> str:
+        """Where the run is on W&B, or the command that puts it there."""
+        if self.wandb_run.disabled:
+            return "disabled by WANDB_MODE"
+        if self.wandb_run.offline:
+            return f"wandb sync {os.path.relpath(Path(self.wandb_run.dir).parent)}"
+        return self.wandb_run.url
+
+
+def start_wandb(run_dir: Path, config: dict) -> tuple["wandb.Run", dict]:
+    """Start a W&B run without ever asking: as WANDB_MODE says, else online where a key is set up, else offline.
+
+    Returns the run, and the environment variables that were set for it; a user's own value of one wins.
+    """
+    defaults = {
+        "WANDB_PROJECT": PROJECT,
+        "WANDB_NAME": run_dir.name,
+        "WANDB_SILENT": "true",  # one line of ours at the end says what its ten do
+        "WANDB_DIR": str(run_dir.resolve()),
+        "WANDB_DATA_DIR": str(run_dir.resolve() / "wandb"),  # artifacts are staged there, by default in the home directory
+        "WANDB_CACHE_DIR": str(run_dir.resolve() / "wandb" / "cache"),
+    }
+    borrowed = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(borrowed)
+    (run_dir / "wandb").mkdir(exist_ok=True)
+    import wandb  # here, because it takes most of a second and the other programs do without
+
+    settings = wandb.Settings(init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT)
+    mode = os.environ.get("WANDB_MODE")
+    try:
+        if mode in (None, "online") and not wandb.login(prompt=False, verify=False):
+            if mode:
+                print("W&B: WANDB_MODE is online and no API key is set up: logging offline", file=sys.stderr)
+            mode = "offline"
+        run = wandb.init(config=config, mode=mode, settings=settings)
+    except wandb.Error as error:
+        print(f"W&B: {str(error).splitlines()[0]}: logging offline", file=sys.stderr)
+        run = wandb.init(config=config, mode="offline", settings=settings)
+    run.define_metric("epoch")
+    for metric in ("acc", "test_loss", "wrong"):
+        run.define_metric(metric, step_metric="epoch")
+    return run, borrowed

@@ -1,0 +1,150 @@
+"""The ConvNet, its inference, and its export to one TorchScript file that runs without this source.
+
+The model takes raw pixels and scales them itself, so training, evaluation, the exported file and anybody's own
+code feed it the same thing. To train another model, build it in place of `ConvNet` in train.py: anything that maps
+images (N, C, H, W), uint8 or float, to logits (N, K).
+"""
+
+import copy
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+METADATA = "metadata.json"  # the name of our record inside a TorchScript file
+
+
+class ModelError(Exception):
+    """A model file cannot be written or used. The message says what, where, and what to do."""
+
+
+class ConvNet(nn.Module):
+    """Two blocks of convolution, batch norm, ReLU and max pooling, then one linear layer to the logits.
+
+    Args:
+        num_classes: K, the number of logits.
+        in_channels, image_size: C and the height and width of the images, both at least 4 pixels.
+        l1_size, l2_size: channels of the two convolutions.
+        conv_kernel: their height and width; odd, so that padding keeps the image's size.
+        mean, std: of the training pixels in 0..255, one a channel; kept in the model as buffers.
+    """
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 1, image_size: tuple[int, int] = (28, 28),
+                 l1_size: int = 32, l2_size: int = 64, conv_kernel: int = 5,
+                 mean: Tensor | float = 0.0, std: Tensor | float = 1.0):
+        super().__init__()
+        if conv_kernel % 2 == 0 or min(image_size) < 4:
+            raise ValueError(f"conv_kernel must be odd, image_size at least 4: got {conv_kernel}, {image_size}")
+        height, width = image_size
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).expand(in_channels).view(-1, 1, 1).clone())
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).expand(in_channels).view(-1, 1, 1).clone())
+        self.conv1 = nn.Conv2d(in_channels, l1_size, conv_kernel, padding=conv_kernel // 2)
+        self.norm1 = nn.BatchNorm2d(l1_size)
+        self.conv2 = nn.Conv2d(l1_size, l2_size, conv_kernel, padding=conv_kernel // 2)
+        self.norm2 = nn.BatchNorm2d(l2_size)
+        self.linear = nn.Linear(l2_size * (height // 4) * (width // 4), num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W), uint8 or float in 0..255, to logits (N, K), float32."""
+        x = (images.float() - self.mean) / self.std
+        # ReLU never reorders values, so it gives the same after the pooling, on a quarter of them.
+        x = F.relu(F.max_pool2d(self.norm1(self.conv1(x)), 2))  # (N, l1_size, H/2, W/2)
+        x = F.relu(F.max_pool2d(self.norm2(self.conv2(x)), 2))  # (N, l2_size, H/4, W/4)
+        return self.linear(x.flatten(1)).float()
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a --device flag; "auto" is the GPU where there is one. Raises ModelError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"--device {name} is not a device. Use auto, cpu, cuda or cuda:1") from error
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise ModelError(f"--device {name} is not to be had: torch sees {torch.cuda.device_count()} GPUs. Use auto or cpu")
+    return device
+
+
+def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of uint8 images (N, C, H, W), one a channel, in 0..255.
+
+    Exact, from a count of each value. MNIST's training set gives 33.32 and 78.57 (0.1307 and 0.3081 of 255).
+    """
+    values = torch.arange(256, dtype=torch.float64)
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).cpu().double()
+    shares = counts / counts.sum(1, keepdim=True)  # (C, 256)
+    mean = shares @ values
+    std = (shares @ values.square() - mean.square()).clamp(min=1e-6).sqrt()  # never a division by 0
+    return mean.float(), std.float()
+
+
+def infer(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:
+    """Logits (N, K) of all images (N, C, H, W) in fp32 and eval mode, on the device of the images.
+
+    The model is left in the mode it came in.
+    """
+    training = model.training
+    model.eval()
+    # A GPU's convolutions are TF32 unless told otherwise, which is good for three digits.
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        logits = torch.cat([model(part) for part in images.split(batch_size)])
+    model.train(training)
+    return logits
+
+
+def export_torchscript(model: nn.Module, path: str | Path, metadata: dict, example: Tensor) -> None:
+    """Save a model as TorchScript, in fp32 on the CPU in eval mode, with `metadata` as JSON inside.
+
+    The file gets its name only after it was read back and gave the model's logits for `example` (N, C, H, W) uint8,
+    as bytes and as floats, at another batch size too. Raises ModelError where it did not.
+    """
+    path = Path(path)
+    exported = copy.deepcopy(model).float().cpu().to(memory_format=torch.contiguous_format).eval()
+    example = example.cpu()
+    expected = infer(exported, example)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        with warnings.catch_warnings():
+            # TorchScript is deprecated since torch 2.11, and works; Python 3.14 is where it ends.
+            warnings.filterwarnings("ignore", message=".*torch.jit.*")
+            torch.jit.save(torch.jit.script(exported), scratch, _extra_files={METADATA: json.dumps(metadata)})
+        loaded, _ = load_torchscript(scratch)
+        for images in (example, example.float(), example[:1]):
+            difference = (infer(loaded, images) - expected[: len(images)]).abs().max().item()
+            if not difference < 1e-4:
+                raise ModelError(f"{path}: the exported model differs from the trained one by {difference} in a logit")
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+
+
+def load_torchscript(path: str | Path) -> tuple[torch.jit.ScriptModule, dict]:
+    """The model, on the CPU in eval mode, and the metadata of a file by `export_torchscript`.
+
+    TorchScript is a program: loading a file from someone you do not trust is running their code.
+
+    Raises ModelError where the file is missing, damaged, not TorchScript, or without our metadata.
+    """
+    record = {METADATA: ""}
+    if not Path(path).is_file():
+        raise ModelError(f"{path} is not there. Train a model first: python train.py")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.*")
+            model = torch.jit.load(path, map_location="cpu", _extra_files=record)
+    except RuntimeError as error:
+        raise ModelError(f"{path} is not a TorchScript file, or a damaged one. Export it again: python train.py "
+                         "writes one at its end") from error
+    try:
+        metadata = json.loads(record[METADATA])
+    except ValueError as error:
+        raise ModelError(f"{path} has no metadata of mnist-tables. Use a model.pt that train.py exported") from error
+    return model.eval(), metadata
