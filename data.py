@@ -1,8 +1,8 @@
-"""Image sets as uint8 tensors in memory, shuffled batches of them, and stand-in digits for where MNIST is out of reach.
+"""Image sets as uint8 tensors in memory, shuffled batches, and digits drawn where MNIST is not to be had.
 
-Images are what the files hold: uint8, (N, C, H, W), 0 to 255. Labels are int64, (N,). Scaling to floats is the
-model's first line, so nothing here or in any caller can get it wrong. To train on your own pictures, return an
-`ImageData` with your tensors from `load_data`.
+Images are what the files hold: uint8, (N, C, H, W), 0 to 255. Labels are int64, (N,). Scaling to floats is
+the model's first line, so that no caller can get it wrong. To train on other pictures, return an `ImageData`
+of them from `load_data`.
 """
 
 import gzip
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DATASETS = ("auto", "mnist", "synthetic")
-DOWNLOAD_STALL = 10  # seconds without a byte before a mirror is given up
+DOWNLOAD_STALL = 10  # seconds without an answer after which a mirror is given up
 DOWNLOAD_LIMIT = 60  # seconds for one file from one mirror, however steadily it trickles
 
-# The MD5 of MNIST's four files once unpacked; torchvision holds those of the packed ones.
+# The MD5 of MNIST's files, unpacked: the training set's two, the test set's two.
 MNIST_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -37,12 +38,18 @@ class DataError(Exception):
     """The data cannot be had as asked for. The message says what, where, and what to do."""
 
 
+class DownloadError(OSError):
+    """No mirror gave the file."""
+
+
 @dataclass(frozen=True)
 class ImageData:
-    """A training set and the set to evaluate on: uint8 images (N, C, H, W), int64 labels (N,)."""
+    """A training set and a set to evaluate on: images uint8 (N, C, H, W), labels int64 (N,)."""
 
-    name: str  # what the pictures really are: "mnist", "synthetic", or "mnist-format" for other files in its layout
-    classes: list[str]  # K names; label k is classes[k]
+    name: (
+        str  # what it really is: "mnist", "synthetic", or "mnist-format" for other pictures in MNIST's files
+    )
+    classes: list[str]  # the K names; label k is classes[k]
     train_images: Tensor
     train_labels: Tensor
     test_images: Tensor
@@ -56,58 +63,66 @@ class ImageData:
 def load_data(dataset: str = "auto", data_dir: str | Path = "data", val_size: int = 0) -> ImageData:
     """Load a data set, or draw the stand-in.
 
-    With `val_size` the set to evaluate on is that many images held out of the training set instead of the test set:
-    the same ones whatever the run's seed, so that runs can be compared image by image.
+    With `val_size` so many training images are held out and take the place of the test set: the same ones
+    for every seed, so that runs can be compared image by image.
 
-    Raises DataError where the data is missing, damaged, or too small for `val_size`.
+    Raises DataError where the data is missing or damaged, or `val_size` leaves nothing to train on.
     """
     name = find_dataset(dataset, data_dir)
-    train_name, train_images, train_labels = load_split(name, data_dir, train=True)
+    name, train_images, train_labels = load_split(name, data_dir, train=True)
     if val_size:
-        if val_size >= len(train_images):
-            raise DataError(f"--val_size {val_size} leaves nothing to train on: there are {len(train_images)} "
-                            "training images. Hold out fewer.")
-        order = torch.randperm(len(train_images), generator=torch.Generator().manual_seed(0))
+        count = len(train_images)
+        if val_size >= count:
+            raise DataError(
+                f"--val_size {val_size} leaves nothing of {count} images to train on. Hold out fewer."
+            )
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         held_out, kept = order[:val_size], order[val_size:]
         test_images, test_labels = train_images[held_out], train_labels[held_out]
         train_images, train_labels = train_images[kept], train_labels[kept]
     else:
         test_name, test_images, test_labels = load_split(name, data_dir, train=False)
-        train_name = train_name if train_name == test_name else "mnist-format"
-    if train_images.shape[1:] != test_images.shape[1:]:
-        raise DataError(f"{data_dir}: training images are {tuple(train_images.shape[1:])}, test images "
-                        f"{tuple(test_images.shape[1:])}. Use two sets of one shape.")
+        name = name if name == test_name else "mnist-format"
+    shapes = tuple(train_images.shape[1:]), tuple(test_images.shape[1:])
+    if shapes[0] != shapes[1]:
+        raise DataError(
+            f"{data_dir}: training and test images differ in shape, {shapes}. Use sets that match."
+        )
     classes = [str(digit) for digit in range(10)]
-    return ImageData(train_name, classes, train_images, train_labels, test_images, test_labels)
+    return ImageData(name, classes, train_images, train_labels, test_images, test_labels)
 
 
-def batches(images: Tensor, labels: Tensor, batch_size: int, generator: torch.Generator, max_shift: int = 0):
-    """Yield each image once, in a random order, as (images (B, C, H, W), labels (B,)); the last batch may be smaller.
+def batches(
+    images: Tensor, labels: Tensor, batch_size: int, generator: torch.Generator, max_shift: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield all images once, in random order: (images (B, C, H, W), labels (B,)), the last B may be smaller.
 
-    With `max_shift` each image is moved by up to that many pixels each way. All random numbers of the epoch are
-    drawn at once, on the CPU: the same on every device, and nothing to wait for between the steps.
+    With `max_shift` each is moved by up to so many pixels each way. The random numbers of the whole epoch
+    are drawn at once and on the CPU: the same on every device, and no step waits for them.
     """
     order = torch.randperm(len(images), generator=generator).to(images.device)
     offsets = torch.randint(0, 2 * max_shift + 1, (len(images), 2), generator=generator).to(images.device)
     for picks, moves in zip(order.split(batch_size), offsets.split(batch_size)):
-        yield shift(images[picks], moves, max_shift) if max_shift else images[picks], labels[picks]
+        picked = images[picks]
+        yield shift(picked, moves, max_shift) if max_shift else picked, labels[picks]
 
 
 def shift(images: Tensor, offsets: Tensor, margin: int) -> Tensor:
-    """Cut each image (B, C, H, W) out of its zero-padded self at its own offset (B, 2) in 0 .. 2 * margin."""
+    """Cut each image (B, C, H, W) out of itself padded by `margin`, at offsets (B, 2) in 0 .. 2 * margin."""
     height, width = images.shape[2:]
-    windows = F.pad(images, (margin,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2m+1, 2m+1, H, W), a view
+    padded = F.pad(images, (margin,) * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2m+1, 2m+1, H, W), no copy
     return windows[torch.arange(len(images), device=images.device), :, offsets[:, 0], offsets[:, 1]]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # MNIST
 
 
 def find_dataset(dataset: str, data_dir: str | Path) -> str:
-    """The data set to use: "mnist" (downloaded now where its files are missing) or "synthetic".
+    """The data set to load: "mnist", whose missing files are downloaded now, or "synthetic".
 
-    "auto" falls back to the stand-in, with a warning, only where there is no trace of MNIST and none to download.
+    "auto" becomes "synthetic", with a warning, only where there is no trace of MNIST and no way to get it.
 
     Raises DataError where MNIST was asked for, or is there in part, and cannot be completed.
     """
@@ -115,62 +130,59 @@ def find_dataset(dataset: str, data_dir: str | Path) -> str:
         return "synthetic"
     raw = Path(data_dir) / "MNIST" / "raw"
     try:
-        missing = [name for name in MNIST_MD5 if not (raw / name).exists()]
-        if not missing:
-            return "mnist"
-        in_part = any(raw.glob("*ubyte*"))
-        print(f"downloading MNIST (11 MB) to {raw}", file=sys.stderr)
-        for name in missing:
-            download(name, raw)
-        return "mnist"
+        if Path(data_dir).exists() and not Path(data_dir).is_dir():
+            raise NotADirectoryError(f"--data_dir {data_dir} is not a folder")
+        traces = list(raw.glob("*ubyte*"))
+        for name in MNIST_MD5:
+            if not (raw / name).exists():
+                download(name, raw)
     except OSError as error:
-        if dataset != "auto" or not isinstance(error, DownloadError) or in_part:
-            raise DataError(f"{error}. Put MNIST's four files into {raw}, choose another --data_dir, or use "
-                            "--dataset synthetic.") from error
-        print(f"WARNING: {error}.\nWARNING: training on the stand-in digits (synthetic) instead of MNIST.",
-              file=sys.stderr)
-        return "synthetic"
-
-
-class DownloadError(OSError):
-    """No mirror gave the file."""
+        if dataset == "auto" and isinstance(error, DownloadError) and not traces:
+            print(f"WARNING: {error}", file=sys.stderr)
+            print("WARNING: using digits drawn by a program (synthetic) instead of MNIST", file=sys.stderr)
+            return "synthetic"
+        cure = f"Put MNIST's four files into {raw}, choose another --data_dir, or take --dataset synthetic."
+        raise DataError(f"{error}. {cure}") from error
+    return "mnist"
 
 
 def download(name: str, raw: Path) -> None:
-    """Put one of MNIST's files, unpacked, into `raw`, complete or not at all.
+    """Put one of MNIST's files, unpacked, into the folder `raw`: whole or not at all, and without hanging.
 
-    It comes from `name`.gz in the same folder if that is there, else from torchvision's mirrors in turn. Never hangs:
-    a mirror has DOWNLOAD_STALL seconds to send a byte and DOWNLOAD_LIMIT to send the file.
+    It comes from `name`.gz in that folder if that is there and whole, else from torchvision's mirrors.
+
+    Raises DownloadError where none of them gave it, OSError where it could not be written.
     """
     from torchvision.datasets import MNIST
 
-    packed_name, packed_md5 = next(pair for pair in MNIST.resources if pair[0] == f"{name}.gz")
-    local = raw / packed_name
-    sources = [local.resolve().as_uri()] if local.exists() else []
-    sources += [mirror + packed_name for mirror in MNIST.mirrors]
+    packed_md5 = dict(MNIST.resources)[f"{name}.gz"]
+    local = raw / f"{name}.gz"
+    urls = [local.resolve().as_uri()] if local.exists() else []
     problems = []
-    for source in sources:
+    for url in [*urls, *(f"{mirror}{name}.gz" for mirror in MNIST.mirrors)]:
+        print(f"fetching {url}", file=sys.stderr)
         try:
-            packed = fetch(source)
+            packed = fetch(url)
             if hashlib.md5(packed, usedforsecurity=False).hexdigest() != packed_md5:
-                raise OSError("incomplete or damaged (MD5 differs)")
+                raise OSError("damaged or cut short, its MD5 differs")
         except (OSError, http.client.HTTPException) as error:
-            problems.append(f"{source}: {getattr(error, 'reason', error)}")
+            problems.append(f"{url}: {getattr(error, 'reason', error)}")
             continue
         raw.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=raw) as scratch:  # renamed only when whole
+        with tempfile.TemporaryDirectory(dir=raw) as scratch:  # takes its name only when it is whole
             unpacked = Path(scratch) / name
             unpacked.write_bytes(gzip.decompress(packed))
             unpacked.replace(raw / name)
         return
-    raise DownloadError(f"{raw / name} is not there and could not be downloaded ({'; '.join(problems)})")
+    raise DownloadError(f"{raw / name} is missing and could not be downloaded ({'; '.join(problems)})")
 
 
 def fetch(url: str) -> bytes:
+    """The content at a URL. Raises OSError where it fails, stalls, or is not done within DOWNLOAD_LIMIT."""
     deadline = time.monotonic() + DOWNLOAD_LIMIT
     parts = []
     with urllib.request.urlopen(url, timeout=DOWNLOAD_STALL) as response:
-        while part := response.read1(1 << 16) if hasattr(response, "read1") else response.read(1 << 16):
+        while part := response.read1(1 << 16):
             parts.append(part)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not done after {DOWNLOAD_LIMIT} s")
@@ -178,56 +190,65 @@ def fetch(url: str) -> bytes:
 
 
 def load_split(name: str, data_dir: str | Path, train: bool) -> tuple[str, Tensor, Tensor]:
-    """One half of a data set: its real name, uint8 images (N, C, H, W), int64 labels (N,)."""
+    """One half of a data set found by `find_dataset`: its real name, images (N, C, H, W), labels (N,).
+
+    Raises DataError where a file is damaged, or images and labels do not belong together.
+    """
     if name == "synthetic":
-        return "synthetic", *(draw_digits(60_000, seed=0) if train else draw_digits(10_000, seed=1))
-    from torchvision.datasets import MNIST  # here, because only this needs it: a second of every start-up
+        return name, *(draw_digits(60_000, seed=0) if train else draw_digits(10_000, seed=1))
+    from torchvision.datasets import MNIST  # here, because synthetic digits and other programs do without
 
     raw = Path(data_dir) / "MNIST" / "raw"
-    images_file, labels_file = (raw / file for file in list(MNIST_MD5)[0 if train else 2:][:2])
-    genuine = check_idx(images_file, dimensions=3) & check_idx(labels_file, dimensions=1)
+    images_file, labels_file = (raw / file for file in MNIST_MD5 if file.startswith("train") == train)
+    genuine = [check_idx(images_file, dimensions=3), check_idx(labels_file, dimensions=1)]
     mnist = MNIST(data_dir, train=train)
     images, labels = mnist.data[:, None], mnist.targets
     if len(images) != len(labels):
-        raise DataError(f"{labels_file} has {len(labels)} labels for the {len(images)} images of {images_file.name}. "
-                        "Delete both and run again to download them.")
+        counts = f"{len(images)} images, {labels_file.name} {len(labels)} labels"
+        raise DataError(f"{images_file} has {counts}. Delete both and run again to download them.")
     if labels.max() > 9:
-        raise DataError(f"{labels_file} has a label {labels.max()}, outside 0 to 9. "
-                        "Delete it and run again to download it.")
-    return "mnist" if genuine else "mnist-format", images, labels
+        raise DataError(
+            f"{labels_file} has a label {labels.max()}, not 0 to 9. Delete it to download it again."
+        )
+    return "mnist" if all(genuine) else "mnist-format", images, labels
 
 
 def check_idx(path: Path, dimensions: int) -> bool:
-    """Whether a file is MNIST's own, by its MD5; where it is not, it must at least be whole.
+    """Whether a file is MNIST's own, by its MD5. Any other must be whole, and not as large as MNIST's own.
 
-    An IDX file starts with a big-endian int32, 0x800 (uint8 data) + its number of dimensions, and an int32 size each.
+    An IDX file is a big-endian int32 magic number, 0x800 (for uint8) + dimensions, an int32 size for each
+    dimension, and the values.
 
-    Raises DataError where the file is not in that format, is cut short, or has MNIST's length and other content.
+    Raises DataError where it is not in that format, cut short, or MNIST's own with other content.
     """
     cure = "Delete it and run again to download it."
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}). {cure}") from error
+        raise DataError(f"{path}: {error.strerror}. {cure}") from error
     if hashlib.md5(content, usedforsecurity=False).hexdigest() == MNIST_MD5[path.name]:
         return True
-    magic, *sizes = (int.from_bytes(content[at:at + 4], "big") for at in range(0, 4 * (dimensions + 1), 4))
+    magic, *sizes = (int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(dimensions + 1))
     if magic != 0x800 + dimensions:
         kind = "images" if dimensions == 3 else "labels"
-        raise DataError(f"{path} is not an IDX file of {kind} (it starts with {magic}, not {0x800 + dimensions}). {cure}")
-    expected = 4 * (dimensions + 1) + math.prod(sizes)
-    if len(content) != expected or 0 in sizes:
-        raise DataError(f"{path} is damaged: {len(content):,} bytes where its header promises {expected:,}. {cure}")
-    if sizes[0] in (60_000, 10_000):
-        raise DataError(f"{path} is damaged, or another data set under MNIST's name: its MD5 differs. {cure}")
+        raise DataError(
+            f"{path} is no IDX file of {kind}: it starts with {magic}, not {0x800 + dimensions}. {cure}"
+        )
+    promised = 4 * (dimensions + 1) + math.prod(sizes)
+    if len(content) != promised or 0 in sizes:
+        raise DataError(
+            f"{path} is damaged: {len(content):,} bytes, its header promises {promised:,}. {cure}"
+        )
+    if sizes[0] == (60_000 if path.name.startswith("train") else 10_000):
+        raise DataError(f"{path} is damaged, or not MNIST: its MD5 differs. {cure}")
     return False
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # The stand-in: digits drawn as a pen would, in MNIST's shape, sizes and format
 
-# Each line is a digit and one way to write it: points of the pen's path in a 20 x 20 box, x right and y down. The path
-# is a smooth curve through its points, a point given twice makes a corner, and a bar lifts the pen.
+# Each line is a digit and one way to write it: points of the pen's path in a 20 x 20 box, x right, y down.
+# The path is a smooth curve through its points; a point given twice makes a corner, a bar lifts the pen.
 PEN_PATHS = """
 0 10,0 5,2 2,8 3,15 8,20 14,18 18,11 16,3 10,0
 0 12,1 6,1 1,8 2,17 9,20 17,16 19,7 14,1 9,2
@@ -259,13 +280,15 @@ PEN_POINTS = 64  # points a path is drawn with
 
 
 def pen_paths() -> tuple[Tensor, Tensor]:
-    """The digits (V,) of PEN_PATHS and their paths (V, 2, PEN_POINTS), points evenly spaced along the ink."""
+    """The digits (V,) of PEN_PATHS and their paths (V, 2, PEN_POINTS), evenly spaced along the ink."""
     digits, paths = [], []
     for line in PEN_PATHS.strip().splitlines():
         digit, strokes = line.split(" ", 1)
         curves = []
         for stroke in strokes.split("|"):
-            knots = torch.tensor([[float(x) for x in point.split(",")] for point in stroke.split()])  # (knots, 2)
+            knots = torch.tensor(
+                [[float(x) for x in point.split(",")] for point in stroke.split()]
+            )  # (knots, 2)
             curves.append(smooth(knots.T[None], 512)[0])
         curve = torch.cat(curves, dim=1)
         lengths = step_lengths(curve[None])[0]
@@ -287,11 +310,11 @@ def step_lengths(paths: Tensor) -> Tensor:
 
 
 def draw_digits(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw `count` digits: uint8 images (count, 1, 28, 28), int64 labels (count,); the same ones for the same seed.
+    """Draw `count` digits, the same for the same seed: uint8 (count, 1, 28, 28), labels int64 (count,).
 
-    A pen path is wobbled, slanted, rotated and stretched at random, then scaled into a 20 x 20 box and centred on its
-    ink, as MNIST's digits were. Ink spreads from each point of the path as a Gaussian, which is a product of one in x
-    and one in y, so that a whole image is one small matrix product.
+    A pen path is wobbled, slanted, rotated and stretched at random, scaled into a 20 x 20 box and centred on
+    its ink, as MNIST's digits were. Ink spreads from each point of the path as a Gaussian; that is one in x
+    times one in y, so that a whole image is one small matrix product.
     """
     generator = torch.Generator().manual_seed(seed)
     digits, paths = pen_paths()
@@ -313,7 +336,11 @@ def draw(paths: Tensor, generator: torch.Generator) -> Tensor:
     length = step_lengths(paths).sum(1).view(-1, 1, 1)
     wobble = torch.randn(count, 2, 7, generator=generator) * length / 45
     paths = paths + smooth(wobble, paths.shape[2])
-    angle, slant, stretch = uniform(-0.1, 0.1), uniform(-0.7, 0.2), uniform(-0.25, 0.25).exp()  # radians, ratios
+    angle, slant, stretch = (
+        uniform(-0.1, 0.1),
+        uniform(-0.7, 0.2),
+        uniform(-0.25, 0.25).exp(),
+    )  # radians, ratios
     cos, sin = angle.cos(), angle.sin()
     rows = torch.cat([cos * stretch, cos * slant - sin], 2), torch.cat([sin * stretch, sin * slant + cos], 2)
     paths = torch.cat(rows, 1) @ paths  # (N, 2, 2) @ (N, 2, points)
@@ -324,9 +351,13 @@ def draw(paths: Tensor, generator: torch.Generator) -> Tensor:
     paths = paths - paths.mean(2, keepdim=True) + 14 + torch.randn(count, 2, 1, generator=generator) * 0.3
 
     pixels = torch.arange(28)[:, None] + 0.5
-    across, down = (torch.exp(-0.5 * ((pixels - paths[:, axis, None]) / pen) ** 2) for axis in (0, 1))  # (N, 28, points)
+    across, down = (torch.exp(-0.5 * ((pixels - paths[:, axis, None]) / pen) ** 2) for axis in (0, 1))
     spacing = step_lengths(paths).median(1).values.view(-1, 1, 1)
-    ink = down @ across.transpose(1, 2) * spacing / (pen * math.sqrt(2 * math.pi))  # (N, 28, 28), 1 along the path
-    ink = torch.sigmoid(10 * (ink - 0.45)) - math.exp(-4.5) / (1 + math.exp(-4.5))  # paper 0, pen 1, a soft edge
+    ink = (
+        down @ across.transpose(1, 2) * spacing / (pen * math.sqrt(2 * math.pi))
+    )  # (N, 28, 28), 1 along the path
+    ink = torch.sigmoid(10 * (ink - 0.45)) - math.exp(-4.5) / (
+        1 + math.exp(-4.5)
+    )  # paper 0, pen 1, a soft edge
     grain = torch.randn(ink.shape, generator=generator) * 0.04 * (ink > 0.02)
     return ((ink + grain) * 255).clamp(0, 255).to(torch.uint8)

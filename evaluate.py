@@ -3,7 +3,7 @@
     python evaluate.py runs/001/model.pt
     python evaluate.py model.pt --dataset mnist --predictions predictions.csv
 
-Needs the exported file and the data, not the code or the packages the model was trained with. A TorchScript file is a
+Needs the exported file and the data, not the code the model was trained with. A TorchScript file is a
 program: evaluate only files from people whose code you would run.
 """
 
@@ -18,13 +18,21 @@ from model import ModelError, infer, load_torchscript, pick_device
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"error: {message} (python evaluate.py --help lists every setting)\n")
+    parser.error = lambda message: parser.exit(
+        2, f"error: {message} (python evaluate.py --help lists every setting)\n"
+    )
     parser.add_argument("model", metavar="MODEL.pt", help="file that train.py exported")
-    parser.add_argument("--dataset", choices=DATASETS, help="test set [the one of the data the model was trained on]")
+    parser.add_argument(
+        "--dataset", choices=DATASETS, help="test set [the one of the data the model was trained on]"
+    )
     parser.add_argument("--data_dir", default="data", help="folder of the data sets [data]")
-    parser.add_argument("--device", default="auto", help="auto is the GPU where there is one; or cpu, cuda, cuda:1 [auto]")
+    parser.add_argument(
+        "--device", default="auto", help="auto (the GPU where there is one), cpu, cuda, cuda:1"
+    )
     parser.add_argument("--batch_size", type=int, default=1000, help="images at a time [1000]")
-    parser.add_argument("--predictions", metavar="OUT.csv", help="write id, guess, truth, scores of every image there")
+    parser.add_argument(
+        "--predictions", metavar="OUT.csv", help="write id, guess, truth, scores of every image there"
+    )
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error(f"--batch_size must be at least 1, not {args.batch_size}")
@@ -35,31 +43,40 @@ def evaluate(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     model, metadata = load_torchscript(args.model)
     dataset = find_dataset(args.dataset or metadata["dataset"], args.data_dir)
-    dataset, images, labels = load_split(dataset, args.data_dir, train=False)  # uint8 (N, C, H, W), int64 (N,)
+    dataset, images, labels = load_split(
+        dataset, args.data_dir, train=False
+    )  # uint8 (N, C, H, W), int64 (N,)
     classes = metadata["classes"]
     if list(images.shape[1:]) != metadata["input"]["shape"][1:]:
-        raise ModelError(f"{args.model} takes images of (C, H, W) {metadata['input']['shape'][1:]}, the {dataset} test set "
-                         f"has {list(images.shape[1:])}. Choose the --dataset it was trained on: {metadata['dataset']}")
+        raise ModelError(
+            f"{args.model} takes images (C, H, W) = {metadata['input']['shape'][1:]}, {dataset} has "
+            f"{list(images.shape[1:])}. Choose the --dataset it was trained on, {metadata['dataset']}"
+        )
     if labels.max() >= len(classes):
-        raise ModelError(f"{args.model} knows {len(classes)} classes, the {dataset} test set has a label {labels.max()}. "
-                         f"Choose the --dataset it was trained on: {metadata['dataset']}")
+        raise ModelError(
+            f"{args.model} knows {len(classes)} classes, {dataset} has a label {labels.max()}. "
+            f"Choose the --dataset it was trained on, {metadata['dataset']}"
+        )
     model, images = model.to(device), images.to(device)
-    infer(model, images[:args.batch_size])  # TorchScript compiles at its first calls
+    infer(model, images[: args.batch_size])  # TorchScript compiles at its first calls
     start = time.perf_counter()
     logits = infer(model, images, args.batch_size).cpu()  # (N, K)
     seconds = time.perf_counter() - start
 
     metrics, correct = measure(logits, labels), logits.argmax(1) == labels
-    print(f"model     {args.model}, trained on {metadata['dataset']} with torch {metadata['torch']}\n"
-          f"data      {dataset}, {len(images):,} test images\n"
-          f"accuracy  {metrics['acc']:.2f} %\n"
-          f"wrong     {metrics['wrong']}\n"
-          f"loss      {metrics['test_loss']:.4f}\n"
-          f"speed     {len(images) / seconds:,.0f} images/s on {device}\n"
-          f"class     accuracy")
+    print(
+        f"model     {args.model}, trained on {metadata['dataset']} with torch {metadata['torch']}\n"
+        f"data      {dataset}, {len(images):,} test images\n"
+        f"accuracy  {metrics['acc']:.2f} %\n"
+        f"wrong     {metrics['wrong']}\n"
+        f"loss      {metrics['test_loss']:.4f}\n"
+        f"speed     {len(images) / seconds:,.0f} images/s on {device}\n"
+        f"class     accuracy"
+    )
     for k, name in enumerate(classes):
         of_class = labels == k
-        print(f"{name:8}  {100 * correct[of_class].float().mean():.2f} %  {(~correct[of_class]).sum()} of {of_class.sum()} wrong")
+        right, count = correct[of_class].sum(), of_class.sum()
+        print(f"{name:8}  {100 * right / count:.2f} %  {count - right} of {count} wrong")
     if args.predictions:
         write_predictions(args.predictions, prediction_rows(logits, labels))
         print(f"wrote     {args.predictions}")

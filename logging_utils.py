@@ -1,6 +1,6 @@
-"""A run's record: its directory, its prediction tables, its progress on the terminal, and W&B as one more reader.
+"""A run's record: its directory, its prediction tables, its progress on the terminal, and its W&B run.
 
-The run directory is the source of truth:
+The run directory is the source of truth, and W&B one sink of it:
 
     config.json      every setting, what it ran on, versions, commit
     metrics.csv      a row a training step (loss) and a row an epoch (acc, test_loss, wrong)
@@ -12,6 +12,7 @@ The run directory is the source of truth:
 """
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -30,15 +31,15 @@ from tqdm import tqdm
 PROJECT = "table-quickstart"  # on W&B, unless WANDB_PROJECT says otherwise
 TABLE = "test_predictions"
 FETCH_EVERY = 50  # steps between two fetches of the losses; each fetch waits for the device
-INIT_TIMEOUT = 20  # seconds W&B's server has to answer at the start, before the run goes offline
-FINISH_TIMEOUT = 30  # seconds W&B has to upload the rest at the end; `wandb sync` can do it later
+INIT_TIMEOUT = 20  # seconds W&B's server has to answer at the start, or the run goes offline
+FINISH_TIMEOUT = 30  # seconds W&B has to upload the rest at the end; `wandb sync` does it later
 
 
 class RunError(Exception):
     """The run cannot be recorded, or cannot go on. The message says what, where, and what to do."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # Predictions: one schema for the CSV files, the W&B table, evaluate.py and compare.py
 
 
@@ -48,12 +49,12 @@ def prediction_columns(num_classes: int) -> list[str]:
 
 def prediction_rows(logits: Tensor, labels: Tensor) -> list[list]:
     """Logits (N, K) and labels (N,) to N rows of `prediction_columns`; scores are softmax probabilities."""
-    guesses, scores = logits.argmax(1).tolist(), logits.softmax(1).tolist()
-    return [[i, guess, truth, *row] for i, (guess, truth, row) in enumerate(zip(guesses, labels.tolist(), scores))]
+    columns = zip(logits.argmax(1).tolist(), labels.tolist(), logits.softmax(1).tolist())
+    return [[i, guess, truth, *scores] for i, (guess, truth, scores) in enumerate(columns)]
 
 
 def write_predictions(path: str | Path, rows: list[list]) -> None:
-    """Write rows of `prediction_columns` as CSV, scores with the nine digits that restore a float32 exactly."""
+    """Write rows of `prediction_columns` as CSV. Nine digits restore a float32 score exactly."""
     scores = len(rows[0]) - 3
     line = "%d,%d,%d" + ",%.9g" * scores + "\n"
     with replacing(Path(path)) as scratch, open(scratch, "w", newline="") as file:
@@ -68,7 +69,7 @@ def measure(logits: Tensor, labels: Tensor) -> dict:
     return {"acc": 100 * (1 - wrong / len(labels)), "test_loss": loss, "wrong": wrong}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # Files
 
 
@@ -88,8 +89,10 @@ def write_json(path: Path, record: dict) -> None:
         scratch.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def in_use(run_dir: str | Path) -> bool:
-    return Path(run_dir).is_dir() and any(Path(run_dir).iterdir())
+def check_unused(run_dir: str | Path) -> None:
+    """Raise RunError where the directory of a new run already holds something."""
+    if Path(run_dir).is_dir() and any(Path(run_dir).iterdir()):
+        raise RunError(f"--run_dir {run_dir} is in use. Add --resume to go on with it, or choose another.")
 
 
 def create_run_dir(run_dir: str | None) -> Path:
@@ -98,29 +101,33 @@ def create_run_dir(run_dir: str | None) -> Path:
     Raises RunError where it is in use or cannot be written.
     """
     try:
-        if run_dir is None:
-            runs = Path("runs")
-            runs.mkdir(exist_ok=True)
-            number = max((int(run.name) for run in runs.iterdir() if run.name.isdecimal()), default=0)
-            while run_dir is None:
-                number += 1
-                try:
-                    (runs / f"{number:03d}").mkdir()
-                    run_dir = runs / f"{number:03d}"
-                except FileExistsError:
-                    pass  # another run took this number a moment ago
-        path = Path(run_dir)
+        path = next_run_dir() if run_dir is None else Path(run_dir)
         path.mkdir(parents=True, exist_ok=True)
-        if in_use(path):
-            raise RunError(f"--run_dir {path} is in use. Add --resume to go on with that run, or choose another.")
-        (path / "predictions").mkdir()  # of two runs that start at once, one gets here
+        check_unused(path)
+        (path / "predictions").mkdir()  # fails if another run came in between
         return path
     except OSError as error:
-        raise RunError(f"--run_dir {run_dir or 'runs'} cannot be written ({error.strerror}). Choose another.") from error
+        raise RunError(
+            f"--run_dir {error.filename}: {error.strerror}. Choose one you can write to."
+        ) from error
+
+
+def next_run_dir() -> Path:
+    """Make runs/001, or the next after the highest number there."""
+    runs = Path("runs")
+    runs.mkdir(exist_ok=True)
+    number = max((int(run.name) for run in runs.iterdir() if run.name.isdecimal()), default=0)
+    while True:
+        number += 1
+        try:
+            (runs / f"{number:03d}").mkdir()
+            return runs / f"{number:03d}"
+        except FileExistsError:
+            pass  # another run took it a moment ago
 
 
 def describe_environment(device: torch.device) -> dict:
-    """What a run ran on: hardware, versions, and the git commit of this file, "dirty" where files differ from it."""
+    """Hardware, versions, and the git commit of this code; "dirty" where tracked files differ from it."""
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:
@@ -131,8 +138,12 @@ def describe_environment(device: torch.device) -> dict:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        hardware = torch.cpu.get_capabilities()["cpu_name"]
     return {
-        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "hardware": hardware,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "torchvision", "wandb")},
@@ -141,7 +152,7 @@ def describe_environment(device: torch.device) -> dict:
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # The run
 
 
@@ -150,18 +161,17 @@ class RunLogger:
 
     Args:
         run_dir: from `create_run_dir`, or that of the run to resume.
-        config: every setting and what it ran on, for config.json and W&B.
-        test_images: uint8 (N, C, H, W), for the pictures in the W&B table.
-        epochs: how many there will be.
-        img_count: rows of the W&B table. The CSV files always have all.
-        log_images: the first so many rows have their picture, and every wrong guess; "all" for all.
+        config: every setting and what it runs on, for config.json and W&B. Of these the logger itself uses
+            dataset, epochs, img_count (rows of the W&B table) and log_images (how many have pictures).
+        data: of its fields train_images, to count them, and test_images, uint8 (N, C, H, W), for the pictures.
     """
 
-    def __init__(self, run_dir: Path, config: dict, test_images: Tensor, epochs: int, img_count: int, log_images: str):
-        self.run_dir, self.epochs, self.img_count = run_dir, epochs, img_count
-        self.dataset = config["dataset"]
-        self.test_images = test_images.cpu()
-        self.watched = len(test_images) if log_images == "all" else int(log_images)
+    def __init__(self, run_dir: Path, config: dict, data):
+        self.run_dir, self.dataset, self.epochs = run_dir, config["dataset"], config["epochs"]
+        self.img_count = config["img_count"]
+        self.train_count, self.test_images = len(data.train_images), data.test_images.cpu()
+        every = config["log_images"] == "all"
+        self.watched = len(self.test_images) if every else int(config["log_images"])
         self.pictures = {}  # id -> wandb.Image, each built once
         self.losses = []  # of the steps since the last fetch, on the device
         self.step = 0
@@ -181,11 +191,12 @@ class RunLogger:
             self.summary = json.loads((self.run_dir / "summary.json").read_text())
             self.summary["train_seconds"] = self.summary["train_seconds"][:epoch]
 
-    def track(self, batches: Iterable, epoch: int, total: int) -> Iterator:
-        """Pass an epoch's (images, labels) through, under a progress bar where there is a terminal; time them all."""
+    def track(self, epoch: int, batches: Iterable) -> Iterator:
+        """Pass an epoch's (images, labels) through, timed, with a progress bar on a terminal."""
         start = time.perf_counter()
         self.epoch = epoch
-        with tqdm(total=total, unit=" images", desc=f"epoch {epoch}/{self.epochs}", disable=None, leave=False) as self.bar:
+        title = f"epoch {epoch}/{self.epochs}"
+        with tqdm(total=self.train_count, unit=" images", desc=title, disable=None, leave=False) as self.bar:
             for images, labels in batches:
                 yield images, labels
                 self.bar.update(len(labels))
@@ -193,13 +204,14 @@ class RunLogger:
         self.summary["train_seconds"].append(round(time.perf_counter() - start, 3))
 
     def log_step(self, loss: Tensor) -> None:
-        """Note the loss () of one training step. It stays on the device: fetching each would make each step wait."""
+        """Note the loss () of a training step, on its device: fetching each would stall each step."""
         self.step += 1
         self.losses.append(loss.detach())
         if len(self.losses) == FETCH_EVERY:
             self.fetch_losses()
 
     def fetch_losses(self) -> None:
+        """Write down the losses since the last fetch. Raises RunError where one is not finite."""
         if not self.losses:
             return
         losses = torch.stack(self.losses).tolist()
@@ -208,42 +220,51 @@ class RunLogger:
             for step, loss in enumerate(losses, self.step - len(losses) + 1):
                 file.write(f"{step},{self.epoch},{loss:.9g},,,\n")
                 self.wandb_run.log({"loss": loss})
+                if not math.isfinite(loss):
+                    raise RunError(
+                        f"the loss is {loss} in epoch {self.epoch}, step {step}. "
+                        "Lower --lr or take --precision fp32. The last finished epoch is kept."
+                    )
         self.bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
 
     def log_epoch(self, logits: Tensor, labels: Tensor) -> None:
-        """Record an epoch from the test set's logits (N, K) and labels (N,): metrics, predictions, table, one line."""
+        """Record an epoch by the test set's logits (N, K) and labels (N,)."""
         metrics = measure(logits, labels)
         rows = prediction_rows(logits, labels)
         write_predictions(self.run_dir / "predictions" / f"epoch-{self.epoch:03d}.csv", rows)
         with open(self.run_dir / "metrics.csv", "a") as file:
-            file.write("{},{},,{acc:.9g},{test_loss:.9g},{wrong}\n".format(self.step, self.epoch, **metrics))
+            acc, loss, wrong = metrics.values()
+            file.write(f"{self.step},{self.epoch},,{acc:.9g},{loss:.9g},{wrong}\n")
         self.summary.update(epoch=self.epoch, dataset=self.dataset, **metrics)
         write_json(self.run_dir / "summary.json", self.summary)
-        self.wandb_run.log({"epoch": self.epoch, **metrics, "dataset": self.dataset, TABLE: self.table(rows)})
-        print(f"epoch {self.epoch}/{self.epochs}  loss {metrics['test_loss']:.3f}  accuracy {metrics['acc']:.2f} %  "
-              f"{metrics['wrong']} wrong  {self.summary['train_seconds'][-1]:.1f} s", flush=True)
+        self.wandb_run.log(
+            {"epoch": self.epoch, "dataset": self.dataset, **metrics, TABLE: self.table(rows)}
+        )
+        seconds = self.summary["train_seconds"][-1]
+        epoch = f"epoch {self.epoch}/{self.epochs}"
+        print(f"{epoch}  loss {loss:.3f}  accuracy {acc:.2f} %  {wrong} wrong  {seconds:.1f} s", flush=True)
 
-    def table(self, rows: list[list]) -> "wandb.Table":
-        """The W&B table of `rows`. Pictures are what it costs: half a millisecond each, at every log."""
+    def table(self, rows: list[list]):
+        """The W&B table of `rows`: watched and wrong ones with their picture."""
         import wandb
 
         columns = prediction_columns(len(rows[0]) - 3)
         types = [int, wandb.Image, int, int, *[float] * (len(columns) - 3)]
         table = wandb.Table(columns=["id", "image", *columns[1:]], dtype=types)
-        # Typed above and set at once: add_data would look at the type of each of 140,000 cells again.
+        # Typed above and filled at once: add_data checks every cell, which takes longer than all the rest.
         table.data = [[row[0], self.picture(row), *row[1:]] for row in rows[: self.img_count]]
         return table
 
-    def picture(self, row: list) -> "wandb.Image | None":
-        """The picture for a row, where it is watched or the guess is wrong."""
+    def picture(self, row: list):
+        """The picture of a row's image, built once; None where the row is neither watched nor wrong."""
         import wandb
 
         index, guess, truth = row[:3]
         if index >= self.watched and guess == truth:
             return None
         if index not in self.pictures:
-            pixels = self.test_images[index].permute(1, 2, 0).squeeze(2).numpy()  # (H, W) or (H, W, C), uint8
-            self.pictures[index] = wandb.Image(pixels)
+            image = self.test_images[index].permute(1, 2, 0).squeeze(2)  # (H, W, C), (H, W) if C is 1
+            self.pictures[index] = wandb.Image(image.numpy())
         return self.pictures[index]
 
     def log_model(self, path: Path, metadata: dict) -> None:
@@ -271,35 +292,44 @@ class RunLogger:
         return self.wandb_run.url
 
 
-def start_wandb(run_dir: Path, config: dict) -> tuple["wandb.Run", dict]:
-    """Start a W&B run without ever asking: as WANDB_MODE says, else online where a key is set up, else offline.
+def start_wandb(run_dir: Path, config: dict):
+    """Start a W&B run without asking anything: as WANDB_MODE says, else online with a key, else offline.
 
     Returns the run, and the environment variables that were set for it; a user's own value of one wins.
     """
-    defaults = {
-        "WANDB_PROJECT": PROJECT,
-        "WANDB_NAME": run_dir.name,
-        "WANDB_SILENT": "true",  # one line of ours at the end says what its ten do
-        "WANDB_DIR": str(run_dir.resolve()),
-        "WANDB_DATA_DIR": str(run_dir.resolve() / "wandb"),  # artifacts are staged there, by default in the home directory
-        "WANDB_CACHE_DIR": str(run_dir.resolve() / "wandb" / "cache"),
+    folder = run_dir.resolve()
+    defaults = {  # what W&B takes from the environment alone
+        "WANDB_DATA_DIR": str(
+            folder / "wandb"
+        ),  # artifacts are staged there, by default in the home directory
+        "WANDB_CACHE_DIR": str(folder / "wandb" / "cache"),
+        "WANDB_SILENT": "true",  # its ten lines; we print one
     }
     borrowed = {name: value for name, value in defaults.items() if name not in os.environ}
     os.environ.update(borrowed)
-    (run_dir / "wandb").mkdir(exist_ok=True)
-    import wandb  # here, because it takes most of a second and the other programs do without
+    import wandb  # here, because it takes most of a second, and the other programs do without
 
-    settings = wandb.Settings(init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT)
+    options = {
+        "project": os.environ.get("WANDB_PROJECT", PROJECT),
+        "name": os.environ.get("WANDB_NAME", run_dir.name),
+        "dir": os.environ.get("WANDB_DIR", folder),
+        "settings": wandb.Settings(init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT),
+        "config": config,
+    }
     mode = os.environ.get("WANDB_MODE")
     try:
         if mode in (None, "online") and not wandb.login(prompt=False, verify=False):
             if mode:
-                print("W&B: WANDB_MODE is online and no API key is set up: logging offline", file=sys.stderr)
+                print("W&B: offline, because no API key is set up (wandb login does it)", file=sys.stderr)
             mode = "offline"
-        run = wandb.init(config=config, mode=mode, settings=settings)
+        run = wandb.init(mode=mode, **options)
     except wandb.Error as error:
-        print(f"W&B: {str(error).splitlines()[0]}: logging offline", file=sys.stderr)
-        run = wandb.init(config=config, mode="offline", settings=settings)
+        print(f"W&B: offline, because: {str(error).splitlines()[0]}", file=sys.stderr)
+        run = wandb.init(mode="offline", **options)
+    except ValueError as error:  # from its settings' types
+        raise RunError(
+            f"W&B refuses its environment: {' '.join(str(error).split())}. Mend WANDB_*."
+        ) from error
     run.define_metric("epoch")
     for metric in ("acc", "test_loss", "wrong"):
         run.define_metric(metric, step_metric="epoch")

@@ -1,8 +1,8 @@
 """The ConvNet, its inference, and its export to one TorchScript file that runs without this source.
 
-The model takes raw pixels and scales them itself, so training, evaluation, the exported file and anybody's own
-code feed it the same thing. To train another model, build it in place of `ConvNet` in train.py: anything that maps
-images (N, C, H, W), uint8 or float, to logits (N, K).
+The model takes raw pixels and scales them itself, so training, evaluation, the exported file and anybody's
+own code feed it the same thing. To train another model, build it in place of `ConvNet` in train.py: anything
+that torch.jit.script takes and that maps images (N, C, H, W), uint8 or float in 0..255, to logits (N, K).
 """
 
 import copy
@@ -34,15 +34,25 @@ class ConvNet(nn.Module):
         mean, std: of the training pixels in 0..255, one a channel; kept in the model as buffers.
     """
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 1, image_size: tuple[int, int] = (28, 28),
-                 l1_size: int = 32, l2_size: int = 64, conv_kernel: int = 5,
-                 mean: Tensor | float = 0.0, std: Tensor | float = 1.0):
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        image_size: tuple[int, int] = (28, 28),
+        l1_size: int = 32,
+        l2_size: int = 64,
+        conv_kernel: int = 5,
+        mean: Tensor | float = 0.0,
+        std: Tensor | float = 1.0,
+    ):
         super().__init__()
         if conv_kernel % 2 == 0 or min(image_size) < 4:
-            raise ValueError(f"conv_kernel must be odd, image_size at least 4: got {conv_kernel}, {image_size}")
+            raise ValueError(
+                f"conv_kernel must be odd, image_size at least 4: got {conv_kernel}, {image_size}"
+            )
         height, width = image_size
-        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).expand(in_channels).view(-1, 1, 1).clone())
-        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).expand(in_channels).view(-1, 1, 1).clone())
+        self.register_buffer("mean", torch.zeros(in_channels, 1, 1) + torch.as_tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.zeros(in_channels, 1, 1) + torch.as_tensor(std).view(-1, 1, 1))
         self.conv1 = nn.Conv2d(in_channels, l1_size, conv_kernel, padding=conv_kernel // 2)
         self.norm1 = nn.BatchNorm2d(l1_size)
         self.conv2 = nn.Conv2d(l1_size, l2_size, conv_kernel, padding=conv_kernel // 2)
@@ -59,15 +69,16 @@ class ConvNet(nn.Module):
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a --device flag; "auto" is the GPU where there is one. Raises ModelError where it is not there."""
+    """The device of a --device flag, "auto" a GPU where there is one. Raises ModelError where it is not."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ModelError(f"--device {name} is not a device. Use auto, cpu, cuda or cuda:1") from error
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        raise ModelError(f"--device {name} is not to be had: torch sees {torch.cuda.device_count()} GPUs. Use auto or cpu")
+    gpus = torch.cuda.device_count()
+    if device.type != "cpu" and not (device.type == "cuda" and (device.index or 0) < gpus):
+        raise ModelError(f"--device {name} is not to be had: torch sees {gpus} GPUs. Use auto or cpu")
     return device
 
 
@@ -77,8 +88,8 @@ def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     Exact, from a count of each value. MNIST's training set gives 33.32 and 78.57 (0.1307 and 0.3081 of 255).
     """
     values = torch.arange(256, dtype=torch.float64)
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).cpu().double()
-    shares = counts / counts.sum(1, keepdim=True)  # (C, 256)
+    counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
+    shares = torch.stack(counts).double() / images[:, 0].numel()  # (C, 256)
     mean = shares @ values
     std = (shares @ values.square() - mean.square()).clamp(min=1e-6).sqrt()  # never a division by 0
     return mean.float(), std.float()
@@ -92,7 +103,10 @@ def infer(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:
     training = model.training
     model.eval()
     # A GPU's convolutions are TF32 unless told otherwise, which is good for three digits.
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+    with (
+        torch.inference_mode(),
+        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+    ):
         logits = torch.cat([model(part) for part in images.split(batch_size)])
     model.train(training)
     return logits
@@ -101,11 +115,11 @@ def infer(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:
 def export_torchscript(model: nn.Module, path: str | Path, metadata: dict, example: Tensor) -> None:
     """Save a model as TorchScript, in fp32 on the CPU in eval mode, with `metadata` as JSON inside.
 
-    The file gets its name only after it was read back and gave the model's logits for `example` (N, C, H, W) uint8,
-    as bytes and as floats, at another batch size too. Raises ModelError where it did not.
+    The file gets its name only after it was read back and gave the model's logits for `example`, uint8
+    (N, C, H, W), from bytes and from floats, whole and one by one. Raises ModelError where it did not.
     """
     path = Path(path)
-    exported = copy.deepcopy(model).float().cpu().to(memory_format=torch.contiguous_format).eval()
+    exported = copy.deepcopy(model).float().cpu().eval()
     example = example.cpu()
     expected = infer(exported, example)
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -114,12 +128,16 @@ def export_torchscript(model: nn.Module, path: str | Path, metadata: dict, examp
         with warnings.catch_warnings():
             # TorchScript is deprecated since torch 2.11, and works; Python 3.14 is where it ends.
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
-            torch.jit.save(torch.jit.script(exported), scratch, _extra_files={METADATA: json.dumps(metadata)})
+            torch.jit.save(
+                torch.jit.script(exported), scratch, _extra_files={METADATA: json.dumps(metadata)}
+            )
         loaded, _ = load_torchscript(scratch)
         for images in (example, example.float(), example[:1]):
             difference = (infer(loaded, images) - expected[: len(images)]).abs().max().item()
             if not difference < 1e-4:
-                raise ModelError(f"{path}: the exported model differs from the trained one by {difference} in a logit")
+                raise ModelError(
+                    f"{path}: the exported model differs from the trained one by {difference} in a logit"
+                )
         os.replace(scratch, path)
     except BaseException:
         os.unlink(scratch)
@@ -141,10 +159,14 @@ def load_torchscript(path: str | Path) -> tuple[torch.jit.ScriptModule, dict]:
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
             model = torch.jit.load(path, map_location="cpu", _extra_files=record)
     except RuntimeError as error:
-        raise ModelError(f"{path} is not a TorchScript file, or a damaged one. Export it again: python train.py "
-                         "writes one at its end") from error
+        raise ModelError(
+            f"{path} is not a TorchScript file, or a damaged one. Export it again: python train.py "
+            "writes one at its end"
+        ) from error
     try:
         metadata = json.loads(record[METADATA])
     except ValueError as error:
-        raise ModelError(f"{path} has no metadata of mnist-tables. Use a model.pt that train.py exported") from error
+        raise ModelError(
+            f"{path} has no metadata of mnist-tables. Use a model.pt that train.py exported"
+        ) from error
     return model.eval(), metadata

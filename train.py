@@ -1,10 +1,11 @@
-"""Train a small ConvNet on MNIST, log a table of its predictions after every epoch, export it to TorchScript.
+"""Train a small ConvNet on MNIST, log a table of its predictions every epoch, export it to TorchScript.
 
-    python train.py                                             # the recipe: 5 epochs
-    python train.py --l1_size 64 --l2_size 128 --lr 0.01        # a variant to compare it with
-    python train.py --batch_size 32 --lr 0.001 --schedule constant --max_shift 0 --precision fp32   # the tutorial's
-    python train.py --run_dir runs/001 --resume                 # go on where that run stopped
-    python train.py --help                                      # every setting
+    python train.py                                         the recipe: 5 epochs
+    python train.py --l1_size 64 --l2_size 128 --lr 0.01    a variant to compare it with
+    python train.py --run_dir runs/001 --resume             go on where that run stopped
+    python train.py --help                                  every setting
+
+The tutorial's own settings: --batch_size 32 --lr 0.001 --schedule constant --max_shift 0 --precision fp32
 
 Everything goes to runs/<number>/ (logging_utils.py lists what) and to W&B where an account is set up.
 """
@@ -12,6 +13,7 @@ Everything goes to runs/<number>/ (logging_utils.py lists what) and to W&B where
 import argparse
 import json
 import math
+import shlex
 import sys
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -19,46 +21,46 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from data import DATASETS, DataError, batches, load_data
-from logging_utils import RunError, RunLogger, create_run_dir, describe_environment, in_use, replacing
+from data import DATASETS, DataError, ImageData, batches, load_data
+from logging_utils import RunError, RunLogger, check_unused, create_run_dir, describe_environment, replacing
 from model import ConvNet, ModelError, export_torchscript, infer, pick_device, pixel_statistics
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Config
 
 
 class ConfigError(Exception):
     """A setting is out of range, or does not go with the others, the data or the hardware."""
 
 
-def setting(default, help: str, low: float | None = None, high: float | None = None, choices: tuple | None = None):
+def setting(default, help: str, low: float | None = None, high: float | None = None, choices=None):
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting, its default and its bounds, both included. The command line is built from this."""
+    """Every setting: its default, its meaning, its bounds (included). The command line is built from this."""
 
     epochs: int = setting(5, "passes over the training set", low=1)
     batch_size: int = setting(64, "images a training step", low=1)
-    lr: float = setting(0.005, "learning rate of Adam; its peak, if it is scheduled", low=1e-12, high=1e3)
+    lr: float = setting(0.005, "learning rate of Adam, its peak where it is scheduled", low=1e-12, high=1e3)
     schedule: str = setting("one_cycle", "learning rate over the run", choices=("one_cycle", "constant"))
-    label_smoothing: float = setting(0.0, "share of each label spread over all classes", low=0.0, high=0.99)
+    label_smoothing: float = setting(0.0, "share of a label spread over all classes", low=0.0, high=0.99)
     max_shift: int = setting(2, "pixels a training image is moved by at most, each way", low=0, high=14)
     l1_size: int = setting(32, "channels of the first convolution", low=1)
     l2_size: int = setting(64, "channels of the second convolution", low=1)
-    conv_kernel: int = setting(5, "height and width of both convolutions; odd", low=1)
-    seed: int = setting(0, "of weights, order and shifts", low=0, high=2**63 - 1)
-    precision: str = setting("auto", "of training; auto is bf16 where the hardware has it, else fp16 on a GPU, fp32 on a CPU",
-                             choices=("auto", "fp32", "bf16", "fp16"))
-    device: str = setting("auto", "auto is the GPU where there is one; or cpu, cuda, cuda:1")
-    dataset: str = setting("auto", "auto is MNIST, or synthetic digits where it is not to be had", choices=DATASETS)
-    data_dir: str = setting("data", "folder of the data sets, downloaded there if missing")
+    conv_kernel: int = setting(5, "height and width of both convolutions, odd", low=1)
+    seed: int = setting(0, "of the weights, the order and the shifts", low=0, high=2**63 - 1)
+    precision: str = setting(
+        "auto", "of training, fp16 on GPUs only", choices=("auto", "fp32", "bf16", "fp16")
+    )
+    device: str = setting("auto", "auto (the GPU where there is one), cpu, cuda, cuda:1")
+    dataset: str = setting(
+        "auto", "auto is mnist, or synthetic where that is not to be had", choices=DATASETS
+    )
+    data_dir: str = setting("data", "folder of the data sets, downloaded if missing")
     val_size: int = setting(0, "training images to hold out and evaluate on instead of the test set", low=0)
-    img_count: int = setting(10_000, "rows of the W&B table; the CSV files always have all", low=1)
-    log_images: str = setting("320", "rows of the W&B table with a picture, beside every wrong guess; or all")
-    run_dir: str = setting(None, "folder of this run, new or empty [the next number below runs/]")
-    resume: bool = setting(False, "go on with the run in --run_dir from its last finished epoch")
+    img_count: int = setting(10_000, "rows of the W&B table; the CSV files have all", low=1)
+    log_images: str = setting("320", "rows of the W&B table with a picture, wrong guesses apart; or all")
+    run_dir: str = setting(None, "folder of the run, new or empty [the next number in runs/]")
+    resume: bool = setting(False, "go on with the run in --run_dir after its last finished epoch")
 
     def __post_init__(self):
         for f in fields(self):
@@ -74,122 +76,46 @@ class Config:
             raise ConfigError("--resume needs the --run_dir of the run to go on with")
 
 
-def parse_config(argv: list[str] | None = None) -> Config:
-    """The command line as a Config; with --resume, the settings of that run are the defaults."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"error: {message} (python train.py --help lists every setting)\n")
-    for f in fields(Config):
-        if f.type is bool:
-            parser.add_argument(f"--{f.name}", action="store_true", help=f.metadata["help"])
-        else:
-            parser.add_argument(f"--{f.name}", type=f.type, default=f.default, help=f.metadata["help"],
-                                choices=f.metadata["choices"], metavar=None if f.metadata["choices"] else f.type.__name__)
-    config = Config(**vars(parser.parse_args(argv)))
-    if not config.resume:
-        return config
-    saved = load_settings(config.run_dir)
-    parser.set_defaults(**saved)
-    config = Config(**vars(parser.parse_args(argv)))
-    changed = [f"--{name} was {value}, now {getattr(config, name)}" for name, value in saved.items()
-               if name not in ("data_dir", "run_dir") and getattr(config, name) != value]
-    if changed:
-        raise ConfigError(f"a resumed run keeps its settings: {'; '.join(changed)}. Start another run to change them.")
-    return config
-
-
-def load_settings(run_dir: str) -> dict:
-    """The settings in a run's config.json, leaving out what is written there of the hardware and the versions."""
-    path = Path(run_dir) / "config.json"
-    try:
-        saved = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: there is no run to resume in {run_dir}. Start it without --resume.") from error
-    return {f.name: saved[f.name] for f in fields(Config) if f.name in saved}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Precision and schedule
-
-
-def pick_precision(precision: str, device: torch.device) -> str:
-    """ "fp32", "bf16" or "fp16" for "auto", which takes bf16 only where the hardware computes in it."""
-    if precision == "fp16" and device.type == "cpu":
-        raise ConfigError("--precision fp16 needs a GPU. Use bf16 or fp32 on a CPU.")
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if cpu_has_bf16() else "fp32"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 natively, by the flags Linux names its instructions with."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:  # not Linux
-        return False
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})  # x86: the first two; Arm: the last
-
-
-def learning_rate(config: Config, step: int, total_steps: int) -> float:
-    """The rate of step 1 .. total_steps. One cycle: up to `lr` over the first quarter, then down to near zero."""
-    if config.schedule == "constant":
-        return config.lr
-    peak = max(1, total_steps // 4)
-    return config.lr * min(step / peak, (total_steps + 1 - step) / (total_steps + 1 - peak))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The run
-
-
 def train(config: Config) -> None:
-    device = pick_device(config.device)
-    precision = pick_precision(config.precision, device)
-    if config.run_dir and in_use(config.run_dir) and not config.resume:
-        raise RunError(f"--run_dir {config.run_dir} is in use. Add --resume to go on with that run, or choose another.")
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False  # fp32 means fp32 on a GPU too
-
-    data = load_data(config.dataset, config.data_dir, config.val_size)
-    if config.batch_size > len(data.train_images):
-        raise ConfigError(f"--batch_size {config.batch_size} is larger than the {len(data.train_images)} training images")
-    run_dir = Path(config.run_dir) if config.resume else create_run_dir(config.run_dir)
-    # From here on the config says what was really used.
-    config = replace(config, dataset=data.name, device=str(device), precision=precision, run_dir=str(run_dir))
-
-    if config.resume and data.name != config.dataset:
-        raise ConfigError(f"{run_dir} was trained on {config.dataset}; --data_dir {config.data_dir} holds {data.name}")
-    # From here on the config says what is really used.
-    config = replace(config, dataset=data.name, device=str(device), precision=precision, run_dir=str(run_dir))
-    settings = {name: value for name, value in asdict(config).items() if name != "resume"}
-
-    # Config, data, model, optimizer
+    """A whole run, from its settings to its exported model."""
+    config, data = prepare(config)
+    run_dir, device = Path(config.run_dir), torch.device(config.device)
     torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)  # of order and shifts
-    data = data.to(device)
-    mean, std = pixel_statistics(data.train_images)
+    generator = torch.Generator().manual_seed(config.seed)  # of the order and the shifts
+
     _, channels, height, width = data.train_images.shape
-    model = ConvNet(len(data.classes), channels, (height, width), config.l1_size, config.l2_size, config.conv_kernel,
-                    mean, std).to(device, memory_format=torch.channels_last)
+    mean, std = pixel_statistics(data.train_images)
+    model = ConvNet(
+        num_classes=len(data.classes),
+        in_channels=channels,
+        image_size=(height, width),
+        l1_size=config.l1_size,
+        l2_size=config.l2_size,
+        conv_kernel=config.conv_kernel,
+        mean=mean,
+        std=std,
+    ).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    amp = torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "fp32")
     steps_per_epoch = math.ceil(len(data.train_images) / config.batch_size)
 
-    environment = {"parameters": sum(p.numel() for p in model.parameters()), **describe_environment(device)}
-    print(f"{data.name}: {len(data.train_images):,} training and {len(data.test_images):,} test images; "
-          f"{environment['parameters']:,} parameters; {device} {precision}; {run_dir}", flush=True)
-    with RunLogger(run_dir, {**settings, **environment}, data.test_images, config.epochs, config.img_count,
-                   config.log_images) as log:
-        state = (model, optimizer, scaler, generator)
-        done = load_checkpoint(run_dir / "checkpoint.pt", *state) if config.resume else 0
+    half = torch.float16 if config.precision == "fp16" else torch.bfloat16
+    amp = torch.autocast(device.type, half, enabled=config.precision != "fp32")
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+
+    data = data.to(device)
+    about = describe(config, model)
+    with RunLogger(run_dir, about, data) as log:
+        parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
+        finished = load_checkpoint(run_dir / "checkpoint.pt", generator, parts) if config.resume else 0
         if config.resume:
-            log.resume(done, done * steps_per_epoch)
-        for epoch in range(done + 1, config.epochs + 1):
+            log.resume(finished, finished * steps_per_epoch)
+
+        for epoch in range(finished + 1, config.epochs + 1):
             model.train()
-            train_batches = batches(data.train_images, data.train_labels, config.batch_size, generator, config.max_shift)
-            for images, labels in log.track(train_batches, epoch, len(data.train_images)):  # (B, C, H, W) uint8, (B,)
+            shuffled = batches(
+                data.train_images, data.train_labels, config.batch_size, generator, config.max_shift
+            )
+            for images, labels in log.track(epoch, shuffled):  # uint8 (B, C, H, W), int64 (B,)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, log.step + 1, config.epochs * steps_per_epoch)
                 with amp:
@@ -200,9 +126,11 @@ def train(config: Config) -> None:
                 scaler.step(optimizer)
                 scaler.update()
                 log.log_step(loss)
-            logits = infer(model, data.test_images)  # (N, K) in fp32, as the exported model will give them
+
+            # In fp32, as the exported model computes: the same guesses now and years later.
+            logits = infer(model, data.test_images)  # (N, K)
             log.log_epoch(logits, data.test_labels)
-            save_checkpoint(run_dir / "checkpoint.pt", epoch, *state)
+            save_checkpoint(run_dir / "checkpoint.pt", epoch, generator, parts)
 
         metadata = {
             "classes": data.classes,
@@ -210,50 +138,144 @@ def train(config: Config) -> None:
             "dataset": data.name,
             "evaluated_on": f"{config.val_size} training images held out" if config.val_size else "test set",
             "metrics": log.summary,
-            "config": settings,
-            "torch": environment["torch"],
-            "commit": environment["commit"],
+            "config": about,
+            "torch": about["torch"],
+            "commit": about["commit"],
         }
         export_torchscript(model, run_dir / "model.pt", metadata, data.test_images[:64])
         log.log_model(run_dir / "model.pt", metadata)
-
-    wrong, acc, images = log.summary["wrong"], log.summary["acc"], len(data.test_images)
-    data_dir = "" if config.data_dir == "data" else f" --data_dir {config.data_dir}"
-    print(f"model        {run_dir}/model.pt\n"
-          f"predictions  {run_dir}/predictions/\n"
-          f"W&B          {log.how_to_see()}\n"
-          f"next         python evaluate.py {run_dir}/model.pt{data_dir}\n"
-          f"             python compare.py {run_dir}@1 {run_dir}@{config.epochs}{data_dir}\n"
-          f"done: {wrong} of {images:,} images of {data.name} wrong, accuracy {acc:.2f} %")
+    print_results(config, len(data.test_images), log)
 
 
-def save_checkpoint(path: Path, epoch: int, model, optimizer, scaler, generator) -> None:
-    """Save all that the rest of the run depends on, at the end of an epoch."""
-    state = {
-        "epoch": epoch,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
+def prepare(config: Config) -> tuple[Config, ImageData]:
+    """Check the settings against hardware and data, load the data, make the run's directory.
+
+    The config that comes back says what is really used wherever it said "auto".
+    """
+    device = pick_device(config.device)
+    precision = pick_precision(config.precision, device)
+    if config.run_dir and not config.resume:
+        check_unused(config.run_dir)  # now, because the data may take a while
+    data = load_data(config.dataset, config.data_dir, config.val_size)
+    if config.batch_size > len(data.train_images):
+        raise ConfigError(f"--batch_size {config.batch_size} exceeds the {len(data.train_images)} images")
+    if config.resume and data.name != config.dataset:
+        raise ConfigError(
+            f"{config.run_dir} trains on {config.dataset}, {config.data_dir} holds {data.name}"
+        )
+    run_dir = config.run_dir if config.resume else str(create_run_dir(config.run_dir))
+    # On a GPU convolutions are TF32 and not repeatable unless told otherwise.
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
+    config = replace(config, device=str(device), precision=precision, dataset=data.name, run_dir=run_dir)
+    counts = f"{len(data.train_images):,} images to train on, {len(data.test_images):,} to evaluate on"
+    print(f"{data.name}: {counts}; {device}, {precision}; {run_dir}", flush=True)
+    return config, data
+
+
+def pick_precision(precision: str, device: torch.device) -> str:
+    """What "auto" stands for: bf16 where the hardware computes in it, else fp16 on a GPU, fp32 on a CPU."""
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("--precision fp16 needs a GPU. Use bf16 or fp32 on a CPU.")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    cpu = torch.cpu.get_capabilities()
+    return "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
+
+
+def describe(config: Config, model: torch.nn.Module) -> dict:
+    """Every setting of a run and what it runs on: for config.json, W&B and the exported file."""
+    settings = {name: value for name, value in asdict(config).items() if name != "resume"}
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {**settings, "parameters": parameters, **describe_environment(torch.device(config.device))}
+
+
+def learning_rate(config: Config, step: int, total_steps: int) -> float:
+    """The rate of step 1 .. total_steps: constant, or up to `lr` in a quarter of them and down to near 0."""
+    if config.schedule == "constant":
+        return config.lr
+    peak = max(1, total_steps // 4)
+    return config.lr * min(step / peak, (total_steps + 1 - step) / (total_steps + 1 - peak))
+
+
+def save_checkpoint(path: Path, epoch: int, generator: torch.Generator, parts: dict) -> None:
+    """Save what the rest of the run depends on: the parts' states and those of all random generators."""
+    random = {
         "generator": generator.get_state(),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all(),
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
     }
+    state = {"epoch": epoch, "random": random, **{name: part.state_dict() for name, part in parts.items()}}
     with replacing(path) as scratch:
         torch.save(state, scratch)
 
 
-def load_checkpoint(path: Path, model, optimizer, scaler, generator) -> int:
-    """Restore what `save_checkpoint` saved. Returns the epoch it was saved after, 0 where there is none yet."""
+def load_checkpoint(path: Path, generator: torch.Generator, parts: dict) -> int:
+    """Restore what `save_checkpoint` saved. Returns the epoch, 0 where none was finished yet."""
     if not path.exists():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    generator.set_state(state["generator"])
-    torch.set_rng_state(state["rng"])
-    torch.cuda.set_rng_state_all(state["cuda_rng"])
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    generator.set_state(state["random"]["generator"])
+    torch.set_rng_state(state["random"]["cpu"])
+    torch.cuda.set_rng_state_all(state["random"]["cuda"])
     return state["epoch"]
+
+
+def print_results(config: Config, images: int, log: RunLogger) -> None:
+    """Where everything is, what to do with it, and what came out."""
+    run_dir = shlex.quote(config.run_dir)
+    data_dir = "" if config.data_dir == Config.data_dir else f" --data_dir {shlex.quote(config.data_dir)}"
+    epochs = f"{run_dir}@1 {run_dir}@{config.epochs}" if config.epochs > 1 else run_dir
+    print(f"model        {config.run_dir}/model.pt")
+    print(f"predictions  {config.run_dir}/predictions/")
+    print(f"W&B          {log.how_to_see()}")
+    print(f"next         python evaluate.py {run_dir}/model.pt{data_dir}")
+    print(f"             python compare.py {epochs}{data_dir}")
+    result = f"{log.summary['wrong']} of {images:,} images wrong, accuracy {log.summary['acc']:.2f} %"
+    print(f"done         {config.dataset}: {result}")
+
+
+def parse_config(argv: list[str] | None = None) -> Config:
+    """The command line as a Config. With --resume that run's settings are the defaults, and must stay.
+
+    Raises ConfigError where a setting is out of range, or changed.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.error = lambda message: parser.exit(2, f"error: {message} (see python train.py --help)\n")
+    for f in fields(Config):
+        help, choices = f.metadata["help"], f.metadata["choices"]
+        if f.type is bool:
+            parser.add_argument(f"--{f.name}", action="store_true", help=help)
+            continue
+        help += "" if f.default is None else f" [{f.default}]"
+        metavar = None if choices else f.type.__name__
+        parser.add_argument(
+            f"--{f.name}", type=f.type, default=f.default, choices=choices, help=help, metavar=metavar
+        )
+    config = Config(**vars(parser.parse_args(argv)))
+    if not config.resume:
+        return config
+
+    path = Path(config.run_dir) / "config.json"
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not there or damaged. Start the run without --resume.") from error
+    movable = ("data_dir", "run_dir", "resume")
+    kept = {f.name: saved[f.name] for f in fields(Config) if f.name in saved and f.name not in movable}
+    parser.set_defaults(**kept)
+    config = Config(**vars(parser.parse_args(argv)))
+    changed = [
+        f"--{name} was {value}, now {getattr(config, name)}"
+        for name, value in kept.items()
+        if getattr(config, name) != value
+    ]
+    if changed:
+        raise ConfigError(f"a resumed run keeps its settings: {'; '.join(changed)}. Start a new run.")
+    return config
 
 
 def main() -> int:

@@ -1,0 +1,125 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import model as model_module
+from model import ConvNet, ModelError, export_torchscript, infer, load_torchscript, pixel_statistics
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (20, 1, 28, 28), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_model_is_the_tutorials_network(images, train):
+    model = ConvNet(mean=33.3, std=78.6).train(train)
+    with torch.no_grad():
+        for norm in (model.norm1, model.norm2):  # negative scales too, where reordering could go wrong
+            norm.weight.uniform_(-1, 1)
+            norm.bias.uniform_(-1, 1)
+    tutorial = nn.Sequential(
+        nn.Sequential(model.conv1, model.norm1, nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(model.conv2, model.norm2, nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Flatten(),
+        model.linear,
+    ).train(train)
+    torch.testing.assert_close(model(images), tutorial((images.float() - 33.3) / 78.6))
+
+
+def test_model_takes_any_channels_size_and_classes():
+    images = torch.randint(0, 256, (3, 3, 40, 22), dtype=torch.uint8)
+    model = ConvNet(7, 3, (40, 22), l1_size=4, l2_size=5, conv_kernel=3, mean=torch.ones(3), std=torch.ones(3))
+    assert model(images).shape == (3, 7)
+    torch.testing.assert_close(model(images.float()), model(images))
+    with pytest.raises(ValueError, match="odd"):
+        ConvNet(conv_kernel=4)
+
+
+def test_pixel_statistics_are_exact():
+    images = torch.randint(0, 256, (30, 2, 5, 6), dtype=torch.uint8)
+    mean, std = pixel_statistics(images)
+    torch.testing.assert_close(mean, images.double().mean((0, 2, 3)).float())
+    torch.testing.assert_close(std, images.double().std((0, 2, 3), unbiased=False).float())
+    assert pixel_statistics(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))[1] > 0
+
+
+def test_mnists_pixel_statistics_are_the_known_ones(mnist_dir):
+    from data import load_split
+
+    mean, std = pixel_statistics(load_split("mnist", mnist_dir, train=True)[1])
+    assert round(mean.item() / 255, 4) == 0.1307 and round(std.item() / 255, 4) == 0.3081
+
+
+def test_infer_keeps_the_models_mode(images):
+    model = ConvNet()
+    for mode in (True, False):
+        model.train(mode)
+        infer(model, images, batch_size=7)
+        assert model.training == mode
+
+
+def test_export_runs_anywhere_without_our_source(images, tmp_path):
+    model = ConvNet(mean=33.3, std=78.6)
+    model(images)  # moves the running statistics away from their defaults
+    export_torchscript(model, tmp_path / "model.pt", {"classes": ["é"]}, images)
+    torch.save((images, infer(model, images)), tmp_path / "expected.bin")
+    code = """
+import sys, torch
+assert "model" not in sys.modules
+images, expected = torch.load("expected.bin")
+model = torch.jit.load("model.pt")
+assert not model.training
+for pixels in (images, images.float()):
+    for count in (1, 2, 20):
+        torch.testing.assert_close(model(pixels[:count]), expected[:count], rtol=0, atol=1e-5)
+assert model(images[:1].expand(1000, -1, -1, -1)).shape == (1000, 10)
+"""
+    command = [sys.executable, "-I", "-W", "ignore", "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert load_torchscript(tmp_path / "model.pt")[1] == {"classes": ["é"]}
+
+
+def test_failed_export_leaves_the_file_that_was_there(images, tmp_path, monkeypatch):
+    (tmp_path / "model.pt").write_text("a good one")
+    wrong, _ = torch.jit.script(ConvNet()), None
+    monkeypatch.setattr(model_module, "load_torchscript", lambda path: (wrong, {}))
+    with pytest.raises(ModelError, match="differs"):
+        export_torchscript(ConvNet(), tmp_path / "model.pt", {}, images)
+    assert os.listdir(tmp_path) == ["model.pt"] and (tmp_path / "model.pt").read_text() == "a good one"
+
+
+def test_unusable_files_are_refused_by_name(images, tmp_path):
+    export_torchscript(ConvNet(), tmp_path / "model.pt", {"classes": []}, images)
+    content = (tmp_path / "model.pt").read_bytes()
+    torch.jit.save(torch.jit.script(ConvNet()), tmp_path / "bare.pt")
+    torch.save({"weights": images}, tmp_path / "weights.pt")
+    (tmp_path / "cut.pt").write_bytes(content[: len(content) // 2])
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "folder.pt").mkdir()
+    cases = {
+        "cut.pt": "not a TorchScript file",
+        "text.pt": "not a TorchScript file",
+        "weights.pt": "not a TorchScript file",
+        "bare.pt": "metadata",
+        "missing.pt": "not there",
+        "folder.pt": "not there",
+    }
+    for name, reason in cases.items():
+        with pytest.raises(ModelError, match=reason) as error:
+            load_torchscript(tmp_path / name)
+        assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_metadata_is_plain_json(images, tmp_path):
+    metadata = {"classes": ["a", "b"], "input": {"shape": [None, 1, 28, 28]}, "metrics": {"acc": 99.5}}
+    export_torchscript(ConvNet(), tmp_path / "model.pt", metadata, images)
+    record = {"metadata.json": ""}
+    torch.jit.load(tmp_path / "model.pt", _extra_files=record)
+    assert json.loads(record["metadata.json"]) == metadata
