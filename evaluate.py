@@ -16,6 +16,10 @@ from logging_utils import measure, prediction_rows, write_predictions
 from model import ModelError, infer, load_torchscript, pick_device
 
 
+class OutputError(Exception):
+    """The predictions cannot be written where they were asked for."""
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.error = lambda message: parser.exit(
@@ -78,14 +82,17 @@ def evaluate(args: argparse.Namespace) -> None:
         right, count = correct[of_class].sum(), of_class.sum()
         print(f"{name:8}  {100 * right / count:.2f} %  {count - right} of {count} wrong")
     if args.predictions:
-        write_predictions(args.predictions, prediction_rows(logits, labels))
+        try:
+            write_predictions(args.predictions, prediction_rows(logits, labels))
+        except OSError as error:
+            raise OutputError(f"--predictions {args.predictions}: {error.strerror}") from error
         print(f"wrote     {args.predictions}")
 
 
 def main() -> int:
     try:
         evaluate(parse_args())
-    except (DataError, ModelError) as error:
+    except (DataError, ModelError, OutputError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

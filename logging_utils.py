@@ -163,7 +163,7 @@ class RunLogger:
         run_dir: from `create_run_dir`, or that of the run to resume.
         config: every setting and what it runs on, for config.json and W&B. Of these the logger itself uses
             dataset, epochs, img_count (rows of the W&B table) and log_images (how many have pictures).
-        data: of its fields train_images, to count them, and test_images, uint8 (N, C, H, W), for the pictures.
+        data: has train_images, which are counted, and test_images, uint8 (N, C, H, W), for the pictures.
     """
 
     def __init__(self, run_dir: Path, config: dict, data):
@@ -317,6 +317,8 @@ def start_wandb(run_dir: Path, config: dict):
         "config": config,
     }
     mode = os.environ.get("WANDB_MODE")
+    if mode not in (None, "online", "offline", "disabled", "shared", "dryrun", "run"):
+        raise RunError(f"WANDB_MODE is {mode}. Unset it, or use online, offline or disabled.")
     try:
         if mode in (None, "online") and not wandb.login(prompt=False, verify=False):
             if mode:

@@ -164,9 +164,8 @@ def load_torchscript(path: str | Path) -> tuple[torch.jit.ScriptModule, dict]:
             "writes one at its end"
         ) from error
     try:
-        metadata = json.loads(record[METADATA])
+        return model.eval(), json.loads(record[METADATA])
     except ValueError as error:
         raise ModelError(
-            f"{path} has no metadata of mnist-tables. Use a model.pt that train.py exported"
+            f"{path} has no {METADATA} inside. Use a model.pt that train.py exported"
         ) from error
-    return model.eval(), metadata

@@ -36,7 +36,7 @@ def setting(default, help: str, low: float | None = None, high: float | None = N
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting: its default, its meaning, its bounds (included). The command line is built from this."""
+    """Every setting: its default, its meaning, its bounds. The command line is built from this."""
 
     epochs: int = setting(5, "passes over the training set", low=1)
     batch_size: int = setting(64, "images a training step", low=1)
@@ -78,6 +78,9 @@ class Config:
 
 def train(config: Config) -> None:
     """A whole run, from its settings to its exported model."""
+    if config.resume and (Path(config.run_dir) / "model.pt").exists():  # the last thing a run writes
+        print(f"{config.run_dir} is finished: there is nothing to resume")
+        return
     config, data = prepare(config)
     run_dir, device = Path(config.run_dir), torch.device(config.device)
     torch.manual_seed(config.seed)

@@ -162,7 +162,10 @@ def test_download_gives_up_a_silent_mirror_and_takes_the_next(monkeypatch, tmp_p
             pass
 
     resources = [(path[1:], hashlib.md5(content).hexdigest()) for path, content in packed.items()]
-    with socket.create_server(("127.0.0.1", 0)) as silent, http.server.HTTPServer(("127.0.0.1", 0), Mirror) as server:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        http.server.HTTPServer(("127.0.0.1", 0), Mirror) as server,
+    ):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         mirrors = [f"http://127.0.0.1:{port}/" for port in (silent.getsockname()[1], server.server_port)]
         monkeypatch.setattr(MNIST, "mirrors", mirrors)

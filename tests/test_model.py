@@ -34,7 +34,9 @@ def test_model_is_the_tutorials_network(images, train):
 
 def test_model_takes_any_channels_size_and_classes():
     images = torch.randint(0, 256, (3, 3, 40, 22), dtype=torch.uint8)
-    model = ConvNet(7, 3, (40, 22), l1_size=4, l2_size=5, conv_kernel=3, mean=torch.ones(3), std=torch.ones(3))
+    model = ConvNet(
+        7, 3, (40, 22), l1_size=4, l2_size=5, conv_kernel=3, mean=torch.ones(3), std=torch.ones(3)
+    )
     assert model(images).shape == (3, 7)
     torch.testing.assert_close(model(images.float()), model(images))
     with pytest.raises(ValueError, match="odd"):

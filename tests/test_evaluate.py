@@ -1,0 +1,58 @@
+import json
+
+import torch
+from conftest import assert_one_line_error, run, write_idx, write_mnist_files
+
+from model import ConvNet, export_torchscript
+
+
+def test_export_reproduces_the_last_epoch(finished, small_dir, tmp_path):
+    result = run(
+        "evaluate.py", finished / "model.pt", "--data_dir", small_dir, "--predictions", "p.csv", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((finished / "summary.json").read_text())
+    assert f"wrong     {summary['wrong']}\n" in result.stdout
+    assert (tmp_path / "p.csv").read_text() == (finished / "predictions" / "epoch-002.csv").read_text()
+
+
+def test_accuracy_per_class_adds_up(finished, small_dir, tmp_path):
+    result = run(
+        "evaluate.py", finished / "model.pt", "--data_dir", small_dir, "--batch_size", 37, cwd=tmp_path
+    )
+    classes = [line.split() for line in result.stdout.split("accuracy\n")[1].splitlines()]
+    summary = json.loads((finished / "summary.json").read_text())
+    assert len(classes) == 10
+    assert sum(int(line[3]) for line in classes) == summary["wrong"]
+    assert sum(int(line[5]) for line in classes) == 500
+
+
+def test_model_that_does_not_fit_the_data_is_refused(small_dir, tmp_path):
+    def export(name, shape, classes):
+        model = ConvNet(len(classes), shape[0], shape[1:])
+        metadata = {"classes": classes, "input": {"shape": [None, *shape]}, "dataset": "mnist", "torch": "2"}
+        export_torchscript(model, tmp_path / name, metadata, torch.zeros(2, *shape, dtype=torch.uint8))
+        return tmp_path / name
+
+    wide = export("wide.pt", [1, 32, 32], list("0123456789"))
+    assert_one_line_error(
+        run("evaluate.py", wide, "--data_dir", small_dir, cwd=tmp_path), "wide.pt", "[1, 32, 32]"
+    )
+    few = export("few.pt", [1, 28, 28], list("01234"))
+    assert_one_line_error(
+        run("evaluate.py", few, "--data_dir", small_dir, cwd=tmp_path), "few.pt", "5 classes"
+    )
+
+
+def test_bad_input_ends_in_one_line(finished, small_dir, tmp_path):
+    model = finished / "model.pt"
+    assert_one_line_error(run("evaluate.py", "missing.pt", cwd=tmp_path), "missing.pt is not there")
+    assert_one_line_error(run("evaluate.py", model, "--batch_size", 0, cwd=tmp_path), "--batch_size")
+    assert_one_line_error(run("evaluate.py", model, "--colour", cwd=tmp_path), "--colour")
+    damaged = write_mnist_files(tmp_path / "damaged", train=10, test=10)
+    write_idx(damaged / "MNIST/raw/t10k-labels-idx1-ubyte", torch.zeros(9))
+    assert_one_line_error(
+        run("evaluate.py", model, "--data_dir", damaged, cwd=tmp_path), "t10k-labels-idx1-ubyte"
+    )
+    arguments = ("--data_dir", small_dir, "--predictions", "no/such/folder.csv")
+    assert_one_line_error(run("evaluate.py", model, *arguments, cwd=tmp_path), "no/such/folder.csv")

@@ -1,0 +1,163 @@
+import csv
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, assert_one_line_error, environment, run
+from PIL import Image
+
+import data
+from logging_utils import RunError, create_run_dir, measure, prediction_rows, replacing, write_predictions
+
+LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 3.0]])
+LABELS = torch.tensor([0, 1])
+
+
+def test_metrics_agree_with_a_calculation_by_hand():
+    first = -math.log(math.exp(2) / (math.exp(2) + 2))
+    second = -math.log(math.exp(1) / (1 + math.exp(1) + math.exp(3)))
+    metrics = measure(LOGITS, LABELS)
+    assert metrics["acc"] == 50 and metrics["wrong"] == 1
+    assert metrics["test_loss"] == pytest.approx((first + second) / 2)
+
+
+def test_predictions_file_restores_every_score_exactly(tmp_path):
+    logits = torch.randn(200, 10) * 20
+    rows = prediction_rows(logits, torch.arange(200) % 10)
+    write_predictions(tmp_path / "predictions.csv", rows)
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        header, *lines = csv.reader(file)
+    assert header == ["id", "guess", "truth", *(f"score_{k}" for k in range(10))]
+    scores = torch.tensor([[float(value) for value in line[3:]] for line in lines])
+    assert (scores == logits.softmax(1)).all()
+    assert [int(line[0]) for line in lines] == list(range(200))
+    assert [int(line[1]) for line in lines] == logits.argmax(1).tolist()
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("good")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as scratch:
+        scratch.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "good" and os.listdir(tmp_path) == ["file"]
+
+
+def test_runs_are_numbered_and_never_shared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [str(create_run_dir(None)) for _ in range(2)] == ["runs/001", "runs/002"]
+    (tmp_path / "runs" / "my best").mkdir()
+    (tmp_path / "runs" / "041").mkdir()
+    assert str(create_run_dir(None)) == "runs/042"
+    (tmp_path / "empty").mkdir()
+    create_run_dir("empty")
+    with pytest.raises(RunError, match="in use"):
+        create_run_dir("empty")
+
+
+def test_unwritable_run_dir_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RunError, match=str(path)):
+            create_run_dir(str(path))
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def records(run_dir: Path) -> dict:
+    """The records of a run's offline W&B log, by type."""
+    (log,) = (run_dir / "wandb").glob("offline-run-*/*.wandb")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
+    lines = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True).stdout
+    by_type = {}
+    for record in map(json.loads, lines.splitlines()):
+        by_type.setdefault(record["type"], []).append(record[record["type"]])
+    return by_type
+
+
+def test_offline_wandb_run_holds_everything(finished):
+    record = records(finished)
+    (start,) = record["run"]
+    config = json.loads((finished / "config.json").read_text())
+    logged = start["config"]["update"]
+    assert start["project"] == "table-quickstart"
+    assert {name: logged[name] for name in config} == config
+    tutorial = {"epochs", "batch_size", "lr", "l1_size", "l2_size", "conv_kernel", "img_count"}
+    assert tutorial <= set(config)
+
+    with open(finished / "metrics.csv", newline="") as file:
+        metrics = list(csv.DictReader(file))
+    history = [row["item"] for row in record["history"]]
+    losses = [row["loss"] for row in history if "loss" in row]
+    assert losses == pytest.approx([float(row["loss"]) for row in metrics if row["loss"]])
+    epochs = [row for row in history if "acc" in row]
+    assert [row["epoch"] for row in epochs] == [1, 2]
+    for row, ours in zip(epochs, (row for row in metrics if row["acc"])):
+        assert row["acc"] == pytest.approx(float(ours["acc"]))
+        assert row["test_loss"] == pytest.approx(float(ours["test_loss"]))
+        assert row["test_predictions.nrows"] == 500 and row["test_predictions.ncols"] == 14
+        assert row["dataset"] == config["dataset"] == "mnist-format"
+
+    artifacts = record["artifact"]
+    assert [artifact["type"] for artifact in artifacts] == ["run_table", "run_table", "model"]
+    assert "model.pt" in [entry["path"] for entry in artifacts[2]["manifest"]["contents"]]
+    assert json.loads(artifacts[2]["metadata"])["classes"] == list("0123456789")
+    assert any(m.get("name") == "acc" and m.get("step_metric") == "epoch" for m in record["metric"])
+
+
+def test_table_has_pictures_of_watched_and_wrong_images_and_they_are_not_black(finished, small_dir):
+    images = data.load_split("mnist", small_dir, train=False)[1]
+    artifact = records(finished)["artifact"][1]
+    entries = {entry["path"]: entry["local_path"] for entry in artifact["manifest"]["contents"]}
+    table = json.loads(Path(entries["test_predictions.table.json"]).read_text())
+    assert table["columns"][:4] == ["id", "image", "guess", "truth"] and len(table["data"]) == 500
+    pictured = {row[0] for row in table["data"] if row[1]}
+    wrong = {row[0] for row in table["data"] if row[2] != row[3]}
+    assert pictured == wrong | set(range(20)) and len(wrong) > 0
+    for row in table["data"]:
+        if row[1]:
+            assert finished / "wandb" in Path(entries[row[1]["path"]]).parents
+            picture = Image.open(entries[row[1]["path"]])
+            assert picture.tobytes() == images[row[0]].numpy().tobytes()
+
+
+@pytest.mark.parametrize("server", ["refuses", "is silent"])
+def test_unreachable_server_sends_the_run_offline_with_one_line(server, small_dir, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1] if server == "is silent" else 9
+        impatient = (
+            "import logging_utils as l, train; l.INIT_TIMEOUT = l.FINISH_TIMEOUT = 2; exit(train.main())"
+        )
+        command = [
+            sys.executable,
+            "-c",
+            impatient,
+            "--data_dir",
+            small_dir,
+            "--epochs",
+            "1",
+            "--img_count",
+            "10",
+        ]
+        url, path = f"http://127.0.0.1:{port}", str(ROOT)
+        env = environment(WANDB_API_KEY="0" * 40, WANDB_BASE_URL=url, PYTHONPATH=path)
+        result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("W&B: offline, because")
+    assert "wandb sync runs/001/wandb/offline-run" in result.stdout
+
+
+def test_wandb_mode_wins_and_nothing_is_ever_asked(small_dir, tmp_path):
+    arguments = ["--data_dir", small_dir, "--epochs", 1, "--img_count", 10]
+    result = run("train.py", *arguments, cwd=tmp_path, WANDB_MODE="disabled", WANDB_API_KEY="0" * 40)
+    assert result.returncode == 0 and "disabled by WANDB_MODE" in result.stdout
+    assert not list((tmp_path / "runs" / "001").glob("wandb/*run*"))
+    result = run("train.py", *arguments, cwd=tmp_path, WANDB_MODE="online")
+    assert result.returncode == 0 and "no API key" in result.stderr and "wandb sync" in result.stdout
+    assert_one_line_error(run("train.py", *arguments, cwd=tmp_path, WANDB_MODE="onlin"), "WANDB_MODE")
