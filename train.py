@@ -106,7 +106,7 @@ def train(config: Config) -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
 
     data = data.to(device)
-    about = describe(config, model)
+    about = describe(config, data.classes, model)
     with RunLogger(run_dir, about, data) as log:
         parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
         finished = load_checkpoint(run_dir / "checkpoint.pt", generator, parts) if config.resume else 0
@@ -187,11 +187,12 @@ def pick_precision(precision: str, device: torch.device) -> str:
     return "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
 
 
-def describe(config: Config, model: torch.nn.Module) -> dict:
+def describe(config: Config, classes: list[str], model: torch.nn.Module) -> dict:
     """Every setting of a run and what it runs on: for config.json, W&B and the exported file."""
     settings = {name: value for name, value in asdict(config).items() if name != "resume"}
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {**settings, "parameters": parameters, **describe_environment(torch.device(config.device))}
+    environment = describe_environment(torch.device(config.device))
+    return {**settings, "classes": classes, "parameters": parameters, **environment}
 
 
 def learning_rate(config: Config, step: int, total_steps: int) -> float:
