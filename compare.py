@@ -511,9 +511,11 @@ def build_page(runs: list[Run], pairs: list[Pair], classes: list[str], pictures:
         Path(itables.__file__).parent / "html/dt_bundle.js"
     )
     facts = {
-        "guess": [f"guess {escape(run.label)}" for run in runs],
-        "classes": [escape(name) for name in classes],
-        "numeric": all(name.isdecimal() for name in classes),
+        "names": classes,
+        "cells": [escape(name) for name in classes],  # as the table holds them
+        "labels": [run.label for run in runs],
+        "truth": table.columns.get_loc("truth"),
+        "guesses": [table.columns.get_loc(f"guess {escape(run.label)}") for run in runs],
     }
     title = escape(" vs ".join(run.label for run in runs))
     page = f"""<!doctype html>
@@ -532,7 +534,7 @@ def build_page(runs: list[Run], pairs: list[Pair], classes: list[str], pictures:
 <h2 id="table">Predictions</h2>
 <ul class="legend">{legend}</ul>
 <label>group by <select id="group"><option value="">nothing</option>{options}</select></label>
-<button id="everything">show all images</button>
+<button id="everything">show all images</button> <output id="cell"></output>
 {interactive}
 {groups_section(runs, classes, pictures)}
 {confusion_section(runs, classes)}
@@ -597,15 +599,21 @@ followTheme();
 const facts = JSON.parse(document.getElementById("facts").textContent);
 while (!DataTable.isDataTable("#predictions")) await new Promise(requestAnimationFrame);
 const table = new DataTable.Api("#predictions");
-const group = document.getElementById("group");
+const [group, cellShown] = ["group", "cell"].map(id => document.getElementById(id));
+let cell = null;  // run, truth, guess: the cell of a confusion matrix whose images are shown
 
-const filter = criteria => { table.search(""); table.searchBuilder.rebuild({ criteria, logic: "AND" }) };
-const type = facts.numeric ? "num" : "string";
-const equals = (data, value) => ({ condition: "=", data, type, value: [value] });
-document.getElementById("everything").onclick = () => filter([]);
+const showCell = chosen => {
+  cell = chosen;
+  const [truth, guess] = cell ? [facts.names[cell.truth], facts.names[cell.guess]] : [];
+  cellShown.textContent = cell ? `truth ${truth}, guess ${guess} by ${facts.labels[cell.run]}` : "";
+  table.search.fixed("cell", cell && ((text, row) =>
+    row[facts.truth] == facts.cells[cell.truth] && row[facts.guesses[cell.run]] == facts.cells[cell.guess]));
+};
+const query = criteria => { table.search(""); table.searchBuilder.rebuild({ criteria, logic: "AND" }); };
+document.getElementById("everything").onclick = () => { showCell(null); query([]); };
 for (const button of document.querySelectorAll(".confusion button")) button.onclick = () => {
-  const { run, truth, guess } = button.dataset;
-  filter([equals("truth", facts.classes[truth]), equals(facts.guess[run], facts.classes[guess])]);
+  showCell({ ...button.dataset });
+  query([]);
   document.getElementById("table").scrollIntoView();
 };
 
@@ -617,17 +625,17 @@ const regroup = () => {
 };
 group.onchange = regroup;
 
-// The view is the part after #, so that a link to it can be shared.
+// The view is what follows the # in the address, so that a link to it can be shared.
 if (location.hash) {
   const view = JSON.parse(decodeURIComponent(location.hash.slice(1)));
-  table.search(view.search).order(view.order);
-  table.searchBuilder.rebuild(view.builder);
+  showCell(view.cell);
+  table.search(view.search).order(view.order).searchBuilder.rebuild(view.builder);
   group.value = view.group;
   regroup();
 }
 table.on("draw", () => {
   const builder = table.searchBuilder.getDetails();
-  const view = { search: table.search(), order: table.order(), builder, group: group.value };
+  const view = { cell, search: table.search(), order: table.order(), builder, group: group.value };
   history.replaceState(null, "", "#" + encodeURIComponent(JSON.stringify(view)));
 });
 document.documentElement.dataset.ready = "yes";

@@ -226,9 +226,9 @@ def test_page_sorts_queries_and_downloads(browser, page, finished, tmp_path):
             const Api = (await window[Object.keys(window).find(k => /^_itables_\\d/.test(k))]).default.Api;
             const table = new Api('#predictions');
             table.searchBuilder.rebuild({criteria: [], logic: 'AND'});
-            const last = table.columns().count() - 1;
+            const last = table.columns().count() - 1;  // its data are [shown, sorted by]
             table.order([last, 'asc']).draw();
-            const sorted = table.column(last, {order: 'applied'}).data().toArray().map(Number);
+            const sorted = table.column(last, {order: 'applied'}).data().toArray().map(v => v[1]);
             table.searchBuilder.rebuild({logic: 'AND', criteria:
                 [{condition: '<', data: 'id', type: 'num', value: ['100']},
                  {condition: '>=', data: 'id', type: 'num', value: ['40']}]});
