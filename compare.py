@@ -89,7 +89,7 @@ def load_run(argument: str) -> Run:
     if epoch not in files:
         raise CompareError(f"{path} has no epoch {epoch}, only {', '.join(map(str, sorted(files)))}")
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = dict(json.loads((path / "config.json").read_text()))
         summary = json.loads((path / "summary.json").read_text())
         metrics = pd.read_csv(path / "metrics.csv")
         seconds = float(sum(summary["train_seconds"][:epoch]))
@@ -225,7 +225,10 @@ class Pair:
     def p_value(self) -> float:
         """Exact McNemar test: the chance that `fixed` + `broken` fair coins fall at least this unevenly."""
         count, fewer = self.fixed + self.broken, min(self.fixed, self.broken)
-        tail = sum(math.comb(count, k) for k in range(fewer + 1))
+        ways = tail = 1  # ways to choose k of count, and their sum over k = 0 .. fewer
+        for k in range(1, fewer + 1):
+            ways = ways * (count - k + 1) // k
+            tail += ways
         return min(1.0, 2 * tail / 2**count)
 
     @property
@@ -552,6 +555,7 @@ CSS = """
   --r0: #0072b2; --r1: #d55e00; --r2: #009e73; --r3: #b0528a; --r4: #8a6d00; --r5: #2a9fd6; }
 @media (prefers-color-scheme: dark) { :root { --text: #e6e6e6; --back: #161616;
   --r0: #4aa8e0; --r1: #ff8a3d; --r2: #2ec79a; --r3: #e48fc2; --r4: #d9b93b; --r5: #7fc9ef; } }
+* { print-color-adjust: exact }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
   max-width: 1200px; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin-top: 2.5rem }
@@ -668,8 +672,8 @@ def compare(args: argparse.Namespace) -> None:
             run.label = args.runs[i] if args.runs.count(args.runs[i]) == 1 else f"{args.runs[i]} ({i + 1})"
     check_same_test_set(runs)
     count = runs[0].scores.shape[1]
-    classes = next((run.config["classes"] for run in runs if run.config and "classes" in run.config), None)
-    classes = classes if classes and len(classes) == count else [str(k) for k in range(count)]
+    named = [run.config["classes"] for run in runs if run.config and "classes" in run.config]
+    classes = [str(name) for name in (named[0] if named and len(named[0]) == count else range(count))]
     pairs = [Pair(*pair) for pair in itertools.combinations(runs, 2)]
     print_summary(runs, pairs, classes)
     pictures = None if args.no_images else load_pictures(runs, args.dataset, args.data_dir)

@@ -224,6 +224,8 @@ def check_idx(path: Path, dimensions: int) -> bool:
     cure = "Delete it and run again to download it."
     try:
         content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is not there. Choose another --data_dir; train.py downloads it.") from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}. {cure}") from error
     if hashlib.md5(content, usedforsecurity=False).hexdigest() == MNIST_MD5[path.name]:

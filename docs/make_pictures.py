@@ -1,26 +1,94 @@
-"""Make the pictures in this folder: python docs/make_pictures.py"""
+"""Make the pictures in this folder, from training on: python docs/make_pictures.py [--data_dir DIR]
 
+Trains runs/baseline and runs/double where they are not there yet. Needs requirements-dev.txt, chromium and
+chromedriver.
+"""
+
+import argparse
+import base64
+import io
+import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
 from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 
 from data import draw_digits  # noqa: E402
 
+RUNS = {
+    "runs/baseline": [],
+    "runs/double": ["--l1_size", "64", "--l2_size", "128", "--lr", "0.01"],
+}
+
 
 def contact_sheet(path: Path, columns: int = 24) -> None:
-    """The first stand-in digits of each class, a row a class."""
+    """The first drawn digits of each class, a row a class."""
     images, labels = draw_digits(2000, seed=0)
     rows = [torch.cat(list(images[labels == digit, 0][:columns]), dim=1) for digit in range(10)]
     sheet = Image.fromarray(255 - torch.cat(rows).numpy())
-    sheet.resize((sheet.width * 3 // 2, sheet.height * 3 // 2), Image.Resampling.LANCZOS).save(
-        path, optimize=True
+    size = (sheet.width * 3 // 2, sheet.height * 3 // 2)
+    sheet.resize(size, Image.Resampling.LANCZOS).save(path, optimize=True)
+
+
+def python(*arguments: str) -> None:
+    subprocess.run([sys.executable, *arguments], check=True)
+
+
+def open_page(page: str, width: int, dark: bool = False) -> webdriver.Chrome:
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in ("headless=new", "no-sandbox", "hide-scrollbars", f"window-size={width},900"):
+        options.add_argument(f"--{flag}")
+    browser = webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
     )
+    theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [theme]})
+    browser.get(Path(page).resolve().as_uri())
+    while not browser.execute_script("return document.documentElement.dataset.ready"):
+        time.sleep(0.1)
+    return browser
+
+
+def screenshot(
+    page: str, section: str, path: Path, width: int = 1000, height: int = 900, dark: bool = False
+):
+    """Save what a person sees from the heading `section` on."""
+    browser = open_page(page, width, dark)
+    browser.set_window_size(width, browser.execute_script("return document.body.scrollHeight") + 200)
+    time.sleep(1)
+    top = browser.find_element(By.XPATH, f"//h2[.='{section}']").rect["y"]
+    clip = {"x": 0, "y": top - 10, "width": width, "height": height, "scale": 1}
+    picture = browser.execute_cdp_cmd(
+        "Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True}
+    )
+    browser.quit()
+    image = Image.open(io.BytesIO(base64.b64decode(picture["data"]))).convert("RGB")
+    image.quantize(128).save(path, optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", default="data")
+    data_dir = parser.parse_args().data_dir
+    contact_sheet(DOCS / "synthetic.png")
+    for run_dir, settings in RUNS.items():
+        if not Path(run_dir, "model.pt").exists():
+            python("train.py", "--dataset", "mnist", "--data_dir", data_dir, "--run_dir", run_dir, *settings)
+    python("compare.py", "runs/baseline@1", "runs/baseline@5", "--out", "epochs.html")
+    python("compare.py", "runs/baseline", "runs/double", "--out", "models.html")
+    screenshot("epochs.html", "Predictions", DOCS / "predictions.png")
+    screenshot("models.html", "Wrong guesses over time", DOCS / "over-time.png", height=330)
+    screenshot("models.html", "Wrong guesses, grouped by guess", DOCS / "by-guess.png", height=1000)
 
 
 if __name__ == "__main__":
-    contact_sheet(DOCS / "synthetic.png")
+    main()

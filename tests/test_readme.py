@@ -2,6 +2,7 @@ import re
 
 from conftest import ROOT
 
+import compare
 import evaluate
 import train
 
@@ -9,13 +10,14 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_every_command_in_the_readme_is_understood():
-    commands = re.findall(r"python (train|evaluate)\.py ?([^`\n]*)", README)
+    commands = re.findall(r"python (train|evaluate|compare)\.py ?([^`\n]*)", README)
+    parse = {"train": train.parse_config, "evaluate": evaluate.parse_args, "compare": compare.parse_args}
     assert len(commands) >= 5
     for program, line in commands:
         arguments = line.split()
         if "--help" in arguments or "--resume" in arguments:
             continue
-        train.parse_config(arguments) if program == "train" else evaluate.parse_args(arguments)
+        parse[program](arguments)
 
 
 def test_every_flag_in_the_readme_exists():
