@@ -330,7 +330,8 @@ def line_chart(title: str, curves: dict[int, list[tuple[float, float]]], marks: 
         parts.append(f'<polyline class="r{i % 6}" points="{path}"/>')
         for (x, y), (_, value) in zip(placed, points) if marks else ():
             parts.append(f'<circle class="r{i % 6}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
-            parts.append(f'<text class="r{i % 6}" x="{x:.1f}" y="{y - 7:.1f}">{value:,.0f}</text>')
+            beside = y - 7 if i % 2 == 0 else y + 15  # so that two curves keep their numbers apart
+            parts.append(f'<text class="r{i % 6}" x="{x:.1f}" y="{beside:.1f}">{value:,.0f}</text>')
     chart = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{title}">{"".join(parts)}</svg>'
     return f"<figure><figcaption>{title}</figcaption>{chart}</figure>"
 
@@ -428,9 +429,9 @@ def wrong_group(run: Run, picks: np.ndarray, classes: list[str], pictures: list[
     if not len(picks):
         return "<td>0</td>"
     counts = np.bincount(run.truth[picks], minlength=len(classes))
-    unit = 100 / counts.max()
+    unit = 44 / counts.max()  # pixels
     bars = "".join(
-        f'<span title="{escape(classes[k])}: {counts[k]}"><i style="height:{counts[k] * unit:.0f}%"></i>'
+        f'<span title="{escape(classes[k])}: {counts[k]}"><i style="height:{counts[k] * unit:.1f}px"></i>'
         f"{escape(classes[k][:6])}</span>"
         for k in np.flatnonzero(counts)
     )
@@ -468,7 +469,6 @@ def confusion_section(runs: list[Run], classes: list[str]) -> str:
 def build_page(runs: list[Run], pairs: list[Pair], classes: list[str], pictures: list[str] | None) -> str:
     table = predictions_table(runs, classes, pictures)
     drawn = [i for i, name in enumerate(table.columns) if name in ("image", "scores")]
-    not_all_right = {"condition": "!=", "data": "verdict", "type": "string", "value": [ALL_RIGHT]}
     interactive = itables.to_html_datatable(
         table,
         table_id="predictions",
@@ -492,10 +492,7 @@ def build_page(runs: list[Run], pairs: list[Pair], classes: list[str], pictures:
             {"extend": "csvHtml5", "text": "Download CSV", "exportOptions": {"columns": ":not(.drawn)"}},
         ],
         columnDefs=[{"targets": drawn, "className": "drawn", "orderable": False, "searchable": False}],
-        searchBuilder={
-            "columns": [i for i in range(table.shape[1]) if i not in drawn],
-            "preDefined": {"criteria": [not_all_right], "logic": "AND"},
-        },
+        searchBuilder={"columns": [i for i in range(table.shape[1]) if i not in drawn]},
         rowGroup={
             "enable": False,
             "dataSrc": table.columns.get_loc("truth"),
@@ -518,6 +515,7 @@ def build_page(runs: list[Run], pairs: list[Pair], classes: list[str], pictures:
         "cells": [escape(name) for name in classes],  # as the table holds them
         "labels": [run.label for run in runs],
         "truth": table.columns.get_loc("truth"),
+        "start": [{"condition": "!=", "data": "verdict", "type": "string", "value": [ALL_RIGHT]}],
         "guesses": [table.columns.get_loc(f"guess {escape(run.label)}") for run in runs],
     }
     title = escape(" vs ".join(run.label for run in runs))
@@ -577,12 +575,12 @@ svg polyline { fill: none; stroke: var(--c); stroke-width: 2 } .axis { stroke: v
 .bars { width: 158px; height: 60px; display: block; background: LABELS 0 0 / 100% 100% no-repeat }
 .bars path { fill: var(--c) }
 img { width: 42px; height: 42px; object-fit: contain; image-rendering: pixelated; background: #000 }
+.groups { width: 100% } .groups th:first-child { width: 1px }
 .groups td { min-width: 260px } .groups td > div { margin: .3rem 0 } .groups img { margin: 1px }
 .groups th { white-space: nowrap }
-.truths { display: flex; gap: 3px; align-items: end; height: 62px }
-.truths span { display: flex; flex-direction: column; justify-content: end; align-items: center;
-  height: 100%; font-size: 11px; min-width: 16px }
-.truths i { display: block; width: 14px; background: var(--faint) }
+.truths { display: flex; gap: 3px; align-items: end }
+.truths span { font-size: 11px; min-width: 16px; text-align: center }
+.truths i { display: block; width: 14px; margin: auto; background: var(--faint) }
 .confusion td { padding: 0; text-align: center; background: rgb(213 94 0 / calc(var(--shade) * .8)) }
 .confusion th { font-weight: 400; padding: 0 .3rem } .confusion caption { text-align: left }
 .confusion button { all: unset; cursor: pointer; min-width: 2.4rem; padding: .2rem 0 }
@@ -636,7 +634,7 @@ if (location.hash) {
   table.search(view.search).order(view.order).searchBuilder.rebuild(view.builder);
   group.value = view.group;
   regroup();
-}
+} else query(facts.start);
 table.on("draw", () => {
   const builder = table.searchBuilder.getDetails();
   const view = { cell, search: table.search(), order: table.order(), builder, group: group.value };

@@ -63,7 +63,6 @@ def screenshot(
 ):
     """Save what a person sees from the heading `section` on."""
     browser = open_page(page, width, dark)
-    browser.set_window_size(width, browser.execute_script("return document.body.scrollHeight") + 200)
     time.sleep(1)
     top = browser.find_element(By.XPATH, f"//h2[.='{section}']").rect["y"]
     clip = {"x": 0, "y": top - 10, "width": width, "height": height, "scale": 1}

@@ -80,6 +80,12 @@ def records(run_dir: Path) -> dict:
     return by_type
 
 
+def read_table(artifact: dict) -> tuple[dict, dict]:
+    """A logged table, and the files of its pictures by their paths in it."""
+    entries = {entry["path"]: entry["local_path"] for entry in artifact["manifest"]["contents"]}
+    return json.loads(Path(entries["test_predictions.table.json"]).read_text()), entries
+
+
 def test_offline_wandb_run_holds_everything(finished):
     record = records(finished)
     (start,) = record["run"]
@@ -112,9 +118,7 @@ def test_offline_wandb_run_holds_everything(finished):
 
 def test_table_has_pictures_of_watched_and_wrong_images_and_they_are_not_black(finished, small_dir):
     images = data.load_split("mnist", small_dir, train=False)[1]
-    artifact = records(finished)["artifact"][1]
-    entries = {entry["path"]: entry["local_path"] for entry in artifact["manifest"]["contents"]}
-    table = json.loads(Path(entries["test_predictions.table.json"]).read_text())
+    table, entries = read_table(records(finished)["artifact"][1])
     assert table["columns"][:4] == ["id", "image", "guess", "truth"] and len(table["data"]) == 500
     pictured = {row[0] for row in table["data"] if row[1]}
     wrong = {row[0] for row in table["data"] if row[2] != row[3]}
@@ -158,6 +162,8 @@ def test_wandb_mode_wins_and_nothing_is_ever_asked(small_dir, tmp_path):
     result = run("train.py", *arguments, cwd=tmp_path, WANDB_MODE="disabled", WANDB_API_KEY="0" * 40)
     assert result.returncode == 0 and "disabled by WANDB_MODE" in result.stdout
     assert not list((tmp_path / "runs" / "001").glob("wandb/*run*"))
-    result = run("train.py", *arguments, cwd=tmp_path, WANDB_MODE="online")
+    result = run("train.py", *arguments, "--log_images", "all", cwd=tmp_path, WANDB_MODE="online")
     assert result.returncode == 0 and "no API key" in result.stderr and "wandb sync" in result.stdout
+    table, _ = read_table(records(tmp_path / "runs" / "002")["artifact"][0])
+    assert len(table["data"]) == 10 and all(row[1] for row in table["data"])
     assert_one_line_error(run("train.py", *arguments, cwd=tmp_path, WANDB_MODE="onlin"), "WANDB_MODE")
