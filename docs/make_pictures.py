@@ -5,7 +5,6 @@ chromedriver.
 """
 
 import argparse
-import base64
 import io
 import shutil
 import subprocess
@@ -63,15 +62,12 @@ def screenshot(
 ):
     """Save what a person sees from the heading `section` on."""
     browser = open_page(page, width, dark)
-    time.sleep(1)
-    top = browser.find_element(By.XPATH, f"//h2[.='{section}']").rect["y"]
-    clip = {"x": 0, "y": top - 10, "width": width, "height": height, "scale": 1}
-    picture = browser.execute_cdp_cmd(
-        "Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True}
-    )
+    browser.set_window_size(width, browser.execute_script("return document.body.scrollHeight") + 200)
+    time.sleep(1)  # until all is drawn
+    top = browser.find_element(By.XPATH, f"//h2[.='{section}']").rect["y"] - 10
+    picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
     browser.quit()
-    image = Image.open(io.BytesIO(base64.b64decode(picture["data"]))).convert("RGB")
-    image.quantize(128).save(path, optimize=True)
+    picture.crop((0, top, width, top + height)).quantize(128).save(path, optimize=True)
 
 
 def main() -> None:
