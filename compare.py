@@ -43,7 +43,8 @@ class CompareError(Exception):
 class Run:
     """One model's predictions, all arrays in the order of the ids."""
 
-    label: str
+    name: str
+    path: Path  # of the run directory or the CSV file
     ids: np.ndarray  # (N,)
     truth: np.ndarray  # (N,) int
     guess: np.ndarray  # (N,) int
@@ -52,6 +53,10 @@ class Run:
     config: dict | None = None  # of the run directory, if it came from one
     metrics: pd.DataFrame | None = None  # its metrics.csv
     seconds: float | None = None  # of training until this epoch
+
+    @property
+    def label(self) -> str:
+        return self.name if self.epoch is None else f"{self.name}@{self.epoch}"
 
     @property
     def wrong(self) -> np.ndarray:
@@ -73,7 +78,7 @@ def load_run(argument: str) -> Run:
     if not path.exists() and (match := re.fullmatch(r"(.+)@(\d+)", argument)):
         path, epoch = Path(match[1]), int(match[2])
     if path.is_file() and epoch is None:
-        return Run(path.stem, *read_predictions(path))
+        return Run(path.stem, path, *read_predictions(path))
     if not path.is_dir():
         raise CompareError(f"{argument} is neither a run directory, RUN@EPOCH nor a predictions CSV")
     files = {
@@ -98,8 +103,7 @@ def load_run(argument: str) -> Run:
         raise CompareError(
             f"{path} is damaged ({error}). Name its CSV file instead: {files[epoch]}"
         ) from error
-    label = f"{path.resolve().name}@{epoch}"
-    return Run(label, *read_predictions(files[epoch]), epoch, config, metrics, seconds)
+    return Run(path.resolve().name, path, *read_predictions(files[epoch]), epoch, config, metrics, seconds)
 
 
 def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -134,6 +138,15 @@ def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     if (ids[1:] == ids[:-1]).any():
         raise CompareError(f"{path} has id {ids[1:][ids[1:] == ids[:-1]][0]} twice")
     return ids, truth, guess, numbers[order, 3:]
+
+
+def tell_apart(runs: list[Run]) -> None:
+    """Make sure that no two labels are the same: by the runs' paths, or, where these are too, by number."""
+    for distinct in (lambda i, run: str(run.path), lambda i, run: f"{run.path} ({i + 1})"):
+        labels = [run.label for run in runs]
+        for i, run in enumerate(runs):
+            if labels.count(labels[i]) > 1:
+                run.name = distinct(i, run)
 
 
 def check_same_test_set(runs: list[Run]) -> None:
@@ -339,10 +352,9 @@ def line_chart(title: str, curves: dict[int, list[tuple[float, float]]], marks: 
 def curves_section(runs: list[Run]) -> str:
     wrong, loss, seen = {}, {}, set()
     for i, run in enumerate(runs):
-        name = run.config and run.config.get("run_dir")
-        if run.metrics is None or name in seen:
+        if run.metrics is None or run.path.resolve() in seen:
             continue
-        seen.add(name)
+        seen.add(run.path.resolve())
         epochs = run.metrics.dropna(subset="wrong")
         wrong[i] = list(zip(epochs["epoch"], epochs["wrong"]))
         steps = run.metrics.dropna(subset="loss")
@@ -352,7 +364,7 @@ def curves_section(runs: list[Run]) -> str:
         loss[i] = [(x, y) for x, y in zip(bins["step"], bins["loss"]) if y > 0]
     if not any(wrong.values()) or not any(loss.values()):
         return ""
-    labels = "".join(f'<li class="r{i % 6}">{escape(runs[i].label.rpartition("@")[0])}</li>' for i in wrong)
+    labels = "".join(f'<li class="r{i % 6}">{escape(runs[i].name)}</li>' for i in wrong)
     charts = line_chart("Wrong guesses by epoch", wrong, marks=True, log=False)
     charts += line_chart("Training loss by step", loss, marks=False, log=True)
     return f'<h2>Wrong guesses over time</h2><ul class="legend">{labels}</ul><div class="row">{charts}</div>'
@@ -664,10 +676,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def compare(args: argparse.Namespace) -> None:
     runs = [load_run(argument) for argument in args.runs]
-    labels = [run.label for run in runs]
-    for i, run in enumerate(runs):
-        if labels.count(run.label) > 1:
-            run.label = args.runs[i] if args.runs.count(args.runs[i]) == 1 else f"{args.runs[i]} ({i + 1})"
+    tell_apart(runs)
     check_same_test_set(runs)
     count = runs[0].scores.shape[1]
     named = [run.config["classes"] for run in runs if run.config and "classes" in run.config]

@@ -31,7 +31,14 @@ def made_up(wrong: dict[int, int], count: int = 30) -> compare.Run:
     """Predictions of ten classes, truth id % 10, right but for `wrong`: id -> guess."""
     ids = np.arange(count)
     guess = np.array([wrong.get(i, i % 10) for i in ids])
-    return compare.Run("made up", ids, ids % 10, guess, np.eye(10)[guess])
+    return compare.Run("made up", Path("made up"), ids, ids % 10, guess, np.eye(10)[guess])
+
+
+def test_labels_are_told_apart():
+    runs = [made_up({}) for _ in range(3)]
+    runs[0].path, runs[1].path, runs[2].path = Path("a/run"), Path("b/run"), Path("b/run")
+    compare.tell_apart(runs)
+    assert [run.label for run in runs] == ["a/run", "b/run (2)", "b/run (3)"]
 
 
 def test_verdicts_of_one_two_and_three_runs():
