@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DATASETS = ("auto", "mnist", "synthetic")
+CLASSES = [str(digit) for digit in range(10)]  # of each of them; label k is CLASSES[k]
 DOWNLOAD_STALL = 10  # seconds without an answer after which a mirror is given up
 DOWNLOAD_LIMIT = 60  # seconds for one file from one mirror, however steadily it trickles
 
@@ -88,8 +89,7 @@ def load_data(dataset: str = "auto", data_dir: str | Path = "data", val_size: in
         raise DataError(
             f"{data_dir}: training and test images differ in shape, {shapes}. Use sets that match."
         )
-    classes = [str(digit) for digit in range(10)]
-    return ImageData(name, classes, train_images, train_labels, test_images, test_labels)
+    return ImageData(name, CLASSES, train_images, train_labels, test_images, test_labels)
 
 
 def batches(
@@ -128,6 +128,10 @@ def find_dataset(dataset: str, data_dir: str | Path) -> str:
     """
     if dataset == "synthetic":
         return "synthetic"
+    if dataset not in (*DATASETS, "mnist-format"):
+        raise DataError(
+            f"{dataset} is no data set known here. Choose a --dataset from {', '.join(DATASETS)}"
+        )
     raw = Path(data_dir) / "MNIST" / "raw"
     try:
         if Path(data_dir).exists() and not Path(data_dir).is_dir():
@@ -206,7 +210,7 @@ def load_split(name: str, data_dir: str | Path, train: bool) -> tuple[str, Tenso
     if len(images) != len(labels):
         counts = f"{len(images)} images, {labels_file.name} {len(labels)} labels"
         raise DataError(f"{images_file} has {counts}. Delete both and run again to download them.")
-    if labels.max() > 9:
+    if labels.max() >= len(CLASSES):
         raise DataError(
             f"{labels_file} has a label {labels.max()}, not 0 to 9. Delete it to download it again."
         )

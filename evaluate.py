@@ -11,7 +11,7 @@ import argparse
 import sys
 import time
 
-from data import DATASETS, DataError, find_dataset, load_split
+from data import CLASSES, DATASETS, DataError, find_dataset, load_split
 from logging_utils import measure, prediction_rows, write_predictions
 from model import ModelError, infer, load_torchscript, pick_device
 
@@ -46,30 +46,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def evaluate(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     model, metadata = load_torchscript(args.model)
-    dataset = find_dataset(args.dataset or metadata["dataset"], args.data_dir)
-    dataset, images, labels = load_split(
-        dataset, args.data_dir, train=False
-    )  # uint8 (N, C, H, W), int64 (N,)
-    classes = metadata["classes"]
-    if list(images.shape[1:]) != metadata["input"]["shape"][1:]:
+    try:
+        classes, shape = [str(name) for name in metadata["classes"]], list(metadata["input"]["shape"])[1:]
+        trained_on, version = str(metadata["dataset"]), str(metadata["torch"])
+    except (KeyError, TypeError) as error:
         raise ModelError(
-            f"{args.model} takes images (C, H, W) = {metadata['input']['shape'][1:]}, {dataset} has "
-            f"{list(images.shape[1:])}. Choose the --dataset it was trained on, {metadata['dataset']}"
-        )
-    if labels.max() >= len(classes):
-        raise ModelError(
-            f"{args.model} knows {len(classes)} classes, {dataset} has a label {labels.max()}. "
-            f"Choose the --dataset it was trained on, {metadata['dataset']}"
-        )
+            f"{args.model} has no classes, input shape, dataset or torch in its metadata"
+        ) from error
+    dataset = find_dataset(args.dataset or trained_on, args.data_dir)
+    dataset, images, labels = load_split(dataset, args.data_dir, train=False)  # (N, C, H, W), (N,)
+    if shape != list(images.shape[1:]) or len(classes) != len(CLASSES):
+        takes, has = f"{len(classes)} classes of {shape}", f"{len(CLASSES)} of {list(images.shape[1:])}"
+        cure = f"Choose the --dataset it was trained on, {trained_on}"
+        raise ModelError(f"{args.model} is for {takes} (C, H, W), {dataset} has {has}. {cure}")
+
     model, images = model.to(device), images.to(device)
-    infer(model, images[: args.batch_size])  # TorchScript compiles at its first calls
-    start = time.perf_counter()
-    logits = infer(model, images, args.batch_size).cpu()  # (N, K)
+    try:
+        infer(model, images[: args.batch_size])  # TorchScript compiles at its first call
+        start = time.perf_counter()
+        logits = infer(model, images, args.batch_size).cpu()  # (N, K)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ModelError(f"{args.model} fails on these images: {reason}") from error
     seconds = time.perf_counter() - start
+    if logits.shape != (len(images), len(classes)):
+        raise ModelError(
+            f"{args.model} gives {list(logits.shape)} logits, not {[len(images), len(classes)]}"
+        )
 
     metrics, correct = measure(logits, labels), logits.argmax(1) == labels
     print(
-        f"model     {args.model}, trained on {metadata['dataset']} with torch {metadata['torch']}\n"
+        f"model     {args.model}, trained on {trained_on} with torch {version}\n"
         f"data      {dataset}, {len(images):,} test images\n"
         f"accuracy  {metrics['acc']:.2f} %\n"
         f"wrong     {metrics['wrong']}\n"
@@ -78,9 +85,9 @@ def evaluate(args: argparse.Namespace) -> None:
         f"class     accuracy"
     )
     for k, name in enumerate(classes):
-        of_class = labels == k
-        right, count = correct[of_class].sum(), of_class.sum()
-        print(f"{name:8}  {100 * right / count:.2f} %  {count - right} of {count} wrong")
+        of_class = correct[labels == k]
+        right, count = of_class.sum().item(), len(of_class)
+        print(f"{name:8}  {100 * right / max(count, 1):.2f} %  {count - right} of {count} wrong")
     if args.predictions:
         try:
             write_predictions(args.predictions, prediction_rows(logits, labels))
