@@ -689,7 +689,7 @@ def compare(args: argparse.Namespace) -> None:
         with replacing(Path(args.out)) as scratch:
             scratch.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise CompareError(f"--out {args.out}: {error.strerror}") from error
+        raise CompareError(f"--out {args.out}: {error.strerror}. Choose another path") from error
     print(f"page  {args.out} ({len(page.encode()) / 1e6:.1f} MB)")
 
 

@@ -200,13 +200,15 @@ def load_split(name: str, data_dir: str | Path, train: bool) -> tuple[str, Tenso
     """
     if name == "synthetic":
         return name, *(draw_digits(60_000, seed=0) if train else draw_digits(10_000, seed=1))
-    from torchvision.datasets import MNIST  # here, because synthetic digits and other programs do without
+    from torchvision.datasets.mnist import (
+        read_image_file,
+        read_label_file,
+    )  # slow to import; drawn digits do without
 
     raw = Path(data_dir) / "MNIST" / "raw"
     images_file, labels_file = (raw / file for file in MNIST_MD5 if file.startswith("train") == train)
     genuine = [check_idx(images_file, dimensions=3), check_idx(labels_file, dimensions=1)]
-    mnist = MNIST(data_dir, train=train)
-    images, labels = mnist.data[:, None], mnist.targets
+    images, labels = read_image_file(str(images_file))[:, None], read_label_file(str(labels_file))
     if len(images) != len(labels):
         counts = f"{len(images)} images, {labels_file.name} {len(labels)} labels"
         raise DataError(f"{images_file} has {counts}. Delete both and run again to download them.")
@@ -246,7 +248,7 @@ def check_idx(path: Path, dimensions: int) -> bool:
             f"{path} is damaged: {len(content):,} bytes, its header promises {promised:,}. {cure}"
         )
     if sizes[0] == (60_000 if path.name.startswith("train") else 10_000):
-        raise DataError(f"{path} is damaged, or not MNIST: its MD5 differs. {cure}")
+        raise DataError(f"{path} is damaged, or another data set of MNIST's size: its MD5 differs. {cure}")
     return False
 
 

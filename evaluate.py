@@ -62,7 +62,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     model, images = model.to(device), images.to(device)
     try:
-        infer(model, images[: args.batch_size])  # TorchScript compiles at its first call
+        infer(model, images[: args.batch_size])  # not timed: TorchScript compiles at its first call
         start = time.perf_counter()
         logits = infer(model, images, args.batch_size).cpu()  # (N, K)
     except RuntimeError as error:
@@ -92,7 +92,9 @@ def evaluate(args: argparse.Namespace) -> None:
         try:
             write_predictions(args.predictions, prediction_rows(logits, labels))
         except OSError as error:
-            raise OutputError(f"--predictions {args.predictions}: {error.strerror}") from error
+            raise OutputError(
+                f"--predictions {args.predictions}: {error.strerror}. Choose a path you can write to"
+            ) from error
         print(f"wrote     {args.predictions}")
 
 

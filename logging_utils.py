@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -177,19 +178,23 @@ class RunLogger:
         self.step = 0
         self.summary = {"train_seconds": []}
         if not (run_dir / "config.json").exists():
-            write_json(run_dir / "config.json", config)
             (run_dir / "metrics.csv").write_text("step,epoch,loss,acc,test_loss,wrong\n")
+            write_json(run_dir / "config.json", config)
         self.wandb_run, self.borrowed = start_wandb(run_dir, config)
 
-    def resume(self, epoch: int, step: int) -> None:
+    def resume(self, epoch: int) -> None:
         """Forget what was written after the end of `epoch`, so that it is not there twice."""
-        header, *rows = (self.run_dir / "metrics.csv").read_text().splitlines(keepends=True)
-        with replacing(self.run_dir / "metrics.csv") as scratch:
-            scratch.write_text(header + "".join(row for row in rows if int(row.split(",")[1]) <= epoch))
-        self.step = step
-        if epoch:
-            self.summary = json.loads((self.run_dir / "summary.json").read_text())
-            self.summary["train_seconds"] = self.summary["train_seconds"][:epoch]
+        metrics, summary = self.run_dir / "metrics.csv", self.run_dir / "summary.json"
+        try:
+            header, *rows = metrics.read_text().splitlines(keepends=True)
+            kept = [row for row in rows if row.count(",") == 5 and int(row.split(",")[1]) <= epoch]
+            if epoch:
+                self.summary = json.loads(summary.read_text())
+                self.summary["train_seconds"] = self.summary["train_seconds"][:epoch]
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{metrics} or {summary} is missing or damaged. Start a new run.") from error
+        with replacing(metrics) as scratch:
+            scratch.write_text(header + "".join(kept))
 
     def track(self, epoch: int, batches: Iterable) -> Iterator:
         """Pass an epoch's (images, labels) through, timed, with a progress bar on a terminal."""
@@ -203,9 +208,9 @@ class RunLogger:
             self.fetch_losses()
         self.summary["train_seconds"].append(round(time.perf_counter() - start, 3))
 
-    def log_step(self, loss: Tensor) -> None:
+    def log_step(self, step: int, loss: Tensor) -> None:
         """Note the loss () of a training step, on its device: fetching each would stall each step."""
-        self.step += 1
+        self.step = step
         self.losses.append(loss.detach())
         if len(self.losses) == FETCH_EVERY:
             self.fetch_losses()
@@ -233,7 +238,7 @@ class RunLogger:
         rows = prediction_rows(logits, labels)
         write_predictions(self.run_dir / "predictions" / f"epoch-{self.epoch:03d}.csv", rows)
         with open(self.run_dir / "metrics.csv", "a") as file:
-            acc, loss, wrong = metrics.values()
+            acc, loss, wrong = (metrics[name] for name in ("acc", "test_loss", "wrong"))
             file.write(f"{self.step},{self.epoch},,{acc:.9g},{loss:.9g},{wrong}\n")
         self.summary.update(epoch=self.epoch, dataset=self.dataset, **metrics)
         write_json(self.run_dir / "summary.json", self.summary)
@@ -288,8 +293,16 @@ class RunLogger:
         if self.wandb_run.disabled:
             return "disabled by WANDB_MODE"
         if self.wandb_run.offline:
-            return f"wandb sync {os.path.relpath(Path(self.wandb_run.dir).parent)}"
+            return f"wandb sync {shlex.quote(os.path.relpath(Path(self.wandb_run.dir).parent))}"
         return self.wandb_run.url
+
+
+def wandb_mode() -> str | None:
+    """The value of WANDB_MODE, None where it is not set. Raises RunError where it is none that we know."""
+    mode = os.environ.get("WANDB_MODE") or None
+    if mode not in (None, "online", "offline", "disabled"):
+        raise RunError(f"WANDB_MODE is {mode}. Unset it, or use online, offline or disabled.")
+    return mode
 
 
 def start_wandb(run_dir: Path, config: dict):
@@ -316,9 +329,7 @@ def start_wandb(run_dir: Path, config: dict):
         "settings": wandb.Settings(init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT),
         "config": config,
     }
-    mode = os.environ.get("WANDB_MODE")
-    if mode not in (None, "online", "offline", "disabled", "shared", "dryrun", "run"):
-        raise RunError(f"WANDB_MODE is {mode}. Unset it, or use online, offline or disabled.")
+    mode = wandb_mode()
     try:
         if mode in (None, "online") and not wandb.login(prompt=False, verify=False):
             if mode:

@@ -16,6 +16,7 @@ On MNIST, with two cores of an AMD EPYC in bf16 and torch 2.15: 99.39, 99.47, 99
 import argparse
 import json
 import math
+import pickle
 import shlex
 import sys
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -25,7 +26,15 @@ import torch
 import torch.nn.functional as F
 
 from data import DATASETS, DataError, ImageData, batches, load_data
-from logging_utils import RunError, RunLogger, check_unused, create_run_dir, describe_environment, replacing
+from logging_utils import (
+    RunError,
+    RunLogger,
+    check_unused,
+    create_run_dir,
+    describe_environment,
+    replacing,
+    wandb_mode,
+)
 from model import ConvNet, ModelError, export_torchscript, infer, pick_device, pixel_statistics
 
 
@@ -86,6 +95,8 @@ def train(config: Config) -> None:
         return
     config, data = prepare(config)
     run_dir, device = Path(config.run_dir), torch.device(config.device)
+    # On a GPU convolutions are TF32 and not repeatable unless told otherwise.
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)  # of the order and the shifts
 
@@ -114,16 +125,18 @@ def train(config: Config) -> None:
         parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
         finished = load_checkpoint(run_dir / "checkpoint.pt", generator, parts) if config.resume else 0
         if config.resume:
-            log.resume(finished, finished * steps_per_epoch)
+            log.resume(finished)
 
         for epoch in range(finished + 1, config.epochs + 1):
             model.train()
             shuffled = batches(
                 data.train_images, data.train_labels, config.batch_size, generator, config.max_shift
             )
-            for images, labels in log.track(epoch, shuffled):  # uint8 (B, C, H, W), int64 (B,)
+            first_step = (epoch - 1) * steps_per_epoch + 1
+            for step, (images, labels) in enumerate(log.track(epoch, shuffled), first_step):
+                # images uint8 (B, C, H, W), labels int64 (B,)
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, log.step + 1, config.epochs * steps_per_epoch)
+                    group["lr"] = learning_rate(config, step, config.epochs * steps_per_epoch)
                 with amp:
                     logits = model(images)  # (B, K)
                     loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
@@ -131,7 +144,7 @@ def train(config: Config) -> None:
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)
                 scaler.update()
-                log.log_step(loss)
+                log.log_step(step, loss)
 
             # In fp32, as the exported model computes: the same guesses now and years later.
             logits = infer(model, data.test_images)  # (N, K)
@@ -158,6 +171,7 @@ def prepare(config: Config) -> tuple[Config, ImageData]:
 
     The config that comes back says what is really used wherever it said "auto".
     """
+    wandb_mode()
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
     if config.run_dir and not config.resume:
@@ -170,8 +184,6 @@ def prepare(config: Config) -> tuple[Config, ImageData]:
             f"{config.run_dir} trains on {config.dataset}, {config.data_dir} holds {data.name}"
         )
     run_dir = config.run_dir if config.resume else str(create_run_dir(config.run_dir))
-    # On a GPU convolutions are TF32 and not repeatable unless told otherwise.
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
     config = replace(config, device=str(device), precision=precision, dataset=data.name, run_dir=run_dir)
     counts = f"{len(data.train_images):,} images to train on, {len(data.test_images):,} to evaluate on"
     print(f"{data.name}: {counts}; {device}, {precision}; {run_dir}", flush=True)
@@ -185,7 +197,7 @@ def pick_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     cpu = torch.cpu.get_capabilities()
     return "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
 
@@ -211,7 +223,7 @@ def save_checkpoint(path: Path, epoch: int, generator: torch.Generator, parts: d
     random = {
         "generator": generator.get_state(),
         "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
     state = {"epoch": epoch, "random": random, **{name: part.state_dict() for name, part in parts.items()}}
     with replacing(path) as scratch:
@@ -222,13 +234,16 @@ def load_checkpoint(path: Path, generator: torch.Generator, parts: dict) -> int:
     """Restore what `save_checkpoint` saved. Returns the epoch, 0 where none was finished yet."""
     if not path.exists():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    generator.set_state(state["random"]["generator"])
-    torch.set_rng_state(state["random"]["cpu"])
-    torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    return state["epoch"]
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        generator.set_state(state["random"]["generator"])
+        torch.set_rng_state(state["random"]["cpu"])
+        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        return state["epoch"]
+    except (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise RunError(f"{path} is damaged, so the run cannot go on. Start a new one.") from error
 
 
 def print_results(config: Config, images: int, log: RunLogger) -> None:
@@ -270,15 +285,20 @@ def parse_config(argv: list[str] | None = None) -> Config:
     try:
         saved = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not there or damaged. Start the run without --resume.") from error
-    movable = ("data_dir", "run_dir", "resume")
-    kept = {f.name: saved[f.name] for f in fields(Config) if f.name in saved and f.name not in movable}
+        raise ConfigError(
+            f"{path} is not there or damaged: no run to resume. Take another --run_dir."
+        ) from error
+    own = ("run_dir", "resume")
+    kept = {f.name: saved[f.name] for f in fields(Config) if f.name in saved and f.name not in own}
     parser.set_defaults(**kept)
     config = Config(**vars(parser.parse_args(argv)))
+    # "auto" is what it was the first time; the data may have moved.
+    given = {name: getattr(config, name) for name in kept}
+    config = replace(config, **{name: kept[name] for name, value in given.items() if value == "auto"})
     changed = [
-        f"--{name} was {value}, now {getattr(config, name)}"
-        for name, value in kept.items()
-        if getattr(config, name) != value
+        f"--{name} was {kept[name]}, now {value}"
+        for name, value in given.items()
+        if value not in (kept[name], "auto") and name != "data_dir"
     ]
     if changed:
         raise ConfigError(f"a resumed run keeps its settings: {'; '.join(changed)}. Start a new run.")
@@ -292,7 +312,9 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the last finished epoch is kept, --resume goes on from there", file=sys.stderr)
+        print(
+            "interrupted: the last finished epoch is kept, --run_dir RUN --resume goes on", file=sys.stderr
+        )
         return 130
     return 0
 

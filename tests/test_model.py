@@ -86,13 +86,15 @@ assert model(images[:1].expand(1000, -1, -1, -1)).shape == (1000, 10)
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert load_torchscript(tmp_path / "model.pt")[1] == {"classes": ["é"]}
+    (tmp_path / "other").touch()
+    assert (tmp_path / "model.pt").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_failed_export_leaves_the_file_that_was_there(images, tmp_path, monkeypatch):
     (tmp_path / "model.pt").write_text("a good one")
-    wrong, _ = torch.jit.script(ConvNet()), None
+    wrong = torch.jit.script(ConvNet())
     monkeypatch.setattr(model_module, "load_torchscript", lambda path: (wrong, {}))
-    with pytest.raises(ModelError, match="differs"):
+    with pytest.raises(ModelError, match="logits differ"):
         export_torchscript(ConvNet(), tmp_path / "model.pt", {}, images)
     assert os.listdir(tmp_path) == ["model.pt"] and (tmp_path / "model.pt").read_text() == "a good one"
 

@@ -23,4 +23,5 @@ def test_every_command_in_the_readme_is_understood():
 def test_every_flag_in_the_readme_exists():
     flags = set(re.findall(r"--([a-z0-9_]+)", README)) - {"help"}
     known = set(train.Config.__dataclass_fields__) | set(vars(evaluate.parse_args(["model.pt"])))
+    known |= set(vars(compare.parse_args(["runs/001"])))
     assert flags <= known

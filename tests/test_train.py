@@ -19,7 +19,7 @@ MODULES = ("train.py", "data.py", "model.py", "logging_utils.py")
 def contents(run_dir: Path) -> dict[str, bytes]:
     """What a run must reproduce: every CSV file, and the weights."""
     files = {str(path.relative_to(run_dir)): path.read_bytes() for path in sorted(run_dir.rglob("*.csv"))}
-    state = torch.load(run_dir / "checkpoint.pt", weights_only=True)["model"]
+    state = torch.load(run_dir / "checkpoint.pt", weights_only=True, map_location="cpu")["model"]
     return {**files, **{name: weight.numpy().tobytes() for name, weight in state.items()}}
 
 
@@ -44,7 +44,7 @@ def test_run_leaves_what_it_promises(finished):
     wrong = sum(row["guess"] != row["truth"] for row in predictions)
     assert len(predictions) == 500 and wrong == int(last["wrong"])
     assert float(last["acc"]) == pytest.approx(100 * (1 - wrong / 500))
-    assert load_torchscript(finished / "model.pt")[1]["metrics"]["wrong"] == wrong
+    assert load_torchscript(finished / "model.pt")[1]["metrics"]["wrong"] == wrong <= 50  # guessing gets 450
 
 
 def test_seed_decides_every_byte(finished, small_dir, tmp_path):
@@ -75,9 +75,10 @@ def test_stopped_run_goes_on_to_the_same_bytes(finished, small_dir, tmp_path, mo
     with open("stopped/metrics.csv", "a") as file:
         file.write("25,2,0.5,,,\n")  # of the epoch that was not finished
     monkeypatch.setattr(train, "save_checkpoint", save)
-    monkeypatch.setattr(sys, "argv", [*arguments, "--resume", "--lr", "0.1"])
+    resume = ["train.py", "--run_dir", "stopped", "--resume"]
+    monkeypatch.setattr(sys, "argv", [*resume, "--lr", "0.1"])
     assert train.main() == 2 and "--lr was 0.005, now 0.1" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", [*arguments, "--resume"])
+    monkeypatch.setattr(sys, "argv", [*resume, "--precision", "auto"])
     assert train.main() == 0
     assert contents(Path("stopped")) == contents(finished)
     capsys.readouterr()
