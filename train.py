@@ -115,13 +115,13 @@ def train(config: Config) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     steps_per_epoch = math.ceil(len(data.train_images) / config.batch_size)
 
-    half = torch.float16 if config.precision == "fp16" else torch.bfloat16
-    amp = torch.autocast(device.type, half, enabled=config.precision != "fp32")
+    amp_dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
+    autocast = torch.autocast(device.type, amp_dtype, enabled=config.precision != "fp32")
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
 
     data = data.to(device)
-    about = describe(config, data.classes, model)
-    with RunLogger(run_dir, about, data) as log:
+    record = describe(config, data.classes, model)
+    with RunLogger(run_dir, record, data) as log:
         parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
         finished = load_checkpoint(run_dir / "checkpoint.pt", generator, parts) if config.resume else 0
         if config.resume:
@@ -137,7 +137,7 @@ def train(config: Config) -> None:
                 # images uint8 (B, C, H, W), labels int64 (B,)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step, config.epochs * steps_per_epoch)
-                with amp:
+                with autocast:
                     logits = model(images)  # (B, K)
                     loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
                 optimizer.zero_grad()
@@ -157,9 +157,9 @@ def train(config: Config) -> None:
             "dataset": data.name,
             "evaluated_on": f"{config.val_size} training images held out" if config.val_size else "test set",
             "metrics": log.summary,
-            "config": about,
-            "torch": about["torch"],
-            "commit": about["commit"],
+            "config": record,
+            "torch": record["torch"],
+            "commit": record["commit"],
         }
         export_torchscript(model, run_dir / "model.pt", metadata, data.test_images[:64])
         log.log_model(run_dir / "model.pt", metadata)
