@@ -290,6 +290,13 @@ def print_summary(runs: list[Run], pairs: list[Pair], classes: list[str]) -> Non
 escape = html.escape
 
 
+def run_heads(runs: list[Run]) -> str:
+    """A table's column heads, one a run, in the colour of the run."""
+    return "".join(
+        f'<th scope="col" class="r{i % 6}">{escape(run.label)}</th>' for i, run in enumerate(runs)
+    )
+
+
 def runs_section(runs: list[Run], pairs: list[Pair]) -> str:
     def cell(value) -> str:
         return f"<td>{'&ndash;' if value in (None, '') else escape(str(value))}</td>"
@@ -303,9 +310,6 @@ def runs_section(runs: list[Run], pairs: list[Pair]) -> str:
         "parameters": [run.config and f"{run.config.get('parameters', 0):,}" for run in runs],
         "training time": [run.seconds and f"{run.seconds:.1f} s" for run in runs],
     }
-    heads = "".join(
-        f'<th scope="col" class="r{i % 6}">{escape(run.label)}</th>' for i, run in enumerate(runs)
-    )
     rows = [f'<tr><th scope="row">{name}</th>{"".join(map(cell, row))}</tr>' for name, row in facts.items()]
     for name, row in differing_settings(runs).items():
         rows.append(f'<tr class="setting"><th scope="row">{escape(name)}</th>{"".join(map(cell, row))}</tr>')
@@ -314,7 +318,7 @@ def runs_section(runs: list[Run], pairs: list[Pair]) -> str:
         f"{pair.broken} broken, {pair.both_wrong} wrong in both. {escape(pair.words)}</li>"
         for pair in pairs
     )
-    table = f"<table class=plain><tr><td></td>{heads}</tr>{''.join(rows)}</table>"
+    table = f"<table class=plain><tr><td></td>{run_heads(runs)}</tr>{''.join(rows)}</table>"
     return f'<h2>Runs</h2><div class="scroll">{table}</div><ul>{verdict}</ul>'
 
 
@@ -422,9 +426,6 @@ def predictions_table(runs: list[Run], classes: list[str], pictures: list[str] |
 
 
 def groups_section(runs: list[Run], classes: list[str], pictures: list[str] | None) -> str:
-    heads = "".join(
-        f'<th scope="col" class="r{i % 6}">{escape(run.label)}</th>' for i, run in enumerate(runs)
-    )
     rows = []
     for guess, name in enumerate(classes):
         chosen = [np.flatnonzero(run.wrong & (run.guess == guess)) for run in runs]
@@ -432,7 +433,7 @@ def groups_section(runs: list[Run], classes: list[str], pictures: list[str] | No
             cells = "".join(wrong_group(run, picks, classes, pictures) for run, picks in zip(runs, chosen))
             rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     body = "".join(rows) or f'<tr><td colspan="{len(runs) + 1}">nothing is wrong</td></tr>'
-    table = f'<table class="groups"><tr><th scope="col">guess</th>{heads}</tr>{body}</table>'
+    table = f'<table class="groups"><tr><th scope="col">guess</th>{run_heads(runs)}</tr>{body}</table>'
     return f'<h2>Wrong guesses, grouped by guess</h2><div class="scroll">{table}</div>'
 
 
