@@ -109,7 +109,7 @@ def load_run(argument: str) -> Run:
 def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Ids, truths, guesses (N,) and scores (N, K) of a predictions file, sorted by id."""
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, compression=None)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise CompareError(f"{path} cannot be read as CSV: {str(error).splitlines()[0]}") from error
     columns = [name for name in table.columns if name.startswith("score_")]
@@ -126,7 +126,7 @@ def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
         raise CompareError(f"{path} has no rows")
     numbers = table[["id", "truth", "guess", *columns]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
     bad = ~np.isfinite(numbers)
-    bad[:, :3] |= (numbers[:, :3] < 0) | (numbers[:, :3] % 1 != 0)
+    bad[:, :3] |= (numbers[:, :3] > 2**53) | (numbers[:, :3] < 0) | (numbers[:, :3] % 1 != 0)
     bad[:, 1:3] |= numbers[:, 1:3] >= len(columns)
     bad[:, 3:] |= (numbers[:, 3:] < 0) | (numbers[:, 3:] > 1)
     if bad.any():

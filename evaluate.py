@@ -10,6 +10,7 @@ program: evaluate only files from people whose code you would run.
 import argparse
 import sys
 import time
+from pathlib import Path
 
 from data import CLASSES, DATASETS, DataError, find_dataset, load_split
 from logging_utils import measure, prediction_rows, write_predictions
@@ -40,6 +41,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error(f"--batch_size must be at least 1, not {args.batch_size}")
+    if args.predictions is not None and Path(args.predictions).resolve() == Path(args.model).resolve():
+        parser.error("--predictions would replace the model")
     return args
 
 
@@ -88,7 +91,7 @@ def evaluate(args: argparse.Namespace) -> None:
         of_class = correct[labels == k]
         right, count = of_class.sum().item(), len(of_class)
         print(f"{name:8}  {100 * right / max(count, 1):.2f} %  {count - right} of {count} wrong")
-    if args.predictions:
+    if args.predictions is not None:
         try:
             write_predictions(args.predictions, prediction_rows(logits, labels))
         except OSError as error:

@@ -11,6 +11,7 @@ The run directory is the source of truth, and W&B one sink of it:
     wandb/           W&B's own files
 """
 
+import errno
 import json
 import math
 import os
@@ -76,7 +77,13 @@ def measure(logits: Tensor, labels: Tensor) -> dict:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a scratch path to write to. It becomes `path` if all went well and is removed if not."""
+    """Yield a scratch path to write to. It becomes `path` if all went well and is removed if not.
+
+    A link is followed. Raises OSError where `path` is a folder, a device or another thing that is no file.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a file that can be replaced", str(path))
     scratch = path.with_name(f".{path.name}.partial")
     try:
         yield scratch
@@ -338,7 +345,12 @@ def start_wandb(run_dir: Path, config: dict):
         run = wandb.init(mode=mode, **options)
     except wandb.Error as error:
         print(f"W&B: offline, because: {str(error).splitlines()[0]}", file=sys.stderr)
-        run = wandb.init(mode="offline", **options)
+        try:
+            run = wandb.init(mode="offline", **options)
+        except wandb.Error as again:
+            raise RunError(
+                f"W&B: {str(again).splitlines()[0]}. Mend WANDB_* or set WANDB_MODE=disabled."
+            ) from again
     except ValueError as error:  # from its settings' types
         raise RunError(
             f"W&B refuses its environment: {' '.join(str(error).split())}. Mend WANDB_*."

@@ -56,9 +56,9 @@ class Config:
     schedule: str = setting("one_cycle", "learning rate over the run", choices=("one_cycle", "constant"))
     label_smoothing: float = setting(0.0, "share of a label spread over all classes", low=0.0, high=0.99)
     max_shift: int = setting(2, "pixels a training image is moved by at most, each way", low=0, high=14)
-    l1_size: int = setting(32, "channels of the first convolution", low=1)
-    l2_size: int = setting(64, "channels of the second convolution", low=1)
-    conv_kernel: int = setting(5, "height and width of both convolutions, odd", low=1)
+    l1_size: int = setting(32, "channels of the first convolution", low=1, high=4096)
+    l2_size: int = setting(64, "channels of the second convolution", low=1, high=4096)
+    conv_kernel: int = setting(5, "height and width of both convolutions, odd", low=1, high=99)
     seed: int = setting(0, "of the weights, the order and the shifts", low=0, high=2**63 - 1)
     precision: str = setting(
         "auto", "of training, fp16 on GPUs only", choices=("auto", "fp32", "bf16", "fp16")
@@ -82,7 +82,7 @@ class Config:
                 raise ConfigError(f"--{f.name} must be {bounds}, not {value}")
         if self.conv_kernel % 2 == 0:
             raise ConfigError(f"--conv_kernel must be odd, not {self.conv_kernel}")
-        if self.log_images != "all" and not self.log_images.isdecimal():
+        if self.log_images != "all" and not (self.log_images.isdecimal() and len(self.log_images) < 10):
             raise ConfigError(f"--log_images must be a number or all, not {self.log_images}")
         if self.resume and self.run_dir is None:
             raise ConfigError("--resume needs the --run_dir of the run to go on with")
@@ -179,6 +179,10 @@ def prepare(config: Config) -> tuple[Config, ImageData]:
     data = load_data(config.dataset, config.data_dir, config.val_size)
     if config.batch_size > len(data.train_images):
         raise ConfigError(f"--batch_size {config.batch_size} exceeds the {len(data.train_images)} images")
+    if min(data.train_images.shape[2:]) < 4:
+        raise ConfigError(
+            f"{config.data_dir}: images of {list(data.train_images.shape[2:])} pixels; need 4 each way"
+        )
     if config.resume and data.name != config.dataset:
         raise ConfigError(
             f"{config.run_dir} trains on {config.dataset}, {config.data_dir} holds {data.name}"

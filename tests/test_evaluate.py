@@ -58,5 +58,9 @@ def test_bad_input_ends_in_one_line(finished, small_dir, tmp_path):
     assert_one_line_error(
         run("evaluate.py", model, "--data_dir", damaged, cwd=tmp_path), "t10k-labels-idx1-ubyte"
     )
+    before = model.read_bytes()
+    arguments = ("--data_dir", small_dir, "--predictions", model)
+    assert_one_line_error(run("evaluate.py", model, *arguments, cwd=tmp_path), "replace the model")
+    assert model.read_bytes() == before
     arguments = ("--data_dir", small_dir, "--predictions", "no/such/folder.csv")
     assert_one_line_error(run("evaluate.py", model, *arguments, cwd=tmp_path), "no/such/folder.csv")
