@@ -47,9 +47,7 @@ class DownloadError(OSError):
 class ImageData:
     """A training set and a set to evaluate on: images uint8 (N, C, H, W), labels int64 (N,)."""
 
-    name: (
-        str  # what it really is: "mnist", "synthetic", or "mnist-format" for other pictures in MNIST's files
-    )
+    name: str  # what it really is: "mnist-format" for other pictures in MNIST's files
     classes: list[str]  # the K names; label k is classes[k]
     train_images: Tensor
     train_labels: Tensor
@@ -200,10 +198,8 @@ def load_split(name: str, data_dir: str | Path, train: bool) -> tuple[str, Tenso
     """
     if name == "synthetic":
         return name, *(draw_digits(60_000, seed=0) if train else draw_digits(10_000, seed=1))
-    from torchvision.datasets.mnist import (
-        read_image_file,
-        read_label_file,
-    )  # slow to import; drawn digits do without
+    # Imported here because it is slow, and drawn digits do without.
+    from torchvision.datasets.mnist import read_image_file, read_label_file
 
     raw = Path(data_dir) / "MNIST" / "raw"
     images_file, labels_file = (raw / file for file in MNIST_MD5 if file.startswith("train") == train)

@@ -319,9 +319,7 @@ def start_wandb(run_dir: Path, config: dict):
     """
     folder = run_dir.resolve()
     defaults = {  # what W&B takes from the environment alone
-        "WANDB_DATA_DIR": str(
-            folder / "wandb"
-        ),  # artifacts are staged there, by default in the home directory
+        "WANDB_DATA_DIR": str(folder / "wandb"),  # artifacts wait there, else in the home directory
         "WANDB_CACHE_DIR": str(folder / "wandb" / "cache"),
         "WANDB_SILENT": "true",  # its ten lines; we print one
     }

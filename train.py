@@ -59,7 +59,7 @@ class Config:
     l1_size: int = setting(32, "channels of the first convolution", low=1, high=4096)
     l2_size: int = setting(64, "channels of the second convolution", low=1, high=4096)
     conv_kernel: int = setting(5, "height and width of both convolutions, odd", low=1, high=99)
-    seed: int = setting(0, "of the weights, the order and the shifts", low=0, high=2**63 - 1)
+    seed: int = setting(0, "random seed of the weights, the order and the shifts", low=0, high=2**63 - 1)
     precision: str = setting(
         "auto", "of training, fp16 on GPUs only", choices=("auto", "fp32", "bf16", "fp16")
     )
@@ -134,7 +134,7 @@ def train(config: Config) -> None:
             )
             first_step = (epoch - 1) * steps_per_epoch + 1
             for step, (images, labels) in enumerate(log.track(epoch, shuffled), first_step):
-                # images uint8 (B, C, H, W), labels int64 (B,)
+                # images: uint8 (B, C, H, W), labels: int64 (B,); both on the device already
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step, config.epochs * steps_per_epoch)
                 with autocast:
@@ -171,7 +171,7 @@ def prepare(config: Config) -> tuple[Config, ImageData]:
 
     The config that comes back says what is really used wherever it said "auto".
     """
-    wandb_mode()
+    wandb_mode()  # refused now if it is wrong, not when there is a directory already
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
     if config.run_dir and not config.resume:
