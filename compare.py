@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -25,9 +26,11 @@ import pandas as pd
 from PIL import Image
 
 from data import DATASETS, DataError, load_data, load_split
-from logging_utils import replacing
+from logging_utils import exit_status, replacing
 
 ALL_RIGHT = "all right"
+MAX_CLASSES = 100  # their matrices and score bars are still readable
+USED_FACTS = {"classes": list, "dataset": str, "data_dir": str, "val_size": int, "parameters": int}
 RUN_FACTS = {"run_dir", "data_dir", "classes", "parameters"}  # in config.json, but not settings to compare
 
 
@@ -75,11 +78,11 @@ class Run:
 def load_run(argument: str) -> Run:
     """The predictions an argument stands for: a run directory, RUN@EPOCH, or a CSV file."""
     path, epoch = Path(argument), None
-    if not path.exists() and (match := re.fullmatch(r"(.+)@(\d+)", argument)):
+    if not os.path.exists(path) and (match := re.fullmatch(r"(.+)@(\d{1,9})", argument)):
         path, epoch = Path(match[1]), int(match[2])
-    if path.is_file() and epoch is None:
+    if os.path.isfile(path) and epoch is None:
         return Run(path.stem, path, *read_predictions(path))
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise CompareError(f"{argument} is neither a run directory, RUN@EPOCH nor a predictions CSV")
     files = {
         int(file.stem[6:]): file
@@ -94,12 +97,23 @@ def load_run(argument: str) -> Run:
     if epoch not in files:
         raise CompareError(f"{path} has no epoch {epoch}, only {', '.join(map(str, sorted(files)))}")
     try:
-        config = dict(json.loads((path / "config.json").read_text()))
-        summary = json.loads((path / "summary.json").read_text())
-        metrics = pd.read_csv(path / "metrics.csv")
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        for name, kind in USED_FACTS.items():
+            if not isinstance(config.get(name, kind()), kind):
+                raise ValueError(f"{name} is {config[name]!r:.40}")
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
         seconds = float(sum(summary["train_seconds"][:epoch]))
-        metrics[["step", "epoch", "loss", "wrong"]].astype(float)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        metrics = pd.read_csv(path / "metrics.csv")[["step", "epoch", "loss", "wrong"]].astype(float)
+        metrics = metrics.where(metrics.abs() < 1e9)  # no curve has a place for infinity
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise CompareError(
             f"{path} is damaged ({error}). Name its CSV file instead: {files[epoch]}"
         ) from error
@@ -109,8 +123,8 @@ def load_run(argument: str) -> Run:
 def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Ids, truths, guesses (N,) and scores (N, K) of a predictions file, sorted by id."""
     try:
-        table = pd.read_csv(path, compression=None)
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        table = pd.read_csv(path, compression=None, low_memory=False)
+    except (OSError, ValueError, ArithmeticError) as error:  # pandas' own errors are ValueErrors
         raise CompareError(f"{path} cannot be read as CSV: {str(error).splitlines()[0]}") from error
     columns = [name for name in table.columns if name.startswith("score_")]
     missing = {"id", "guess", "truth", "score_0", "score_1"} - set(table.columns)
@@ -122,9 +136,16 @@ def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
         raise CompareError(
             f"{path}: the score columns must be score_0 to score_{len(columns) - 1}, in order"
         )
+    if len(columns) > MAX_CLASSES:
+        raise CompareError(f"{path} has {len(columns)} classes, a page has room for {MAX_CLASSES}")
     if table.empty:
         raise CompareError(f"{path} has no rows")
-    numbers = table[["id", "truth", "guess", *columns]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    try:
+        numbers = (
+            table[["id", "truth", "guess", *columns]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+        )
+    except (ArithmeticError, ValueError) as error:  # integers of hundreds of digits
+        raise CompareError(f"{path} has a number that is too large") from error
     bad = ~np.isfinite(numbers)
     bad[:, :3] |= (numbers[:, :3] > 2**53) | (numbers[:, :3] < 0) | (numbers[:, :3] % 1 != 0)
     bad[:, 1:3] |= numbers[:, 1:3] >= len(columns)
@@ -359,9 +380,9 @@ def curves_section(runs: list[Run]) -> str:
         if run.metrics is None or run.path.resolve() in seen:
             continue
         seen.add(run.path.resolve())
-        epochs = run.metrics.dropna(subset="wrong")
+        epochs = run.metrics.dropna(subset=["epoch", "wrong"])
         wrong[i] = list(zip(epochs["epoch"], epochs["wrong"]))
-        steps = run.metrics.dropna(subset="loss")
+        steps = run.metrics.dropna(subset=["step", "loss"])
         bins = steps.groupby(
             np.arange(len(steps)) * 300 // max(len(steps), 300)
         ).mean()  # 300 points at most
@@ -688,19 +709,14 @@ def compare(args: argparse.Namespace) -> None:
     page = build_page(runs, pairs, classes, pictures)
     try:
         with replacing(Path(args.out)) as scratch:
-            scratch.write_text(page, encoding="utf-8")
+            scratch.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise CompareError(f"--out {args.out}: {error.strerror}. Choose another path") from error
     print(f"page  {args.out} ({len(page.encode()) / 1e6:.1f} MB)")
 
 
 def main() -> int:
-    try:
-        compare(parse_args())
-    except CompareError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: compare(parse_args()), CompareError)
 
 
 if __name__ == "__main__":

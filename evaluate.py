@@ -13,12 +13,8 @@ import time
 from pathlib import Path
 
 from data import CLASSES, DATASETS, DataError, find_dataset, load_split
-from logging_utils import measure, prediction_rows, write_predictions
-from model import ModelError, infer, load_torchscript, pick_device
-
-
-class OutputError(Exception):
-    """The predictions cannot be written where they were asked for."""
+from logging_utils import exit_status, measure, prediction_rows, write_predictions
+from model import INFER_BATCH, ModelError, infer, load_torchscript, pick_device
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,7 +30,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--device", default="auto", help="auto (the GPU where there is one), cpu, cuda, cuda:1"
     )
-    parser.add_argument("--batch_size", type=int, default=1000, help="images at a time [1000]")
+    parser.add_argument(
+        "--batch_size", type=int, default=INFER_BATCH, help=f"images at a time [{INFER_BATCH}]"
+    )
     parser.add_argument(
         "--predictions", metavar="OUT.csv", help="write id, guess, truth, scores of every image there"
     )
@@ -52,7 +50,7 @@ def evaluate(args: argparse.Namespace) -> None:
     try:
         classes, shape = [str(name) for name in metadata["classes"]], list(metadata["input"]["shape"])[1:]
         trained_on, version = str(metadata["dataset"]), str(metadata["torch"])
-    except (KeyError, TypeError) as error:
+    except (LookupError, TypeError) as error:
         raise ModelError(
             f"{args.model} has no classes, input shape, dataset or torch in its metadata"
         ) from error
@@ -63,19 +61,20 @@ def evaluate(args: argparse.Namespace) -> None:
         cure = f"Choose the --dataset it was trained on, {trained_on}"
         raise ModelError(f"{args.model} is for {takes} (C, H, W), {dataset} has {has}. {cure}")
 
-    model, images = model.to(device), images.to(device)
+    model, images, batch_size = model.to(device), images.to(device), min(args.batch_size, len(images))
     try:
-        infer(model, images[: args.batch_size])  # not timed: TorchScript compiles at its first call
+        infer(model, images[:batch_size])  # not timed: TorchScript compiles at its first call
         start = time.perf_counter()
-        logits = infer(model, images, args.batch_size).cpu()  # (N, K)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
+        logits = infer(model, images, batch_size).float().cpu()  # (N, K)
+    except Exception as error:  # a program by someone else, which may raise anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise ModelError(f"{args.model} fails on these images: {reason}") from error
     seconds = time.perf_counter() - start
     if logits.shape != (len(images), len(classes)):
-        raise ModelError(
-            f"{args.model} gives {list(logits.shape)} logits, not {[len(images), len(classes)]}"
-        )
+        shapes = f"{list(logits.shape)} logits, not {[len(images), len(classes)]}"
+        raise ModelError(f"{args.model} gives {shapes}. Use a model.pt that train.py exported")
+    if not logits.isfinite().all():
+        raise ModelError(f"{args.model} gives logits that are no numbers. Train it again")
 
     metrics, correct = measure(logits, labels), logits.argmax(1) == labels
     print(
@@ -92,22 +91,12 @@ def evaluate(args: argparse.Namespace) -> None:
         right, count = of_class.sum().item(), len(of_class)
         print(f"{name:8}  {100 * right / max(count, 1):.2f} %  {count - right} of {count} wrong")
     if args.predictions is not None:
-        try:
-            write_predictions(args.predictions, prediction_rows(logits, labels))
-        except OSError as error:
-            raise OutputError(
-                f"--predictions {args.predictions}: {error.strerror}. Choose a path you can write to"
-            ) from error
+        write_predictions(args.predictions, prediction_rows(logits, labels))
         print(f"wrote     {args.predictions}")
 
 
 def main() -> int:
-    try:
-        evaluate(parse_args())
-    except (DataError, ModelError, OutputError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: evaluate(parse_args()), DataError, ModelError)
 
 
 if __name__ == "__main__":

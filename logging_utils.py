@@ -17,21 +17,25 @@ import math
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
 PROJECT = "table-quickstart"  # on W&B, unless WANDB_PROJECT says otherwise
 TABLE = "test_predictions"
+LOCK = ".lock"  # in a run directory, held by the process that writes to it
 FETCH_EVERY = 50  # steps between two fetches of the losses; each fetch waits for the device
 INIT_TIMEOUT = 20  # seconds W&B's server has to answer at the start, or the run goes offline
 FINISH_TIMEOUT = 30  # seconds W&B has to upload the rest at the end; `wandb sync` does it later
@@ -59,7 +63,7 @@ def write_predictions(path: str | Path, rows: list[list]) -> None:
     """Write rows of `prediction_columns` as CSV. Nine digits restore a float32 score exactly."""
     scores = len(rows[0]) - 3
     line = "%d,%d,%d" + ",%.9g" * scores + "\n"
-    with replacing(Path(path)) as scratch, open(scratch, "w", newline="") as file:
+    with replacing(Path(path)) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
         file.write(",".join(prediction_columns(scores)) + "\n")
         file.writelines(line % tuple(row) for row in rows)
 
@@ -88,40 +92,46 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield scratch
         os.replace(scratch, path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say
+        raise
     finally:
         scratch.unlink(missing_ok=True)
 
 
 def write_json(path: Path, record: dict) -> None:
     with replacing(path) as scratch:
-        scratch.write_text(json.dumps(record, indent=2) + "\n")
+        scratch.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to a file: all of it, or on an OSError nothing."""
+    with open(path, "ab") as file:
+        size = file.tell()
+        try:
+            file.write(text.encode())
+            file.flush()
+        except OSError as error:
+            os.truncate(path, size)
+            error.filename = str(path)
+            raise
 
 
 def check_unused(run_dir: str | Path) -> None:
     """Raise RunError where the directory of a new run already holds something."""
-    if Path(run_dir).is_dir() and any(Path(run_dir).iterdir()):
+    if Path(run_dir).is_dir() and set(os.listdir(run_dir)) - {LOCK}:
         raise RunError(f"--run_dir {run_dir} is in use. Add --resume to go on with it, or choose another.")
 
 
 def create_run_dir(run_dir: str | None) -> Path:
     """Make the directory of a run: the one named, new or empty, else the next free number below runs/.
 
-    Raises RunError where it is in use or cannot be written.
+    Raises RunError where it is in use.
     """
-    try:
-        path = next_run_dir() if run_dir is None else Path(run_dir)
-        path.mkdir(parents=True, exist_ok=True)
-        check_unused(path)
-        (path / "predictions").mkdir()  # fails if another run came in between
-        return path
-    except OSError as error:
-        raise RunError(
-            f"--run_dir {error.filename}: {error.strerror}. Choose one you can write to."
-        ) from error
-
-
-def next_run_dir() -> Path:
-    """Make runs/001, or the next after the highest number there."""
+    if run_dir is not None:
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+        check_unused(run_dir)
+        return Path(run_dir)
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
     number = max((int(run.name) for run in runs.iterdir() if run.name.isdecimal()), default=0)
@@ -161,7 +171,82 @@ def describe_environment(device: torch.device) -> dict:
 
 
 # ----------------------------------------------------------------------------------------------------------
+# The process
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the program. Arguments: the signal's number, what to tell the user."""
+
+
+class StopSignals:
+    """Holds back SIGINT and SIGTERM until `check` is called, so that they cut nothing in two.
+
+    The second one ends the process at once.
+    """
+
+    def __init__(self, message: str):
+        self.message, self.received = message, None
+
+    def __enter__(self) -> "StopSignals":
+        self.handlers = {n: signal.signal(n, self.note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def note(self, number: int, frame) -> None:
+        self.received = number
+        for each in self.handlers:
+            signal.signal(each, signal.SIG_DFL)
+
+    def check(self) -> None:
+        """Raise Stopped if there was a signal."""
+        if self.received is not None:
+            raise Stopped(self.received, self.message)
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+
+def exit_status(program: Callable[[], None], *errors: type[Exception]) -> int:
+    """Run a program. What its user can mend, `errors` and OSErrors, becomes one line and status 2."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
+    try:
+        program()
+        if sys.stdout:
+            sys.stdout.flush()  # now, where it can still be caught
+        return 0
+    except errors as error:
+        message, status = f"error: {error}", 2
+    except BrokenPipeError:  # by `| head`; Python itself would find it once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        message, status = "stopped: nothing reads the output any more", 128 + signal.SIGPIPE
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        cure = "Make room there or choose a place you can write to."
+        message, status = f"error: {where}{error.strerror or error}. {cure}", 2
+    except Stopped as stopped:
+        message, status = (
+            f"stopped by {signal.Signals(stopped.args[0]).name}: {stopped.args[1]}",
+            128 + stopped.args[0],
+        )
+    except KeyboardInterrupt:
+        message, status = "interrupted", 128 + signal.SIGINT
+    print(message, file=sys.stderr)
+    return status
+
+
+# ----------------------------------------------------------------------------------------------------------
 # The run
+
+
+def finished_epochs(run_dir: str | Path) -> int:
+    """The epochs of a run that has exported its model, 0 where it has not."""
+    try:
+        summary = json.loads((Path(run_dir) / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
+    exported = isinstance(summary, dict) and "finished" in summary and (Path(run_dir) / "model.pt").exists()
+    return summary["epoch"] if exported else 0
 
 
 class RunLogger:
@@ -170,38 +255,51 @@ class RunLogger:
     Args:
         run_dir: from `create_run_dir`, or that of the run to resume.
         config: every setting and what it runs on, for config.json and W&B. Of these the logger itself uses
-            dataset, epochs, img_count (rows of the W&B table) and log_images (how many have pictures).
+            dataset and epochs, and W&B's table img_count (its rows) and log_images (how many have pictures).
         data: has train_images, which are counted, and test_images, uint8 (N, C, H, W), for the pictures.
+        resume_after: the epochs that the run to resume has finished; None for a new run.
+
+    Raises RunError where another process writes to the directory, or what it holds cannot be gone on with.
     """
 
-    def __init__(self, run_dir: Path, config: dict, data):
+    def __init__(self, run_dir: Path, config: dict, data, resume_after: int | None = None):
         self.run_dir, self.dataset, self.epochs = run_dir, config["dataset"], config["epochs"]
-        self.img_count = config["img_count"]
-        self.train_count, self.test_images = len(data.train_images), data.test_images.cpu()
-        every = config["log_images"] == "all"
-        self.watched = len(self.test_images) if every else int(config["log_images"])
-        self.pictures = {}  # id -> wandb.Image, each built once
+        self.train_count = len(data.train_images)
         self.losses = []  # of the steps since the last fetch, on the device
         self.step = 0
         self.summary = {"train_seconds": []}
-        if not (run_dir / "config.json").exists():
-            (run_dir / "metrics.csv").write_text("step,epoch,loss,acc,test_loss,wrong\n")
-            write_json(run_dir / "config.json", config)
-        self.wandb_run, self.borrowed = start_wandb(run_dir, config)
-
-    def resume(self, epoch: int) -> None:
-        """Forget what was written after the end of `epoch`, so that it is not there twice."""
-        metrics, summary = self.run_dir / "metrics.csv", self.run_dir / "summary.json"
+        self.lock = FileLock(run_dir / LOCK, timeout=0)
         try:
-            header, *rows = metrics.read_text().splitlines(keepends=True)
-            kept = [row for row in rows if row.count(",") == 5 and int(row.split(",")[1]) <= epoch]
-            if epoch:
-                self.summary = json.loads(summary.read_text())
-                self.summary["train_seconds"] = self.summary["train_seconds"][:epoch]
-        except (OSError, ValueError, KeyError) as error:
-            raise RunError(f"{metrics} or {summary} is missing or damaged. Start a new run.") from error
+            self.lock.acquire()  # the system takes it back whatever becomes of this process
+        except Timeout:
+            raise RunError(f"another process is writing to --run_dir {run_dir}. Choose another.") from None
+        try:
+            if resume_after is None:
+                check_unused(run_dir)
+            write_json(run_dir / "config.json", config)
+            (run_dir / "predictions").mkdir(exist_ok=True)
+            self.start_metrics(resume_after or 0)
+            self.wandb = WandbRun(run_dir, config, data.test_images.cpu())
+            if resume_after is not None:
+                print(f"going on after epoch {resume_after}", flush=True)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def start_metrics(self, epochs: int) -> None:
+        """Begin metrics.csv, or forget what it got after the end of so many epochs: that comes again."""
+        metrics, summary = self.run_dir / "metrics.csv", self.run_dir / "summary.json"
+        kept = []
+        if epochs:
+            try:
+                rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
+                kept = [row for row in rows if int(row.split(",")[1]) <= epochs]
+                self.summary = json.loads(summary.read_text(encoding="utf-8"))
+                self.summary["train_seconds"] = self.summary["train_seconds"][:epochs]
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                raise RunError(f"{metrics} or {summary} is missing or damaged. Start a new run.") from error
         with replacing(metrics) as scratch:
-            scratch.write_text(header + "".join(kept))
+            scratch.write_text("step,epoch,loss,acc,test_loss,wrong\n" + "".join(kept), encoding="utf-8")
 
     def track(self, epoch: int, batches: Iterable) -> Iterator:
         """Pass an epoch's (images, labels) through, timed, with a progress bar on a terminal."""
@@ -228,15 +326,16 @@ class RunLogger:
             return
         losses = torch.stack(self.losses).tolist()
         self.losses.clear()
-        with open(self.run_dir / "metrics.csv", "a") as file:
-            for step, loss in enumerate(losses, self.step - len(losses) + 1):
-                file.write(f"{step},{self.epoch},{loss:.9g},,,\n")
-                self.wandb_run.log({"loss": loss})
-                if not math.isfinite(loss):
-                    raise RunError(
-                        f"the loss is {loss} in epoch {self.epoch}, step {step}. "
-                        "Lower --lr or take --precision fp32. The last finished epoch is kept."
-                    )
+        steps = range(self.step - len(losses) + 1, self.step + 1)
+        lines = [f"{step},{self.epoch},{loss:.9g},,,\n" for step, loss in zip(steps, losses)]
+        append(self.run_dir / "metrics.csv", "".join(lines))
+        self.wandb.log_losses(losses)
+        for step, loss in zip(steps, losses):
+            if not math.isfinite(loss):
+                raise RunError(
+                    f"the loss is {loss} in epoch {self.epoch}, step {step}. "
+                    "Lower --lr or take --precision fp32. The last finished epoch is kept."
+                )
         self.bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
 
     def log_epoch(self, logits: Tensor, labels: Tensor) -> None:
@@ -244,17 +343,104 @@ class RunLogger:
         metrics = measure(logits, labels)
         rows = prediction_rows(logits, labels)
         write_predictions(self.run_dir / "predictions" / f"epoch-{self.epoch:03d}.csv", rows)
-        with open(self.run_dir / "metrics.csv", "a") as file:
-            acc, loss, wrong = (metrics[name] for name in ("acc", "test_loss", "wrong"))
-            file.write(f"{self.step},{self.epoch},,{acc:.9g},{loss:.9g},{wrong}\n")
+        acc, loss, wrong = (metrics[name] for name in ("acc", "test_loss", "wrong"))
+        append(self.run_dir / "metrics.csv", f"{self.step},{self.epoch},,{acc:.9g},{loss:.9g},{wrong}\n")
         self.summary.update(epoch=self.epoch, dataset=self.dataset, **metrics)
         write_json(self.run_dir / "summary.json", self.summary)
-        self.wandb_run.log(
-            {"epoch": self.epoch, "dataset": self.dataset, **metrics, TABLE: self.table(rows)}
-        )
+        self.wandb.log_epoch({"epoch": self.epoch, "dataset": self.dataset, **metrics}, rows)
         seconds = self.summary["train_seconds"][-1]
         epoch = f"epoch {self.epoch}/{self.epochs}"
         print(f"{epoch}  loss {loss:.3f}  accuracy {acc:.2f} %  {wrong} wrong  {seconds:.1f} s", flush=True)
+
+    def log_model(self, path: Path, metadata: dict) -> None:
+        """Record the exported model, the last thing a run makes."""
+        self.wandb.log_model(path, metadata)
+        write_json(self.run_dir / "summary.json", {**self.summary, "finished": True})
+
+    def __enter__(self) -> "RunLogger":
+        return self
+
+    def __exit__(self, error_type, error, traceback) -> None:
+        self.wandb.finish(exit_code=0 if error_type is None else 1)
+        self.lock.release()
+
+
+# ----------------------------------------------------------------------------------------------------------
+# W&B
+
+
+class WandbRun:
+    """A run on W&B. Nothing is asked: it is what WANDB_MODE says, else online with a key, else offline.
+
+    Whatever goes wrong on W&B's side costs it the rest of the run and prints one line; training goes on.
+
+    Raises RunError where the user's own WANDB_* settings are no good.
+    """
+
+    def __init__(self, run_dir: Path, config: dict, images: Tensor):
+        self.images = images  # uint8 (N, C, H, W), whose ids the tables' rows have
+        self.rows = config["img_count"]
+        self.watched = len(images) if config["log_images"] == "all" else int(config["log_images"])
+        self.pictures = {}  # id -> wandb.Image, each built once
+        folder = run_dir.resolve()
+        defaults = {  # what W&B takes from the environment alone; a user's own value wins
+            "WANDB_DATA_DIR": str(folder / "wandb"),  # artifacts wait there, else in the home directory
+            "WANDB_CACHE_DIR": str(folder / "wandb" / "cache"),
+            "WANDB_SILENT": "true",  # its ten lines; we print one
+        }
+        self.borrowed = {name: value for name, value in defaults.items() if name not in os.environ}
+        os.environ.update(self.borrowed)
+        import wandb  # here, because it takes most of a second, and the other programs do without
+
+        settings = wandb.Settings(
+            init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT, finish_timeout_raises=True
+        )
+        options = {
+            "project": os.environ.get("WANDB_PROJECT", PROJECT),
+            "name": os.environ.get("WANDB_NAME", run_dir.name),
+            "dir": os.environ.get("WANDB_DIR", folder),
+            "settings": settings,
+            "config": config,
+        }
+        mode = wandb_mode()
+        try:
+            if mode in (None, "online") and not wandb.login(prompt=False, verify=False):
+                if mode:
+                    print(
+                        "W&B: offline, because no API key is set up (wandb login does it)", file=sys.stderr
+                    )
+                mode = "offline"
+            run = wandb.init(mode=mode, **options)
+        except wandb.Error as error:
+            print(f"W&B: offline, because: {reason(error)}", file=sys.stderr)
+            try:
+                run = wandb.init(mode="offline", **options)
+            except wandb.Error as again:
+                raise RunError(f"W&B: {reason(again)}. Mend WANDB_* or set WANDB_MODE=disabled.") from again
+        except ValueError as error:  # from its settings' types
+            raise RunError(f"W&B refuses its environment: {reason(error)}. Mend WANDB_*.") from error
+        self.run, self.lost = run, False
+        self.attempt(self.define_metrics)
+
+    def define_metrics(self) -> None:
+        self.run.define_metric("epoch")
+        for metric in ("acc", "test_loss", "wrong"):
+            self.run.define_metric(metric, step_metric="epoch")
+
+    def attempt(self, action: Callable[[], None]) -> None:
+        if self.lost:
+            return
+        try:
+            action()
+        except Exception as error:  # whatever it is, the run's own files are whole
+            self.lost = True
+            print(f"W&B: no further records, because: {reason(error)}", file=sys.stderr)
+
+    def log_losses(self, losses: list[float]) -> None:
+        self.attempt(lambda: [self.run.log({"loss": loss}) for loss in losses])
+
+    def log_epoch(self, metrics: dict, rows: list[list]) -> None:
+        self.attempt(lambda: self.run.log({**metrics, TABLE: self.table(rows)}))
 
     def table(self, rows: list[list]):
         """The W&B table of `rows`: watched and wrong ones with their picture."""
@@ -262,9 +448,9 @@ class RunLogger:
 
         columns = prediction_columns(len(rows[0]) - 3)
         types = [int, wandb.Image, int, int, *[float] * (len(columns) - 3)]
-        table = wandb.Table(columns=["id", "image", *columns[1:]], dtype=types)
+        table = table_class()(columns=["id", "image", *columns[1:]], dtype=types)
         # Typed above and filled at once: add_data checks every cell, which takes longer than all the rest.
-        table.data = [[row[0], self.picture(row), *row[1:]] for row in rows[: self.img_count]]
+        table.data = [[row[0], self.picture(row), *row[1:]] for row in rows[: self.rows]]
         return table
 
     def picture(self, row: list):
@@ -275,33 +461,62 @@ class RunLogger:
         if index >= self.watched and guess == truth:
             return None
         if index not in self.pictures:
-            image = self.test_images[index].permute(1, 2, 0).squeeze(2)  # (H, W, C), (H, W) if C is 1
+            image = self.images[index].permute(1, 2, 0).squeeze(2)  # (H, W, C), (H, W) if C is 1
             self.pictures[index] = wandb.Image(image.numpy())
         return self.pictures[index]
 
     def log_model(self, path: Path, metadata: dict) -> None:
-        """Hand the exported model to W&B as an artifact of type "model"."""
         import wandb
 
         artifact = wandb.Artifact("model", type="model", metadata=metadata)
-        artifact.add_file(str(path), name="model.pt")
-        self.wandb_run.log_artifact(artifact)
+        self.attempt(
+            lambda: (artifact.add_file(str(path), name="model.pt"), self.run.log_artifact(artifact))
+        )
 
-    def __enter__(self) -> "RunLogger":
-        return self
+    def finish(self, exit_code: int) -> None:
+        """Upload what is left, for FINISH_TIMEOUT at most."""
+        import wandb
 
-    def __exit__(self, error_type, error, traceback) -> None:
-        self.wandb_run.finish(exit_code=0 if error_type is None else 1)
+        self.attempt(lambda: self.run.finish(exit_code=exit_code))
+        if self.lost:
+            with suppress(Exception):  # a process of W&B's that is gone would be missed at exit again
+                wandb.teardown(exit_code)
         for name in self.borrowed:
             os.environ.pop(name, None)
 
     def how_to_see(self) -> str:
         """Where the run is on W&B, or the command that puts it there."""
-        if self.wandb_run.disabled:
+        if self.run.disabled:
             return "disabled by WANDB_MODE"
-        if self.wandb_run.offline:
-            return f"wandb sync {shlex.quote(os.path.relpath(Path(self.wandb_run.dir).parent))}"
-        return self.wandb_run.url
+        if self.run.offline or self.lost:
+            return f"wandb sync {shlex.quote(os.path.relpath(Path(self.run.dir).parent))}"
+        return self.run.url
+
+
+def reason(error: Exception) -> str:
+    """The start of an error's message, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+@cache
+def table_class() -> type:
+    """wandb.Table for cells that are JSON as they are, but for pictures in column 1.
+
+    W&B converts cell by cell what it does not know to be plain, which doubles the time a table takes.
+    """
+    import wandb
+
+    class PredictionTable(wandb.Table):
+        def to_json(self, target) -> dict:
+            rows, self.data = self.data, []
+            record = super().to_json(target)  # of everything but the rows
+            self.data = rows
+            record["nrows"] = len(rows)
+            if "data" in record:
+                record["data"] = [[row[0], row[1] and row[1].to_json(target), *row[2:]] for row in rows]
+            return record
+
+    return PredictionTable
 
 
 def wandb_mode() -> str | None:
@@ -310,50 +525,3 @@ def wandb_mode() -> str | None:
     if mode not in (None, "online", "offline", "disabled"):
         raise RunError(f"WANDB_MODE is {mode}. Unset it, or use online, offline or disabled.")
     return mode
-
-
-def start_wandb(run_dir: Path, config: dict):
-    """Start a W&B run without asking anything: as WANDB_MODE says, else online with a key, else offline.
-
-    Returns the run, and the environment variables that were set for it; a user's own value of one wins.
-    """
-    folder = run_dir.resolve()
-    defaults = {  # what W&B takes from the environment alone
-        "WANDB_DATA_DIR": str(folder / "wandb"),  # artifacts wait there, else in the home directory
-        "WANDB_CACHE_DIR": str(folder / "wandb" / "cache"),
-        "WANDB_SILENT": "true",  # its ten lines; we print one
-    }
-    borrowed = {name: value for name, value in defaults.items() if name not in os.environ}
-    os.environ.update(borrowed)
-    import wandb  # here, because it takes most of a second, and the other programs do without
-
-    options = {
-        "project": os.environ.get("WANDB_PROJECT", PROJECT),
-        "name": os.environ.get("WANDB_NAME", run_dir.name),
-        "dir": os.environ.get("WANDB_DIR", folder),
-        "settings": wandb.Settings(init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT),
-        "config": config,
-    }
-    mode = wandb_mode()
-    try:
-        if mode in (None, "online") and not wandb.login(prompt=False, verify=False):
-            if mode:
-                print("W&B: offline, because no API key is set up (wandb login does it)", file=sys.stderr)
-            mode = "offline"
-        run = wandb.init(mode=mode, **options)
-    except wandb.Error as error:
-        print(f"W&B: offline, because: {str(error).splitlines()[0]}", file=sys.stderr)
-        try:
-            run = wandb.init(mode="offline", **options)
-        except wandb.Error as again:
-            raise RunError(
-                f"W&B: {str(again).splitlines()[0]}. Mend WANDB_* or set WANDB_MODE=disabled."
-            ) from again
-    except ValueError as error:  # from its settings' types
-        raise RunError(
-            f"W&B refuses its environment: {' '.join(str(error).split())}. Mend WANDB_*."
-        ) from error
-    run.define_metric("epoch")
-    for metric in ("acc", "test_loss", "wrong"):
-        run.define_metric(metric, step_metric="epoch")
-    return run, borrowed

@@ -51,6 +51,33 @@ def assert_one_line_error(result: subprocess.CompletedProcess, *words: str) -> N
         assert word in lines[0]
 
 
+def contents(run_dir: Path) -> dict[str, bytes]:
+    """What a run must reproduce: every CSV file, and the weights."""
+    files = {str(path.relative_to(run_dir)): path.read_bytes() for path in sorted(run_dir.rglob("*.csv"))}
+    state = torch.load(run_dir / "checkpoint.pt", weights_only=True, map_location="cpu")["model"]
+    return {**files, **{name: weight.numpy().tobytes() for name, weight in state.items()}}
+
+
+FAULTS = {}  # kind -> how many were injected and survived
+
+
+@pytest.fixture
+def faults():
+    """Call it with the kind of fault that was survived, and how many."""
+
+    def survived(kind: str, count: int = 1) -> None:
+        FAULTS[kind] = FAULTS.get(kind, 0) + count
+
+    return survived
+
+
+def pytest_terminal_summary(terminalreporter):
+    if FAULTS:
+        terminalreporter.section("faults survived")
+        for kind, count in FAULTS.items():
+            terminalreporter.write_line(f"{count:6}  {kind}")
+
+
 @pytest.fixture(scope="session")
 def small_dir(tmp_path_factory) -> Path:
     return write_mnist_files(tmp_path_factory.mktemp("small"))

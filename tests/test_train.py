@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, assert_one_line_error, environment, run, write_mnist_files
+from conftest import ROOT, assert_one_line_error, contents, environment, run, write_mnist_files
 
 import train
 from model import load_torchscript
@@ -16,15 +16,9 @@ from model import load_torchscript
 MODULES = ("train.py", "data.py", "model.py", "logging_utils.py")
 
 
-def contents(run_dir: Path) -> dict[str, bytes]:
-    """What a run must reproduce: every CSV file, and the weights."""
-    files = {str(path.relative_to(run_dir)): path.read_bytes() for path in sorted(run_dir.rglob("*.csv"))}
-    state = torch.load(run_dir / "checkpoint.pt", weights_only=True, map_location="cpu")["model"]
-    return {**files, **{name: weight.numpy().tobytes() for name, weight in state.items()}}
-
-
 def test_run_leaves_what_it_promises(finished):
     names = {
+        ".lock",
         "config.json",
         "metrics.csv",
         "summary.json",
