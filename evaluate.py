@@ -46,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
-    model, metadata = load_torchscript(args.model)
+    model, metadata = load_torchscript(args.model, device)
     try:
         classes, shape = [str(name) for name in metadata["classes"]], list(metadata["input"]["shape"])[1:]
         trained_on, version = str(metadata["dataset"]), str(metadata["torch"])
@@ -61,7 +61,7 @@ def evaluate(args: argparse.Namespace) -> None:
         cure = f"Choose the --dataset it was trained on, {trained_on}"
         raise ModelError(f"{args.model} is for {takes} (C, H, W), {dataset} has {has}. {cure}")
 
-    model, images, batch_size = model.to(device), images.to(device), min(args.batch_size, len(images))
+    images, batch_size = images.to(device), min(args.batch_size, len(images))
     try:
         infer(model, images[:batch_size])  # not timed: TorchScript compiles at its first call
         start = time.perf_counter()

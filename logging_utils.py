@@ -208,15 +208,16 @@ class StopSignals:
 
 def exit_status(program: Callable[[], None], *errors: type[Exception]) -> int:
     """Run a program. What its user can mend, `errors` and OSErrors, becomes one line and status 2."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: some file would get its number, and its output
+            setattr(sys, name, open(os.devnull, "w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # for file names it cannot show
     try:
         program()
-        if sys.stdout:
-            sys.stdout.flush()  # now, where it can still be caught
+        sys.stdout.flush()  # now, where a pipe without a reader can still be caught
         return 0
     except errors as error:
-        message, status = f"error: {error}", 2
+        message, status = f"error: {error}".replace("\n", " "), 2
     except BrokenPipeError:  # by `| head`; Python itself would find it once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         message, status = "stopped: nothing reads the output any more", 128 + signal.SIGPIPE

@@ -5,7 +5,8 @@
     python train.py --run_dir runs/001 --resume             go on where that run stopped
     python train.py --help                                  every setting
 
-The tutorial's own settings: --batch_size 32 --lr 0.001 --schedule constant --max_shift 0 --precision fp32
+The tutorial's own settings:
+    --batch_size 32 --lr 0.001 --schedule constant --augment 0 --label_smoothing 0 --precision fp32
 
 Everything goes to runs/<number>/ (logging_utils.py lists what) and to W&B where an account is set up.
 
@@ -57,8 +58,10 @@ class Config:
     batch_size: int = setting(64, "images a training step", low=1)
     lr: float = setting(0.005, "learning rate of Adam, its peak where it is scheduled", low=1e-12, high=1e3)
     schedule: str = setting("one_cycle", "learning rate over the run", choices=("one_cycle", "constant"))
-    label_smoothing: float = setting(0.0, "share of a label spread over all classes", low=0.0, high=0.99)
-    max_shift: int = setting(2, "pixels a training image is moved by at most, each way", low=0, high=14)
+    label_smoothing: float = setting(0.1, "share of a label spread over all classes", low=0.0, high=0.99)
+    augment: float = setting(
+        1.0, "how much training images are shifted, turned and scaled", low=0.0, high=5.0
+    )
     l1_size: int = setting(32, "channels of the first convolution", low=1, high=4096)
     l2_size: int = setting(64, "channels of the second convolution", low=1, high=4096)
     conv_kernel: int = setting(5, "height and width of both convolutions, odd", low=1, high=99)
@@ -131,7 +134,7 @@ def train(config: Config) -> None:
         for epoch in range((finished or 0) + 1, config.epochs + 1):
             model.train()
             shuffled = batches(
-                data.train_images, data.train_labels, config.batch_size, generator, config.max_shift
+                data.train_images, data.train_labels, config.batch_size, generator, config.augment
             )
             first_step = (epoch - 1) * steps_per_epoch + 1
             for step, (images, labels) in enumerate(log.track(epoch, shuffled), first_step):

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import http.server
+import math
 import socket
 import threading
 import time
@@ -53,14 +54,24 @@ def test_batches_hold_every_image_once_and_depend_on_the_seed():
     assert (order(0) == order(0)).all() and (order(0) != order(1)).any()
 
 
-def test_shift_moves_each_image_by_its_own_offset():
-    images = torch.randint(1, 256, (50, 3, 9, 7), dtype=torch.uint8)
-    offsets = torch.randint(0, 5, (50, 2))
-    shifted = data.shift(images, offsets, margin=2)
-    for image, (down, right), result in zip(images, offsets.tolist(), shifted):
-        padded = torch.zeros(3, 13, 11, dtype=torch.uint8)
-        padded[:, 2:11, 2:9] = image
-        assert (result == padded[:, down : down + 9, right : right + 7]).all()
+def test_distortion_moves_turns_and_scales_as_told():
+    images = torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8)
+    assert (data.distort(images, torch.zeros(4, 4)) - images).abs().max() < 1e-2
+    moved = data.distort(images, torch.tensor([[0, 0, 1.0, -0.5]] * 4))  # 2 left, 1 down
+    assert (moved[:, :, 1:, :-2] - images[:, :, :-1, 2:]).abs().max() < 1e-2
+    assert moved[:, :, 0].max() < 1e-2 and moved[..., -2:].max() < 1e-2
+
+    mark = torch.zeros(1, 1, 40, 60, dtype=torch.uint8)
+    mark[0, 0, 18:22, 48:52] = 255  # 20 pixels right of the centre
+    places = torch.stack(torch.meshgrid(torch.arange(40) - 19.5, torch.arange(60) - 29.5, indexing="ij"))
+
+    def centre(strengths):
+        ink = data.distort(mark, torch.tensor([strengths]))[0, 0]
+        return ((places * ink).sum((1, 2)) / ink.sum()).tolist()
+
+    assert centre([0, 1.0, 0, 0]) == pytest.approx([0, 20 / 1.08], abs=0.1)
+    turned = [-20 * math.sin(math.radians(8)), 20 * math.cos(math.radians(8))]
+    assert centre([1.0, 0, 0, 0]) == pytest.approx(turned, abs=0.1)
 
 
 def test_drawn_digits_are_the_same_for_the_same_seed():

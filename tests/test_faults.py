@@ -319,7 +319,7 @@ SURROUNDINGS = {
     "ASCII output": "env PYTHONIOENCODING=ascii {python} {train} {settings}",
     "no output at all": "{python} {train} {settings} >&- 2>&-",
     "python -O": "{python} -O {train} {settings}",
-    "python -W error": "{python} -W error -W ignore::DeprecationWarning:wandb {train} {settings}",
+    "python -W error": "{python} -W error -W ignore::ResourceWarning {train} {settings}",
 }
 
 

@@ -58,12 +58,12 @@ def test_mnists_pixel_statistics_are_the_known_ones(mnist_dir):
     assert round(mean.item() / 255, 4) == 0.1307 and round(std.item() / 255, 4) == 0.3081
 
 
-def test_infer_keeps_the_models_mode(images):
+def test_infer_does_not_depend_on_mode_or_batches(images):
     model = ConvNet()
+    expected = model.eval()(images)
     for mode in (True, False):
-        model.train(mode)
-        infer(model, images, batch_size=7)
-        assert model.training == mode
+        logits = infer(model.train(mode), images, batch_size=7)
+        torch.testing.assert_close(logits, expected)
 
 
 def test_export_runs_anywhere_without_our_source(images, tmp_path):

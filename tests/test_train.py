@@ -99,7 +99,7 @@ BAD_FLAGS = {
     "--conv_kernel 4": "odd",
     "--l1_size 0": "--l1_size",
     "--label_smoothing 1.5": "--label_smoothing",
-    "--max_shift -1": "--max_shift",
+    "--augment -1": "--augment",
     "--val_size 1500": "--val_size",
     "--val_size -5": "--val_size",
     "--seed -1": "--seed",
@@ -141,7 +141,7 @@ def test_used_run_dir_is_left_alone(small_dir, tmp_path):
 def test_modules_run_alone_in_an_empty_folder(small_dir, tmp_path):
     for name in MODULES:
         shutil.copy(ROOT / name, tmp_path)
-    flags = ("--epochs", 1, "--precision", "fp32", "--schedule", "constant", "--max_shift", 0)
+    flags = ("--epochs", 1, "--precision", "fp32", "--schedule", "constant", "--augment", 0)
     flags += ("--val_size", 100, "--label_smoothing", 0.1)
     result = run(
         "train.py", "--data_dir", small_dir, *flags, cwd=tmp_path, source=tmp_path, WANDB_MODE="disabled"
