@@ -106,11 +106,12 @@ def write_json(path: Path, record: dict) -> None:
 
 def append(path: Path, text: str) -> None:
     """Add text to a file: all of it, or on an OSError nothing."""
-    with open(path, "ab") as file:
+    content = text.encode()
+    with open(path, "ab", buffering=0) as file:
         size = file.tell()
         try:
-            file.write(text.encode())
-            file.flush()
+            while content:
+                content = content[file.write(content) :]
         except OSError as error:
             os.truncate(path, size)
             error.filename = str(path)
@@ -226,10 +227,8 @@ def exit_status(program: Callable[[], None], *errors: type[Exception]) -> int:
         cure = "Make room there or choose a place you can write to."
         message, status = f"error: {where}{error.strerror or error}. {cure}", 2
     except Stopped as stopped:
-        message, status = (
-            f"stopped by {signal.Signals(stopped.args[0]).name}: {stopped.args[1]}",
-            128 + stopped.args[0],
-        )
+        number, advice = stopped.args
+        message, status = f"stopped by {signal.Signals(number).name}: {advice}", 128 + number
     except KeyboardInterrupt:
         message, status = "interrupted", 128 + signal.SIGINT
     print(message, file=sys.stderr)

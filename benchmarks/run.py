@@ -184,25 +184,21 @@ def machine(folder: str) -> None:
         "batch 128": steps(count, 128, augment=1.0),
         "batch 256": steps(count, 256, augment=1.0),
     }
-    products = {"fp32": product(torch.float32), "bf16": product(low)}
-    seconds = take_turns(
-        {**ladder, **{name: function for name, (function, _) in products.items()}}, rounds=9
-    )
+    products = {"fp32 product": product(torch.float32), "bf16 product": product(low)}
+    functions = {name: function for name, (function, _) in products.items()}
+    seconds = take_turns({**ladder, **functions}, rounds=9)
     rates = {name: flop / seconds[name] for name, (_, flop) in products.items()}
     rows, before = [], None
     for name in ladder:
         speed = count / seconds[name]
         gain = f"{speed / before:.2f}" if before else ""
         rows.append(
-            [name, f"{speed:,.0f}", gain, f"{100 * speed * TUTORIAL_FLOP / rates[f'{low} product']:.0f} %"]
+            [name, f"{speed:,.0f}", gain, f"{100 * speed * TUTORIAL_FLOP / rates['bf16 product']:.0f} %"]
         )
         before = speed
     header = "step, each with the changes above it | images/s | gain | of the bf16 matrix rate"
     print_table("Training speed", header, rows)
-    print(
-        "\nmatrix products: "
-        + ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates.items())
-    )
+    print("\n" + ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates.items()))
 
 
 def race(folder: str, seeds: int = 5) -> None:

@@ -57,16 +57,28 @@ def test_runs_are_numbered_and_never_shared(tmp_path, monkeypatch):
     assert str(create_run_dir(None)) == "runs/042"
     (tmp_path / "empty").mkdir()
     create_run_dir("empty")
+    (tmp_path / "empty" / "notes").touch()
     with pytest.raises(RunError, match="in use"):
         create_run_dir("empty")
 
 
-def test_unwritable_run_dir_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(RunError, match=str(path)):
-            create_run_dir(str(path))
-    assert os.listdir(tmp_path) == ["file"]
+def test_text_is_appended_whole_or_not_at_all(tmp_path):
+    code = """
+import resource, sys
+from pathlib import Path
+from logging_utils import append
+append(Path("file"), "first\\n")
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+try:
+    append(Path("file"), "second\\n")
+except OSError as error:
+    sys.exit(error.filename)
+"""
+    env = environment(PYTHONPATH=str(ROOT))
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert result.stderr == "file\n" and (tmp_path / "file").read_text() == "first\n"
 
 
 def records(run_dir: Path) -> dict:
