@@ -24,7 +24,7 @@ from data import draw_digits  # noqa: E402
 
 RUNS = {
     "runs/baseline": [],
-    "runs/double": ["--l1_size", "64", "--l2_size", "128", "--lr", "0.01"],
+    "runs/double": ["--l1_size", "64", "--l2_size", "128", "--lr", "0.03"],
 }
 
 

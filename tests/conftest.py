@@ -11,6 +11,7 @@ import torch
 import data
 
 ROOT = Path(__file__).parent.parent
+SHORT = ("--epochs", "2", "--batch_size", "64", "--lr", "0.005")  # a run on a few images
 
 
 def write_idx(path: Path, values: torch.Tensor) -> None:
@@ -95,6 +96,6 @@ def mnist_dir() -> Path:
 def finished(tmp_path_factory, small_dir) -> Path:
     """The run directory of two epochs on `small_dir`."""
     cwd = tmp_path_factory.mktemp("finished")
-    result = run("train.py", "--data_dir", small_dir, "--epochs", 2, "--log_images", 20, cwd=cwd)
+    result = run("train.py", "--data_dir", small_dir, *SHORT, "--log_images", 20, cwd=cwd)
     assert result.returncode == 0, result.stderr
     return cwd / "runs" / "001"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, assert_one_line_error, contents, environment, run, write_mnist_files
+from conftest import ROOT, SHORT, assert_one_line_error, contents, environment, run, write_mnist_files
 
 from model import load_torchscript
 
@@ -40,7 +40,7 @@ def tiny_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def settings(tiny_dir) -> list[str]:
-    return ["--data_dir", str(tiny_dir), "--epochs", "2", "--run_dir", "run"]
+    return ["--data_dir", str(tiny_dir), *SHORT, "--run_dir", "run"]
 
 
 @pytest.fixture(scope="session")
