@@ -1,7 +1,7 @@
 """Look at predictions and compare them: a summary in the terminal and one HTML page that needs nothing else.
 
     python compare.py runs/001                          look at the last epoch of a run
-    python compare.py runs/001@1 runs/001@5             compare its epochs
+    python compare.py runs/001@1 runs/001@6             compare its epochs
     python compare.py runs/001 runs/002 other.csv       compare models; a CSV may come from evaluate.py
 
 The page holds everything it shows, pictures too, and asks no server for anything: open it, keep it, mail it.

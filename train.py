@@ -65,7 +65,9 @@ class Config:
     l1_size: int = setting(32, "channels of the first convolution", low=1, high=4096)
     l2_size: int = setting(64, "channels of the second convolution", low=1, high=4096)
     conv_kernel: int = setting(5, "height and width of both convolutions, odd", low=1, high=99)
-    seed: int = setting(0, "random seed of the weights, the order and the shifts", low=0, high=2**63 - 1)
+    seed: int = setting(
+        0, "random seed of the weights, the order and the distortions", low=0, high=2**63 - 1
+    )
     precision: str = setting(
         "auto", "of training, fp16 on GPUs only", choices=("auto", "fp32", "bf16", "fp16")
     )
@@ -104,7 +106,7 @@ def train(config: Config) -> None:
     # On a GPU convolutions are TF32 and not repeatable unless told otherwise.
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
     torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)  # of the order and the shifts
+    generator = torch.Generator().manual_seed(config.seed)  # of the order and the distortions
 
     _, channels, height, width = data.train_images.shape
     mean, std = pixel_statistics(data.train_images)
@@ -138,7 +140,7 @@ def train(config: Config) -> None:
             )
             first_step = (epoch - 1) * steps_per_epoch + 1
             for step, (images, labels) in enumerate(log.track(epoch, shuffled), first_step):
-                # images: uint8 (B, C, H, W), labels: int64 (B,); both on the device already
+                # images: (B, C, H, W) in 0..255, labels: int64 (B,); both on the device already
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step, config.epochs * steps_per_epoch)
                 with autocast:

@@ -313,7 +313,7 @@ def growth(folder: str) -> None:
 
 
 def accuracy(folder: str, seeds: int = 3) -> None:
-    """What each setting of the recipe gave in five epochs, on 10,000 images of the training set held out."""
+    """What each setting of the recipe gave, on 10,000 images of the training set held out."""
     ladder = {
         "the tutorial's settings": TUTORIAL,
         "bf16": {"precision": "auto"},

@@ -41,7 +41,7 @@ def python(*arguments: str) -> None:
     subprocess.run([sys.executable, *arguments], check=True)
 
 
-def open_page(page: str, width: int, dark: bool = False) -> webdriver.Chrome:
+def open_page(page: str, width: int) -> webdriver.Chrome:
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     for flag in ("headless=new", "no-sandbox", "hide-scrollbars", f"window-size={width},900"):
@@ -49,7 +49,7 @@ def open_page(page: str, width: int, dark: bool = False) -> webdriver.Chrome:
     browser = webdriver.Chrome(
         options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
     )
-    theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    theme = {"name": "prefers-color-scheme", "value": "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [theme]})
     browser.get(Path(page).resolve().as_uri())
     while not browser.execute_script("return document.documentElement.dataset.ready"):
@@ -57,11 +57,9 @@ def open_page(page: str, width: int, dark: bool = False) -> webdriver.Chrome:
     return browser
 
 
-def screenshot(
-    page: str, section: str, path: Path, width: int = 1000, height: int = 900, dark: bool = False
-):
+def screenshot(page: str, section: str, path: Path, width: int = 1000, height: int = 900):
     """Save what a person sees from the heading `section` on."""
-    browser = open_page(page, width, dark)
+    browser = open_page(page, width)
     browser.set_window_size(width, browser.execute_script("return document.body.scrollHeight") + 200)
     time.sleep(1)  # until all is drawn
     top = browser.find_element(By.XPATH, f"//h2[.='{section}']").rect["y"] - 10
@@ -78,11 +76,11 @@ def main() -> None:
     for run_dir, settings in RUNS.items():
         if not Path(run_dir, "model.pt").exists():
             python("train.py", "--dataset", "mnist", "--data_dir", data_dir, "--run_dir", run_dir, *settings)
-    python("compare.py", "runs/baseline@1", "runs/baseline@5", "--out", "epochs.html")
-    python("compare.py", "runs/baseline", "runs/double", "--out", "models.html")
-    screenshot("epochs.html", "Predictions", DOCS / "predictions.png")
-    screenshot("models.html", "Wrong guesses over time", DOCS / "over-time.png", height=330)
-    screenshot("models.html", "Wrong guesses, grouped by guess", DOCS / "by-guess.png", height=1000)
+    python("compare.py", "runs/baseline@1", "runs/baseline@6", "--out", "runs/epochs.html")
+    python("compare.py", "runs/baseline", "runs/double", "--out", "runs/models.html")
+    screenshot("runs/epochs.html", "Predictions", DOCS / "predictions.png")
+    screenshot("runs/models.html", "Wrong guesses over time", DOCS / "over-time.png", height=330)
+    screenshot("runs/models.html", "Wrong guesses, grouped by guess", DOCS / "by-guess.png", height=1000)
 
 
 if __name__ == "__main__":

@@ -117,14 +117,16 @@ DAMAGES = {
 }
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("dataset", ["auto", "mnist"])
-def test_damaged_file_is_named_and_never_replaced_by_the_stand_in(dataset, damage, tmp_path):
+def test_damaged_file_is_named_and_never_replaced_by_the_stand_in(dataset, damage, tmp_path, faults):
     write_mnist_files(tmp_path, train=100, test=50)
     break_it, file = DAMAGES[damage]
     break_it(tmp_path / "MNIST" / "raw")
     with pytest.raises(data.DataError, match=file):
         data.load_data(dataset, tmp_path)
+    faults("damaged data")
 
 
 def test_one_flipped_bit_in_mnist_is_noticed(mnist_dir, tmp_path):

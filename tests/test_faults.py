@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SHORT, assert_one_line_error, contents, environment, run, write_mnist_files
+from test_logging_utils import records
 
 from model import load_torchscript
 
@@ -283,6 +284,30 @@ def test_wandb_process_killed_in_mid_run(settings, whole, tmp_path, faults):
     assert "wandb sync run/wandb/offline-run" in out
     assert contents(tmp_path / "run") == whole
     faults("W&B's process killed")
+
+
+SICK = """
+import sys, train
+real, calls = train.F.cross_entropy, 0
+def sick(*arguments, **options):
+    global calls
+    calls += 1
+    return real(*arguments, **options) * (float(VALUE) if calls == 15 else 1)
+train.F.cross_entropy = sick
+sys.exit(train.main())
+"""
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_loss_that_is_no_number(value, settings, whole, tmp_path, faults):
+    process = start(settings, tmp_path, SICK.replace("VALUE", repr(value)), env={"WANDB_MODE": "offline"})
+    _, error = process.communicate()
+    assert process.returncode == 2, error
+    assert error.startswith(f"error: the loss is {value} in epoch 2, step 14. ") and error.count("\n") == 1
+    assert records(tmp_path / "run")["exit"][0]["exit_code"] == 1  # failed, says W&B
+    assert_every_file_is_whole(tmp_path)
+    assert_resume_completes(settings, tmp_path, whole)
+    faults("a loss that is no number")
 
 
 # ----------------------------------------------------------------------------------------------------------
