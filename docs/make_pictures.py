@@ -20,11 +20,11 @@ from selenium.webdriver.common.by import By
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 
-from data import draw_digits  # noqa: E402
+from synthetic import draw_digits  # noqa: E402
 
 RUNS = {
     "runs/baseline": [],
-    "runs/double": ["--l1_size", "64", "--l2_size", "128", "--lr", "0.03"],
+    "runs/double": ["--l1_size", "64", "--l2_size", "128", "--lr", "0.02"],
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import data
+from synthetic import draw_digits
 
 ROOT = Path(__file__).parent.parent
 SHORT = ("--epochs", "2", "--batch_size", "64", "--lr", "0.005")  # a run on a few images
@@ -24,7 +24,7 @@ def write_mnist_files(folder: Path, train: int = 1500, test: int = 500) -> Path:
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for prefix, count, seed in (("train", train, 5), ("t10k", test, 6)):
-        images, labels = data.draw_digits(count, seed)
+        images, labels = draw_digits(count, seed)
         write_idx(raw / f"{prefix}-images-idx3-ubyte", images[:, 0])
         write_idx(raw / f"{prefix}-labels-idx1-ubyte", labels)
     return folder

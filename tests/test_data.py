@@ -1,17 +1,20 @@
 import gzip
 import hashlib
 import http.server
-import math
+import pickle
 import socket
 import threading
 import time
 
+import numpy
 import pytest
 import torch
 from conftest import write_idx, write_mnist_files
-from torchvision.datasets import MNIST
+from PIL import Image, ImageDraw, ImageOps
+from torchvision.datasets import CIFAR10, MNIST
 
 import data
+from synthetic import draw_digits
 
 
 def test_mnist_is_read_as_raw_pixels(mnist_dir):
@@ -47,39 +50,56 @@ def test_batches_hold_every_image_once_and_depend_on_the_seed():
     def order(seed):
         generator = torch.Generator().manual_seed(seed)
         epoch = list(data.batches(images, torch.arange(10), 4, generator))
-        assert all((pixels[:, 0, 0, 0] == labels).all() for pixels, labels in epoch)
-        return torch.cat([labels for _, labels in epoch])
+        assert all((pixels[:, 0, 0, 0] == labels).all() and share == 1 for pixels, labels, share in epoch)
+        return torch.cat([labels for _, labels, _ in epoch])
 
     assert order(0).sort().values.tolist() == list(range(10))
     assert (order(0) == order(0)).all() and (order(0) != order(1)).any()
 
 
-def test_distortion_moves_turns_and_scales_as_told():
+def test_processes_share_every_batch_of_the_same_order():
+    images = torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1).expand(100, 1, 4, 4)
+
+    def epoch(rank, world):
+        generator = torch.Generator().manual_seed(0)
+        return list(data.batches(images, torch.arange(100), 33, generator, 0.0, rank, world))
+
+    for world in (2, 3):
+        parts = [epoch(rank, world) for rank in range(world)]
+        for whole, *shares in zip(epoch(0, 1), *parts):
+            count = len(whole[1])
+            repeated = whole[1].tolist() * (1 if count >= world else world)  # the last is 1 image
+            assert torch.cat([labels for _, labels, _ in shares]).tolist() == repeated
+            assert sum(share for *_, share in shares) == pytest.approx(world)
+            assert all(len(labels) > 0 for _, labels, _ in shares)
+
+
+def test_distortion_shifts_and_maps_as_told():
     images = torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8)
-    assert (data.distort(images, torch.zeros(4, 4)) - images).abs().max() < 1e-2
-    moved = data.distort(images, torch.tensor([[0, 0, 1.0, -0.5]] * 4))  # 2 left, 1 down
+    assert (data.distort(images, torch.zeros(4, 2, 3)) - images).abs().max() < 1e-2
+    moved = data.distort(images, torch.tensor([[[0, 0, 1.0], [0, 0, -0.5]]] * 4))  # 2 left, 1 down
     assert (moved[:, :, 1:, :-2] - images[:, :, :-1, 2:]).abs().max() < 1e-2
     assert moved[:, :, 0].max() < 1e-2 and moved[..., -2:].max() < 1e-2
 
-    mark = torch.zeros(1, 1, 40, 60, dtype=torch.uint8)
-    mark[0, 0, 18:22, 48:52] = 255  # 20 pixels right of the centre
-    places = torch.stack(torch.meshgrid(torch.arange(40) - 19.5, torch.arange(60) - 29.5, indexing="ij"))
+    mark = torch.zeros(1, 1, 60, 60, dtype=torch.uint8)
+    mark[0, 0, 28:32, 48:52] = 255  # 20 pixels right of the centre
+    places = torch.stack(torch.meshgrid(*[torch.arange(60) - 29.5] * 2, indexing="ij"))
 
     def centre(strengths):
         ink = data.distort(mark, torch.tensor([strengths]))[0, 0]
         return ((places * ink).sum((1, 2)) / ink.sum()).tolist()
 
-    assert centre([0, 1.0, 0, 0]) == pytest.approx([0, 20 / 1.08], abs=0.1)
-    turned = [-20 * math.sin(math.radians(8)), 20 * math.cos(math.radians(8))]
-    assert centre([1.0, 0, 0, 0]) == pytest.approx(turned, abs=0.1)
+    full = data.MAX_MATRIX
+    assert centre([[1.0, 0, 0], [0, 0, 0]]) == pytest.approx([0, 20 / (1 + full)], abs=0.1)  # narrower
+    assert centre([[0, 0, 0], [1.0, 0, 0]]) == pytest.approx([-20 * full, 20], abs=0.1)  # sheared upwards
 
 
 def test_drawn_digits_are_the_same_for_the_same_seed():
-    images, labels = data.draw_digits(600, seed=0)
+    images, labels = draw_digits(600, seed=0)
     assert images.shape == (600, 1, 28, 28) and images.dtype == torch.uint8
     assert labels.unique().tolist() == list(range(10))
-    assert (images == data.draw_digits(600, seed=0)[0]).all()
-    assert (images != data.draw_digits(600, seed=1)[0]).any()
+    assert (images == draw_digits(600, seed=0)[0]).all()
+    assert (images != draw_digits(600, seed=1)[0]).any()
     # Like MNIST's: black paper, saturated ink, centred, about a fifth of the picture inked.
     assert images.amax((1, 2, 3)).min() > 200 and (images[:, :, 0] == 0).float().mean() > 0.99
     assert 0.1 < (images > 0).float().mean() < 0.35
@@ -163,7 +183,7 @@ def test_half_finished_download_is_named(no_mirror, tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     (raw / f"{TRAIN_IMAGES}.gz").write_bytes(gzip.compress(bytes(1000))[:-10])
-    with pytest.raises(data.DataError, match=f"{TRAIN_IMAGES}.gz: damaged or cut short"):
+    with pytest.raises(data.DataError, match=f"{TRAIN_IMAGES} is missing and could not be downloaded"):
         data.find_dataset("auto", tmp_path)
 
 
@@ -197,3 +217,120 @@ def test_download_gives_up_a_silent_mirror_and_takes_the_next(monkeypatch, tmp_p
     for name in data.MNIST_MD5:
         assert (tmp_path / "data" / "MNIST" / "raw" / name).read_bytes() == (source / name).read_bytes()
     assert len(list((tmp_path / "data" / "MNIST" / "raw").iterdir())) == 4
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Other data
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("fashion_mnist", "T-shirt/top"), ("kmnist", "o"), ("qmnist", "0")]
+)
+def test_torchvisions_sets_have_their_own_classes_and_pixels(name, classes, small_dir, tmp_path):
+    kind, place = data.TORCHVISION[name]
+    raw = tmp_path / place
+    raw.mkdir(parents=True)
+    for file in (small_dir / "MNIST" / "raw").iterdir():
+        if name == "qmnist":
+            file_name = file.name.replace("train-", "qmnist-train-").replace("t10k-", "qmnist-test-")
+            if "labels" in file.name:
+                labels = torch.tensor(list(file.read_bytes()[8:]))
+                extended = torch.stack([labels, *[labels * 0] * 7], dim=1)  # class, writer, ...
+                header = b"".join(n.to_bytes(4, "big") for n in (0x0C02, len(labels), 8))
+                content = header + extended.numpy().astype(">i4").tobytes()
+                (raw / file_name.replace("idx1-ubyte", "idx2-int")).write_bytes(content)
+                continue
+            (raw / file_name).write_bytes(file.read_bytes())
+        else:
+            (raw / file.name).write_bytes(file.read_bytes())
+    loaded, same = data.load_data(name, tmp_path), data.load_data("mnist", small_dir)
+    assert loaded.name == name and loaded.classes[0] == classes and len(loaded.classes) == 10
+    for field in ("train_images", "train_labels", "test_images", "test_labels"):
+        assert torch.equal(getattr(loaded, field), getattr(same, field)), field
+    for file in raw.iterdir():
+        file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(data.DataError, match="missing or damaged"):
+        data.load_data(name, tmp_path)
+
+
+def test_cifar10_is_in_colour(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    pixels = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8)
+    batch = {"data": pixels.flatten(1).numpy(), "labels": list(range(10))}
+    names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+    for name in names:
+        (folder / name).write_bytes(pickle.dumps(batch))
+    words = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": words}))
+
+    def digest(name):
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, digest(name)] for name in names[:5]])
+    monkeypatch.setattr(CIFAR10, "test_list", [[names[5], digest(names[5])]])
+    meta = {**CIFAR10.meta, "md5": digest("batches.meta")}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    loaded = data.load_data("cifar10", tmp_path)
+    assert loaded.classes == words and loaded.train_images.shape == (50, 3, 32, 32)
+    assert torch.equal(loaded.test_images, pixels) and loaded.test_labels.tolist() == list(range(10))
+
+
+def draw_shapes(folder, size=40, colour=True, per_class=12):
+    """A folder of pictures: a disc, a bar or a frame, in every mode that people have."""
+    modes = ["RGB", "RGBA", "P"] if colour else ["L", "LA", "I;16", "1"]
+    for part, count in (("train", per_class), ("test", 4)):
+        for label, name in enumerate(("a disc", "bar", "frame ü")):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(count):
+                picture = Image.new("L", (size + i, size), 255)
+                draw, box = ImageDraw.Draw(picture), (8, 8, size - 8, size - 8)
+                if label == 0:
+                    draw.ellipse(box, fill=0)
+                elif label == 1:
+                    draw.line(box, fill=0, width=6)
+                else:
+                    draw.rectangle(box, outline=0, width=4)
+                mode = modes[i % len(modes)]
+                if mode == "I;16":
+                    picture = Image.fromarray(numpy.asarray(picture).astype("uint16") * 257)
+                elif mode in ("RGBA", "LA"):  # ink on nothing
+                    ink = Image.new("L", picture.size, 0)
+                    picture = Image.merge("LA", (ink, ImageOps.invert(picture))).convert(mode)
+                else:
+                    picture = picture.convert(mode)
+                picture.save(folder / part / name / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_folder_of_pictures_is_a_data_set(colour, tmp_path):
+    folder = draw_shapes(tmp_path / "my shapes", colour=colour)
+    loaded = data.load_data(str(folder), image_size=20)
+    assert loaded.name == str(folder) and loaded.classes == ["a disc", "bar", "frame ü"]
+    channels = 3 if colour else 1
+    assert loaded.train_images.shape == (36, channels, 20, 20) and loaded.train_images.dtype == torch.uint8
+    assert loaded.train_labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12
+    assert loaded.test_images.shape == (12, channels, 20, 20)
+    # Ink is dark and paper light in every mode, also where paper is transparent.
+    assert (loaded.train_images[:, :, 0, 0] > 250).all()
+    assert (loaded.train_images[:12, :, 10, 9] < 10).all()
+
+
+def test_folder_that_is_no_data_set_is_refused_with_the_reason(tmp_path):
+    def refused(name, words):
+        with pytest.raises(data.DataError, match=words):
+            data.load_data(str(tmp_path / name))
+
+    refused("nowhere", "neither a folder nor one of auto, mnist")
+    (tmp_path / "empty").mkdir()
+    refused("empty", "needs train/CLASS/")
+    draw_shapes(tmp_path / "unknown")
+    (tmp_path / "unknown/test/cup").mkdir()
+    refused("unknown", "no cup in train")
+    draw_shapes(tmp_path / "broken")
+    (tmp_path / "broken/train/bar/3.png").write_text("no picture")
+    refused("broken", "3.png cannot be read as a picture")
+    (tmp_path / "single/train/one").mkdir(parents=True)
+    (tmp_path / "single/test/one").mkdir(parents=True)
+    refused("single", "1 classes, not 2 to 100")

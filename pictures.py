@@ -1,0 +1,148 @@
+"""Pictures of one's own: folders of them as a data set, and photos of digits made like MNIST's.
+
+Used by data.py for `--dataset FOLDER` and by evaluate.py; of no use to who trains on other data.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.functional import pil_to_tensor
+
+from data import DataError
+
+CLASSES = 2, 100  # the fewest and the most that a folder can have
+SIDE = 224  # pixels of the longer side of a photo while the digit is looked for
+
+
+def load_folder(folder: Path, train: bool, image_size: int) -> tuple[str, list[str], Tensor, Tensor]:
+    """The pictures in FOLDER/train/CLASS/ or FOLDER/test/CLASS/; grey (C = 1) if all of both are."""
+    try:
+        parts = [ImageFolder(folder / part, allow_empty=True) for part in ("train", "test")]
+    except OSError as error:
+        raise DataError(f"{error}. It needs train/CLASS/ and test/CLASS/ with pictures in them.") from error
+    classes, part = parts[0].classes, parts[0 if train else 1]
+    unknown = set(parts[1].classes) - set(classes)
+    if unknown or not CLASSES[0] <= len(classes) <= CLASSES[1]:
+        problem = (
+            f"no {min(unknown)} in train" if unknown else f"{len(classes)} classes, not 2 to 100, in train"
+        )
+        raise DataError(
+            f"{folder} has {problem}. Each class has a folder in train, and may have one in test."
+        )
+    if not part.samples:
+        raise DataError(f"{part.root} has no pictures. Put them into a folder for each class.")
+    colours = "L" if all(is_grey(path) for each in parts for path, _ in each.samples) else "RGB"
+    size, smooth = (image_size, image_size), Image.Resampling.BILINEAR
+    pictures = (read_picture(path).convert(colours).resize(size, smooth) for path, _ in part.samples)
+    images = torch.stack([pil_to_tensor(picture) for picture in pictures])
+    labels = [classes.index(part.classes[label]) for _, label in part.samples]
+    return str(folder), classes, images, torch.tensor(labels)
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """A picture file of any kind, upright, and on white where it is transparent. Raises DataError."""
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)  # as the camera was held
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{path} cannot be read as a picture: {error}. Remove it or save it anew."
+        ) from error
+    if picture.mode.startswith("I"):  # of 16 bits
+        return picture.point(lambda value: value * (1 / 256)).convert("L")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture
+
+
+def is_grey(path: str | Path) -> bool:
+    try:
+        with Image.open(path) as file:
+            return file.mode in ("1", "L", "LA", "F") or file.mode.startswith("I")
+    except OSError:
+        return True  # to be complained of where it is read
+
+
+def like_mnist(picture: Image.Image) -> tuple[Tensor, str]:
+    """A grey picture of a digit as MNIST has them, uint8 (1, 28, 28), and what was done to it.
+
+    MNIST's digits are light on black, scaled into 20 x 20 pixels, their centre of mass in the middle of 28 x
+    28. In a photo the light is uneven, paper and sensor are grainy, and the pen may be thin: the paper's own
+    brightness is taken off, specks are dropped, and thin lines are drawn thicker.
+    """
+    if exact := picture.size == (28, 28):
+        pixels = pil_to_tensor(picture)[0].float()
+    else:
+        scale = SIDE / max(picture.size)
+        size = [max(8, round(side * scale)) for side in picture.size]
+        pixels = pil_to_tensor(picture.resize(size, reducing_gap=3))[0].float()  # (H, W)
+    paper = paper_of(pixels)
+    dark_on_light = bool(((pixels - paper) ** 3).sum() < 0)  # there is more paper than ink
+    said = ["dark on light: inverted"] if dark_on_light else []
+    if exact:
+        image = 255 - pixels if dark_on_light else pixels
+        return image.to(torch.uint8)[None], "; ".join(said)
+
+    ink = (1 - pixels / paper.clamp(min=1)) * 255 if dark_on_light else pixels - paper  # as much in a shadow
+    ink = F.avg_pool2d(ink.clamp(min=0)[None], 5, 1, 2)[0]  # without the grain
+    mask = keep_large(ink > 0.4 * ink.max())
+    if ink.max() < 25 or not mask.any():
+        return F.interpolate(pixels[None, None], (28, 28), mode="area")[0].to(torch.uint8), "no digit found"
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    ink = (ink / (0.8 * ink[mask].mean())).clamp(max=1) * mask
+    ink = thicken(ink[box])
+    height, width = ink.shape
+    size = [max(1, round(20 * side / max(height, width))) for side in (height, width)]
+    small = F.interpolate(ink[None, None], size, mode="bilinear", antialias=True)[0, 0]
+    small = small / small.max()
+    places = [torch.arange(side) + 0.5 for side in size]
+    centre = [float((small.sum(1 - d) * places[d]).sum() / small.sum()) for d in (0, 1)]
+    top, left = (min(max(round(14 - centre[d]), 0), 28 - size[d]) for d in (0, 1))
+    image = torch.zeros(1, 28, 28)
+    image[0, top : top + size[0], left : left + size[1]] = small
+    said.append("centred and scaled as MNIST's digits are")
+    return (255 * image).round().to(torch.uint8), "; ".join(said)
+
+
+def paper_of(pixels: Tensor) -> Tensor:
+    """The brightness of the paper at each pixel (H, W): the median around it, which keeps shadows."""
+    size = [max(1, round(64 * side / max(pixels.shape))) for side in pixels.shape]
+    coarse = F.interpolate(pixels[None, None], size, mode="area")
+    around = F.unfold(F.pad(coarse, [15] * 4, mode="replicate"), 31)  # (1, 31 * 31, places)
+    paper = around.median(1).values.view(1, 1, *size)
+    return F.interpolate(paper, pixels.shape, mode="bilinear")[0, 0]
+
+
+def keep_large(mask: Tensor) -> Tensor:
+    """Of the connected parts of a mask (H, W), those at least a seventh as large as the largest.
+
+    What reaches the border is left out, as the edge of a shadow or of the paper does, unless all does.
+    """
+    names = torch.arange(1, mask.numel() + 1, dtype=torch.float64).view(mask.shape) * mask
+    while True:  # each part takes the highest name in it
+        spread = F.max_pool2d(names[None], 3, 1, 1)[0] * mask
+        if (spread == names).all():
+            break
+        names = spread
+    names = names.long()
+    sizes = torch.bincount(names.flatten(), minlength=2)
+    sizes[0] = 0
+    inside = sizes.clone()
+    inside[torch.cat([names[0], names[-1], names[:, 0], names[:, -1]])] = 0
+    sizes = inside if inside.any() else sizes
+    return sizes[names] * 7 >= max(int(sizes.max()), 1)
+
+
+def thicken(ink: Tensor) -> Tensor:
+    """Lines (H, W) at least a tenth as wide as the digit is high, as a felt pen's are in MNIST."""
+    mask = ink > 0.5
+    edge = mask & (-F.max_pool2d(-mask[None].float(), 3, 1, 1)[0] < 0.5)
+    line = 2 * mask.sum() / edge.sum().clamp(min=1)  # its width, in pixels
+    grow = round(float(max(ink.shape) / 10 - line) / 2)
+    return F.max_pool2d(F.pad(ink, [grow] * 4)[None], 2 * grow + 1, 1, grow)[0] if grow > 0 else ink
