@@ -1,8 +1,9 @@
-"""The ConvNet, its inference, and its export to one TorchScript file that runs without this source.
+"""The ConvNet, its inference, and its export to one file that runs without this source.
 
 The model takes raw pixels and scales them itself, so training, evaluation, the exported file and anybody's
 own code feed it the same thing. To train another model, build it in place of `ConvNet` in train.py: anything
-that torch.jit.script takes and that maps images (N, C, H, W), uint8 or float in 0..255, to logits (N, K).
+that torch.jit.script takes and that maps images (N, C, H, W), uint8 or float in 0..255, to logits (N, K), as
+nn.Sequential(Standardize(mean, std), your_net) does.
 """
 
 import copy
@@ -11,6 +12,8 @@ import json
 import os
 import warnings
 import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,6 +28,22 @@ class ModelError(Exception):
     """A model file cannot be written or used. The message says what, where, and what to do."""
 
 
+class Standardize(nn.Module):
+    """Raw pixels (N, C, H, W), uint8 or float in 0..255, to floats of mean 0 and standard deviation 1.
+
+    Args:
+        mean, std: of the training pixels, (C,) or one for all; kept in the model as buffers.
+    """
+
+    def __init__(self, mean: Tensor | float, std: Tensor | float):
+        super().__init__()
+        self.register_buffer("mean", torch.as_tensor(mean).float().view(-1, 1, 1))
+        self.register_buffer("std", torch.as_tensor(std).float().view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.float() - self.mean) / self.std
+
+
 class ConvNet(nn.Module):
     """Two blocks of convolution, batch norm, ReLU and max pooling, then one linear layer to the logits.
 
@@ -33,7 +52,7 @@ class ConvNet(nn.Module):
         in_channels, image_size: C and the height and width of the images, both at least 4 pixels.
         l1_size, l2_size: channels of the two convolutions.
         conv_kernel: their height and width; odd, so that padding keeps the image's size.
-        mean, std: of the training pixels in 0..255, one a channel; kept in the model as buffers.
+        mean, std: of the training pixels in 0..255, (C,) or one for all.
     """
 
     def __init__(
@@ -53,8 +72,7 @@ class ConvNet(nn.Module):
                 f"conv_kernel must be odd, image_size at least 4: got {conv_kernel}, {image_size}"
             )
         height, width = image_size
-        self.register_buffer("mean", torch.zeros(in_channels, 1, 1) + torch.as_tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.zeros(in_channels, 1, 1) + torch.as_tensor(std).view(-1, 1, 1))
+        self.standardize = Standardize(mean, std)
         self.conv1 = nn.Conv2d(in_channels, l1_size, conv_kernel, padding=conv_kernel // 2)
         self.norm1 = nn.BatchNorm2d(l1_size)
         self.conv2 = nn.Conv2d(l1_size, l2_size, conv_kernel, padding=conv_kernel // 2)
@@ -63,7 +81,7 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), uint8 or float in 0..255, to logits (N, K), float32."""
-        x = (images.float() - self.mean) / self.std
+        x = self.standardize(images)
         # ReLU never reorders values, so it gives the same after the pooling, on a quarter of them.
         x = F.relu(F.max_pool2d(self.norm1(self.conv1(x)), 2))  # (N, l1_size, H/2, W/2)
         x = F.relu(F.max_pool2d(self.norm2(self.conv2(x)), 2))  # (N, l2_size, H/4, W/4)
@@ -114,23 +132,39 @@ def export_torchscript(model: nn.Module, path: str | Path, metadata: dict, examp
     The file gets its name only after it was read back and gave the model's logits for `example`, uint8
     (N, C, H, W), from bytes and from floats, whole and one by one. Raises ModelError where it did not.
     """
+
+    def save(model: nn.Module, file: io.BytesIO) -> None:
+        torch.jit.save(torch.jit.script(model), file, {METADATA: json.dumps(metadata)})
+
+    export(model, path, save, (example, example.float(), example[:1]))
+
+
+def export_program(model: nn.Module, path: str | Path, metadata: dict, example: Tensor) -> None:
+    """Save a model by torch.export, otherwise like `export_torchscript`; it takes uint8 images alone."""
+
+    def save(model: nn.Module, file: io.BytesIO) -> None:
+        batch = example[:2].repeat(2, 1, 1, 1)[:2]  # of 2, because 1 would be taken for a constant
+        dynamic = ({0: torch.export.Dim("batch", min=1)},)
+        program = torch.export.export(model, (batch.cpu(),), dynamic_shapes=dynamic)
+        torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
+
+    export(model, path, save, (example, example[:1]))
+
+
+def export(model: nn.Module, path: str | Path, save: Callable, examples: Sequence[Tensor]) -> None:
     path = Path(path)
-    exported = copy.deepcopy(model).float().cpu().eval()
-    example = example.cpu()
-    expected = infer(exported, example)
+    model = copy.deepcopy(model).float().cpu().eval()
     scratch = path.with_name(f".{path.name}.partial")
     try:
-        with warnings.catch_warnings():
-            # TorchScript is deprecated since torch 2.11, and works; Python 3.14 is where it ends.
-            warnings.filterwarnings("ignore", message=".*torch.jit.*")
-            content = io.BytesIO()  # written by us, because torch hides why a disk refuses it
-            torch.jit.save(torch.jit.script(exported), content, {METADATA: json.dumps(metadata)})
+        content = io.BytesIO()  # written by us, because torch hides why a disk refuses it
+        with quiet():
+            save(model, content)
         scratch.write_bytes(content.getbuffer())
-        loaded, _ = load_torchscript(scratch)
-        tolerance = 1e-5 * max(1, expected.abs().max().item())
-        for images in (example, example.float(), example[:1]):
-            difference = (infer(loaded, images) - expected[: len(images)]).abs().max().item()
-            if not difference <= tolerance:
+        loaded, _ = load_exported(scratch)
+        for images in examples:
+            expected = infer(model, images.cpu())
+            difference = (infer(loaded, images.cpu()) - expected).abs().max().item()
+            if not difference <= 1e-5 * max(1, expected.abs().max().item()):
                 reason = f"its logits differ by {difference:.2g} from the trained model's"
                 raise ModelError(f"{path} is not written: {reason}. Is a forward of yours random?")
         os.replace(scratch, path)
@@ -141,12 +175,12 @@ def export_torchscript(model: nn.Module, path: str | Path, metadata: dict, examp
         scratch.unlink(missing_ok=True)
 
 
-def load_torchscript(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
-    """The model, frozen for inference on a device, and the metadata of a file by `export_torchscript`.
+def load_exported(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
+    """The model of a file that this project exported, ready to infer on a device, and its metadata.
 
-    TorchScript is a program: loading a file from someone you do not trust is running their code.
+    Such a file is a program: loading one from someone you do not trust is running their code.
 
-    Raises ModelError where the file is missing, damaged, not TorchScript, or without our metadata.
+    Raises ModelError where the file is missing, damaged, of another kind, or without our metadata.
     """
     record = {METADATA: ""}
     if not os.path.isfile(path):
@@ -154,21 +188,34 @@ def load_torchscript(path: str | Path, device: torch.device | str = "cpu") -> tu
     try:
         if not is_intact(path):
             raise ValueError("a checksum is wrong")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit.*")
-            model = torch.jit.load(path, map_location=device, _extra_files=record)
-            model = torch.jit.freeze(model.eval())  # folds batch norms: a quarter faster on a CPU
+        with quiet(), zipfile.ZipFile(path) as file:
+            if any(name.endswith("/archive_format") for name in file.namelist()):  # torch.export's
+                from torch.export.passes import move_to_device_pass  # slow to import
+
+                program = torch.export.load(io.BytesIO(Path(path).read_bytes()), extra_files=record)
+                model = move_to_device_pass(program, str(device)).module()
+                model.eval = lambda: model  # which it always is, and says by an exception
+            else:
+                model = torch.jit.load(path, map_location=device, _extra_files=record)
+                model = torch.jit.freeze(model.eval())  # folds batch norms: a quarter faster on a CPU
     except Exception as error:  # torch raises what it likes at other people's bytes
         raise ModelError(
-            f"{path} is not a TorchScript file, or a damaged one. Export it again: python train.py "
-            "writes one at its end"
+            f"{path} is not an exported model, or a damaged one. Export it again: python train.py writes "
+            "one at its end"
         ) from error
     try:
         return model, json.loads(record[METADATA])
     except (ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{path} has no {METADATA} inside. Use a model.pt that train.py exported"
-        ) from error
+        raise ModelError(f"{path} has no {METADATA} inside. Use a file that train.py exported") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the news that TorchScript is deprecated, and channels_last no plain order of bytes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")
+        warnings.filterwarnings("ignore", message="No complete tensor found")
+        yield
 
 
 def is_intact(path: str | Path) -> bool:

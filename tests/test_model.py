@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 import model as model_module
-from model import ConvNet, ModelError, export_torchscript, infer, load_torchscript, pixel_statistics
+from model import (
+    ConvNet,
+    ModelError,
+    export_program,
+    export_torchscript,
+    infer,
+    load_exported,
+    pixel_statistics,
+)
 
 
 @pytest.fixture
@@ -54,7 +62,7 @@ def test_pixel_statistics_are_exact():
 def test_mnists_pixel_statistics_are_the_known_ones(mnist_dir):
     from data import load_split
 
-    mean, std = pixel_statistics(load_split("mnist", mnist_dir, train=True)[1])
+    mean, std = pixel_statistics(load_split("mnist", mnist_dir, train=True)[2])
     assert round(mean.item() / 255, 4) == 0.1307 and round(std.item() / 255, 4) == 0.3081
 
 
@@ -85,15 +93,35 @@ assert model(images[:1].expand(1000, -1, -1, -1)).shape == (1000, 10)
     command = [sys.executable, "-I", "-W", "ignore", "-c", code]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert load_torchscript(tmp_path / "model.pt")[1] == {"classes": ["é"]}
+    assert load_exported(tmp_path / "model.pt")[1] == {"classes": ["é"]}
     (tmp_path / "other").touch()
     assert (tmp_path / "model.pt").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_program_by_torch_export_gives_the_same(images, tmp_path):
+    model = ConvNet(mean=33.3, std=78.6).to(memory_format=torch.channels_last)
+    model(images)
+    export_program(model, tmp_path / "model.pt2", {"classes": ["é"]}, images[:1])
+    loaded, metadata = load_exported(tmp_path / "model.pt2")
+    assert metadata == {"classes": ["é"]}
+    for count in (1, 2, 20):
+        torch.testing.assert_close(infer(loaded, images[:count]), infer(model, images[:count]))
+    code = """
+import torch
+images = torch.zeros(5, 1, 28, 28, dtype=torch.uint8)
+record = {"metadata.json": ""}
+model = torch.export.load("model.pt2", extra_files=record).module()
+assert model(images).shape == (5, 10) and "classes" in record["metadata.json"]
+"""
+    command = [sys.executable, "-I", "-W", "ignore", "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_failed_export_leaves_the_file_that_was_there(images, tmp_path, monkeypatch):
     (tmp_path / "model.pt").write_text("a good one")
     wrong = torch.jit.script(ConvNet())
-    monkeypatch.setattr(model_module, "load_torchscript", lambda path: (wrong, {}))
+    monkeypatch.setattr(model_module, "load_exported", lambda path: (wrong, {}))
     with pytest.raises(ModelError, match="logits differ"):
         export_torchscript(ConvNet(), tmp_path / "model.pt", {}, images)
     assert os.listdir(tmp_path) == ["model.pt"] and (tmp_path / "model.pt").read_text() == "a good one"
@@ -108,16 +136,16 @@ def test_unusable_files_are_refused_by_name(images, tmp_path):
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "folder.pt").mkdir()
     cases = {
-        "cut.pt": "not a TorchScript file",
-        "text.pt": "not a TorchScript file",
-        "weights.pt": "not a TorchScript file",
+        "cut.pt": "not an exported model",
+        "text.pt": "not an exported model",
+        "weights.pt": "not an exported model",
         "bare.pt": "metadata",
         "missing.pt": "not there",
         "folder.pt": "not there",
     }
     for name, reason in cases.items():
         with pytest.raises(ModelError, match=reason) as error:
-            load_torchscript(tmp_path / name)
+            load_exported(tmp_path / name)
         assert name in str(error.value) and "\n" not in str(error.value)
 
 
