@@ -1,9 +1,16 @@
+import csv
 import json
 
+import numpy
+import pytest
 import torch
 from conftest import assert_one_line_error, run, write_idx, write_mnist_files
+from PIL import Image, ImageDraw
 
+from data import load_split
 from model import ConvNet, export_torchscript
+from pictures import like_mnist
+from synthetic import pen_paths
 
 
 def test_export_reproduces_the_last_epoch(finished, small_dir, tmp_path):
@@ -64,3 +71,84 @@ def test_bad_input_ends_in_one_line(finished, small_dir, tmp_path):
     assert model.read_bytes() == before
     arguments = ("--data_dir", small_dir, "--predictions", "no/such/folder.csv")
     assert_one_line_error(run("evaluate.py", model, *arguments, cwd=tmp_path), "no/such/folder.csv")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Pictures of one's own
+
+
+def photograph(digit: int, seed: int) -> Image.Image:
+    """A digit by a ballpoint pen on paper: tilted, in uneven light with the edge of a shadow, with noise."""
+    rng = numpy.random.default_rng(seed)
+    digits, paths = pen_paths()
+    path = paths[digits == digit][seed % 2].T  # (points, 2), in 20 x 20
+    height, width = 800, 600
+    corner = torch.tensor([rng.integers(60, 240), rng.integers(60, 440)])
+    points = (path * 14 + corner).tolist()
+    ink = Image.new("L", (width, height))
+    for a, b in zip(points, points[1:]):
+        if abs(a[0] - b[0]) + abs(a[1] - b[1]) < 60:  # else the pen is lifted
+            ImageDraw.Draw(ink).line([*a, *b], fill=255, width=7)
+    ink = numpy.asarray(ink.rotate(rng.uniform(-8, 8))) / 255
+    down, across = numpy.mgrid[0:height, 0:width]
+    light = (0.5 + 0.5 * across / width) * numpy.where(across + down / 2 > rng.integers(300, 800), 1, 0.8)
+    pixels = 220 * (1 - 0.75 * ink) * light + rng.normal(0, 10, ink.shape)
+    return Image.fromarray(pixels.clip(0, 255).astype("uint8"))
+
+
+def test_photo_of_a_digit_is_made_like_mnists():
+    for digit in range(10):
+        image, remark = like_mnist(photograph(digit, seed=digit))
+        assert remark == "dark on light: inverted; centred and scaled as MNIST's digits are"
+        ink = image[0].float()
+        assert image.shape == (1, 28, 28) and image.dtype == torch.uint8 and ink.max() == 255
+        rows, columns = (ink.amax(d).nonzero().flatten() for d in (1, 0))
+        assert max(rows[-1] - rows[0], columns[-1] - columns[0]) in (18, 19)  # a box of 20
+        places = torch.arange(28) + 0.5
+        centre = [float((ink.sum(1 - d) * places).sum() / ink.sum()) for d in (0, 1)]
+        assert centre == pytest.approx([14, 14], abs=0.75)
+        assert 0.05 < (ink > 127).float().mean() < 0.3  # lines as thick as MNIST's
+
+
+def test_pictures_of_ones_own_are_evaluated(finished, small_dir, tmp_path):
+    *_, images, labels = load_split("mnist", small_dir, train=False)
+    (tmp_path / "more").mkdir()
+    names = ["as it is.png", "inverted.png"] + [f"more/{digit}.jpg" for digit in range(10)]
+    Image.fromarray(images[3, 0].numpy()).save(tmp_path / names[0])
+    Image.fromarray(255 - images[3, 0].numpy()).convert("RGB").save(tmp_path / names[1])
+    for digit in range(10):
+        photograph(digit, seed=digit).save(tmp_path / names[2 + digit])
+    model, env = finished / "model.pt", {"cwd": tmp_path, "PYTHONIOENCODING": "utf-8"}
+    result = run("evaluate.py", model, *names, "--predictions", "own.csv", **env)
+    assert result.returncode == 0, result.stderr
+    blocks = result.stdout.split("\n\n")[1:-1]
+    assert [block.split("  ")[0] for block in blocks] == names
+    assert blocks[0].splitlines()[1:] == blocks[1].splitlines()[1:]
+    assert "inverted" in blocks[1] and "(" not in blocks[0].splitlines()[0]
+    with open(tmp_path / "own.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == names and all(row["truth"] == "" for row in rows)
+    for block, row in zip(blocks, rows):
+        head, *bars = block.splitlines()
+        assert head.split("  ")[1] == row["guess"] and len(bars) == 10
+        best = max(range(10), key=lambda k: float(row[f"score_{k}"]))
+        lengths = [bar.count("\u2588") for bar in bars]
+        assert best == int(row["guess"]) and lengths[best] == max(lengths)
+    with open(finished / "predictions" / "epoch-002.csv", newline="") as file:
+        expected = list(csv.DictReader(file))[3]
+    assert float(rows[0]["score_0"]) == pytest.approx(float(expected["score_0"]), abs=1e-5)
+    right = sum(int(row["guess"]) == digit for digit, row in enumerate(rows[2:]))
+    assert right >= 7  # by a model that saw 1,500 drawn digits
+
+
+def test_picture_that_cannot_be_read_is_named(finished, tmp_path):
+    (tmp_path / "notes.png").write_text("hello")
+    Image.new("L", (300, 300), 200).save(tmp_path / "blank.png")
+    model = finished / "model.pt"
+    for name, words in (("notes.png", "notes.png cannot be read"), ("none.png", "none.png")):
+        result = run("evaluate.py", model, name, cwd=tmp_path)
+        assert_one_line_error(result, words)
+    both = run("evaluate.py", model, "blank.png", "--predictions", "blank.png", cwd=tmp_path)
+    assert_one_line_error(both, "replace the model or a picture")
+    blank = run("evaluate.py", model, "blank.png", cwd=tmp_path)
+    assert blank.returncode == 0 and "no digit found" in blank.stdout
