@@ -28,6 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -62,7 +63,7 @@ def prediction_rows(logits: Tensor, labels: Tensor) -> list[list]:
 def write_predictions(path: str | Path, rows: list[list]) -> None:
     """Write rows of `prediction_columns` as CSV. Nine digits restore a float32 score exactly."""
     scores = len(rows[0]) - 3
-    line = "%d,%d,%d" + ",%.9g" * scores + "\n"
+    line = "%s,%d,%s" + ",%.9g" * scores + "\n"
     with replacing(Path(path)) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
         file.write(",".join(prediction_columns(scores)) + "\n")
         file.writelines(line % tuple(row) for row in rows)
@@ -256,18 +257,30 @@ class RunLogger:
         run_dir: from `create_run_dir`, or that of the run to resume.
         config: every setting and what it runs on, for config.json and W&B. Of these the logger itself uses
             dataset and epochs, and W&B's table img_count (its rows) and log_images (how many have pictures).
-        data: has train_images, which are counted, and test_images, uint8 (N, C, H, W), for the pictures.
+        data: has classes, train_images, to be counted, and test_images, uint8 (N, C, H, W), to be shown.
         resume_after: the epochs that the run to resume has finished; None for a new run.
+        rank, world: this process's number and how many train; only number 0 writes and shows anything.
 
     Raises RunError where another process writes to the directory, or what it holds cannot be gone on with.
     """
 
-    def __init__(self, run_dir: Path, config: dict, data, resume_after: int | None = None):
+    def __init__(
+        self,
+        run_dir: Path,
+        config: dict,
+        data,
+        resume_after: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ):
         self.run_dir, self.dataset, self.epochs = run_dir, config["dataset"], config["epochs"]
-        self.train_count = len(data.train_images)
+        self.classes, self.rank, self.world = data.classes, rank, world
+        self.train_count = len(data.train_images) // world
         self.losses = []  # of the steps since the last fetch, on the device
         self.step = 0
         self.summary = {"train_seconds": []}
+        if rank > 0:
+            return
         self.lock = FileLock(run_dir / LOCK, timeout=0)
         try:
             self.lock.acquire()  # the system takes it back whatever becomes of this process
@@ -279,7 +292,9 @@ class RunLogger:
             write_json(run_dir / "config.json", config)
             (run_dir / "predictions").mkdir(exist_ok=True)
             self.start_metrics(resume_after or 0)
-            self.wandb = WandbRun(run_dir, config, data.test_images.cpu())
+            self.wandb = WandbRun(run_dir, config, data, self.summary.get("wandb_id"))
+            if self.wandb.id is not None:
+                self.summary["wandb_id"] = self.wandb.id  # for --resume
             if resume_after is not None:
                 print(f"going on after epoch {resume_after}", flush=True)
         except BaseException:
@@ -302,13 +317,16 @@ class RunLogger:
             scratch.write_text("step,epoch,loss,acc,test_loss,wrong\n" + "".join(kept), encoding="utf-8")
 
     def track(self, epoch: int, batches: Iterable) -> Iterator:
-        """Pass an epoch's (images, labels) through, timed, with a progress bar on a terminal."""
+        """Pass an epoch's (images, labels, share) through, timed, with a progress bar on a terminal."""
         start = time.perf_counter()
         self.epoch = epoch
         title = f"epoch {epoch}/{self.epochs}"
-        with tqdm(total=self.train_count, unit=" images", desc=title, disable=None, leave=False) as self.bar:
-            for images, labels in batches:
-                yield images, labels
+        hidden = True if self.rank else None  # None: where there is no terminal
+        with tqdm(
+            total=self.train_count, unit=" images", desc=title, disable=hidden, leave=False
+        ) as self.bar:
+            for images, labels, share in batches:
+                yield images, labels, share
                 self.bar.update(len(labels))
             self.fetch_losses()
         self.summary["train_seconds"].append(round(time.perf_counter() - start, 3))
@@ -324,12 +342,16 @@ class RunLogger:
         """Write down the losses since the last fetch. Raises RunError where one is not finite."""
         if not self.losses:
             return
-        losses = torch.stack(self.losses).tolist()
+        fetched = torch.stack(self.losses)
         self.losses.clear()
+        if self.world > 1:
+            dist.all_reduce(fetched)  # so that all stop together where one of them is not finite
+        losses = (fetched / self.world).tolist()
         steps = range(self.step - len(losses) + 1, self.step + 1)
-        lines = [f"{step},{self.epoch},{loss:.9g},,,\n" for step, loss in zip(steps, losses)]
-        append(self.run_dir / "metrics.csv", "".join(lines))
-        self.wandb.log_losses(losses)
+        if self.rank == 0:
+            lines = [f"{step},{self.epoch},{loss:.9g},,,\n" for step, loss in zip(steps, losses)]
+            append(self.run_dir / "metrics.csv", "".join(lines))
+            self.wandb.log_losses(steps, losses)
         for step, loss in zip(steps, losses):
             if not math.isfinite(loss):
                 raise RunError(
@@ -347,7 +369,7 @@ class RunLogger:
         append(self.run_dir / "metrics.csv", f"{self.step},{self.epoch},,{acc:.9g},{loss:.9g},{wrong}\n")
         self.summary.update(epoch=self.epoch, dataset=self.dataset, **metrics)
         write_json(self.run_dir / "summary.json", self.summary)
-        self.wandb.log_epoch({"epoch": self.epoch, "dataset": self.dataset, **metrics}, rows)
+        self.wandb.log_epoch(self.step, {"epoch": self.epoch, "dataset": self.dataset, **metrics}, rows)
         seconds = self.summary["train_seconds"][-1]
         epoch = f"epoch {self.epoch}/{self.epochs}"
         print(f"{epoch}  loss {loss:.3f}  accuracy {acc:.2f} %  {wrong} wrong  {seconds:.1f} s", flush=True)
@@ -361,8 +383,9 @@ class RunLogger:
         return self
 
     def __exit__(self, error_type, error, traceback) -> None:
-        self.wandb.finish(exit_code=0 if error_type is None else 1)
-        self.lock.release()
+        if self.rank == 0:
+            self.wandb.finish(exit_code=0 if error_type is None else 1)
+            self.lock.release()
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -377,10 +400,11 @@ class WandbRun:
     Raises RunError where the user's own WANDB_* settings are no good.
     """
 
-    def __init__(self, run_dir: Path, config: dict, images: Tensor):
-        self.images = images  # uint8 (N, C, H, W), whose ids the tables' rows have
+    def __init__(self, run_dir: Path, config: dict, data, resume_id: str | None):
+        self.images = data.test_images.cpu()  # uint8 (N, C, H, W), whose ids the tables' rows have
+        self.classes, self.held_out = data.classes, config["val_size"]
         self.rows = config["img_count"]
-        self.watched = len(images) if config["log_images"] == "all" else int(config["log_images"])
+        self.watched = len(self.images) if config["log_images"] == "all" else int(config["log_images"])
         self.pictures = {}  # id -> wandb.Image, each built once
         folder = run_dir.resolve()
         defaults = {  # what W&B takes from the environment alone; a user's own value wins
@@ -403,6 +427,7 @@ class WandbRun:
             "config": config,
         }
         mode = wandb_mode()
+        same = {"id": resume_id, "resume": "allow"} if resume_id else {}
         try:
             if mode in (None, "online") and not wandb.login(prompt=False, verify=False):
                 if mode:
@@ -410,7 +435,7 @@ class WandbRun:
                         "W&B: offline, because no API key is set up (wandb login does it)", file=sys.stderr
                     )
                 mode = "offline"
-            run = wandb.init(mode=mode, **options)
+            run = wandb.init(mode=mode, **options, **(same if mode != "offline" else {}))
         except wandb.Error as error:
             print(f"W&B: offline, because: {reason(error)}", file=sys.stderr)
             try:
@@ -420,6 +445,7 @@ class WandbRun:
         except ValueError as error:  # from its settings' types
             raise RunError(f"W&B refuses its environment: {reason(error)}. Mend WANDB_*.") from error
         self.run, self.lost = run, False
+        self.id = None if run.offline or run.disabled else run.id
         self.attempt(self.define_metrics)
 
     def define_metrics(self) -> None:
@@ -436,21 +462,36 @@ class WandbRun:
             self.lost = True
             print(f"W&B: no further records, because: {reason(error)}", file=sys.stderr)
 
-    def log_losses(self, losses: list[float]) -> None:
-        self.attempt(lambda: [self.run.log({"loss": loss}) for loss in losses])
+    def log_losses(self, steps: Iterable[int], losses: list[float]) -> None:
+        self.attempt(lambda: [self.run.log({"loss": loss}, step) for step, loss in zip(steps, losses)])
 
-    def log_epoch(self, metrics: dict, rows: list[list]) -> None:
-        self.attempt(lambda: self.run.log({**metrics, TABLE: self.table(rows)}))
+    def log_epoch(self, step: int, metrics: dict, rows: list[list]) -> None:
+        def log() -> None:
+            charts = {TABLE: self.table(rows), "confusion": self.confusion(rows)}
+            self.run.log({**metrics, **charts}, step, commit=True)
+
+        self.attempt(log)
+
+    def confusion(self, rows: list[list]):
+        """W&B's chart of the guesses for each true class."""
+        import wandb
+
+        guesses, truths = [row[1] for row in rows], [row[2] for row in rows]
+        return wandb.plot.confusion_matrix(y_true=truths, preds=guesses, class_names=self.classes)
 
     def table(self, rows: list[list]):
         """The W&B table of `rows`: watched and wrong ones with their picture."""
         import wandb
 
         columns = prediction_columns(len(rows[0]) - 3)
-        types = [int, wandb.Image, int, int, *[float] * (len(columns) - 3)]
+        numbered = self.classes == [str(k) for k in range(len(self.classes))]
+        names = range(len(self.classes)) if numbered else self.classes  # as a guess or truth is shown
+        types = [int, wandb.Image, type(names[0]), type(names[0]), *[float] * (len(columns) - 3)]
         table = table_class()(columns=["id", "image", *columns[1:]], dtype=types)
         # Typed above and filled at once: add_data checks every cell, which takes longer than all the rest.
-        table.data = [[row[0], self.picture(row), *row[1:]] for row in rows[: self.rows]]
+        table.data = [
+            [row[0], self.picture(row), names[row[1]], names[row[2]], *row[3:]] for row in rows[: self.rows]
+        ]
         return table
 
     def picture(self, row: list):
@@ -468,10 +509,25 @@ class WandbRun:
     def log_model(self, path: Path, metadata: dict) -> None:
         import wandb
 
-        artifact = wandb.Artifact("model", type="model", metadata=metadata)
-        self.attempt(
-            lambda: (artifact.add_file(str(path), name="model.pt"), self.run.log_artifact(artifact))
-        )
+        def log() -> None:
+            artifact = wandb.Artifact("model", type="model", metadata=metadata)
+            artifact.add_file(str(path), name="model.pt")
+            best = self.held_out and self.is_best(metadata["metrics"])
+            self.run.log_artifact(artifact, aliases=["latest", *(["best"] if best else [])])
+
+        self.attempt(log)
+
+    def is_best(self, metrics: dict) -> bool:
+        """Whether no model of the project is better on images held out. Only the server knows: online."""
+        import wandb
+
+        if self.id is None:
+            return False
+        try:
+            best = wandb.Api().artifact(f"{self.run.entity}/{self.run.project}/model:best")
+        except (wandb.CommError, ValueError):  # there is none yet
+            return True
+        return metrics["acc"] > best.metadata["metrics"]["acc"]
 
     def finish(self, exit_code: int) -> None:
         """Upload what is left, for FINISH_TIMEOUT at most."""

@@ -1,8 +1,10 @@
 """Train a small ConvNet on MNIST, log a table of its predictions every epoch, export it to TorchScript.
 
     python train.py                                         the recipe: 6 epochs
-    python train.py --l1_size 64 --l2_size 128 --lr 0.03    a variant to compare it with
+    python train.py --l1_size 64 --l2_size 128 --lr 0.02    a variant to compare it with
     python train.py --run_dir runs/001 --resume             go on where that run stopped
+    python train.py --dataset my/pictures                   train/CLASS/*.png and test/CLASS/*.png
+    torchrun --nproc_per_node=2 train.py                    on two GPUs, or CPU processes
     python train.py --help                                  every setting
 
 The tutorial's own settings:
@@ -18,13 +20,16 @@ import argparse
 import io
 import json
 import math
+import os
 import shlex
 import sys
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from data import DATASETS, DataError, ImageData, batches, load_data
 from logging_utils import (
@@ -39,7 +44,16 @@ from logging_utils import (
     replacing,
     wandb_mode,
 )
-from model import ConvNet, ModelError, export_torchscript, infer, is_intact, pick_device, pixel_statistics
+from model import (
+    ConvNet,
+    ModelError,
+    export_program,
+    export_torchscript,
+    infer,
+    is_intact,
+    pick_device,
+    pixel_statistics,
+)
 
 
 class ConfigError(Exception):
@@ -55,8 +69,8 @@ class Config:
     """Every setting: its default, its meaning, its bounds. The command line is built from this."""
 
     epochs: int = setting(6, "passes over the training set", low=1)
-    batch_size: int = setting(256, "images a training step", low=1)
-    lr: float = setting(0.015, "learning rate of Adam, its peak where it is scheduled", low=1e-12, high=1e3)
+    batch_size: int = setting(128, "images a training step", low=1)
+    lr: float = setting(0.01, "learning rate of Adam, its peak where it is scheduled", low=1e-12, high=1e3)
     schedule: str = setting("one_cycle", "learning rate over the run", choices=("one_cycle", "constant"))
     label_smoothing: float = setting(0.1, "share of a label spread over all classes", low=0.0, high=0.99)
     augment: float = setting(
@@ -73,12 +87,14 @@ class Config:
     )
     device: str = setting("auto", "auto (the GPU where there is one), cpu, cuda, cuda:1")
     dataset: str = setting(
-        "auto", "auto is mnist, or synthetic where that is not to be had", choices=DATASETS
+        "auto", f"of {', '.join(DATASETS[1:])}; a folder; auto: mnist, or synthetic where that cannot be had"
     )
+    image_size: int = setting(28, "height and width that a folder's pictures get", low=4, high=96)
     data_dir: str = setting("data", "folder of the data sets, downloaded if missing")
     val_size: int = setting(0, "training images to hold out and evaluate on instead of the test set", low=0)
     img_count: int = setting(10_000, "rows of the W&B table; the CSV files have all", low=1)
     log_images: str = setting("320", "rows of the W&B table with a picture, wrong guesses apart; or all")
+    export_pt2: bool = setting(False, "export to model.pt2 (torch.export) too")
     run_dir: str = setting(None, "folder of the run, new or empty [the next number in runs/]")
     resume: bool = setting(False, "go on with the run in --run_dir after its last finished epoch")
 
@@ -101,25 +117,30 @@ def train(config: Config) -> None:
     if config.resume and finished_epochs(config.run_dir) == config.epochs:
         print(f"{config.run_dir} is finished: there is nothing to resume")
         return
-    config, data = prepare(config)
-    run_dir, device = Path(config.run_dir), torch.device(config.device)
+
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+    if world > 1:
+        dist.init_process_group()
+    config, data = prepare(config, rank, world)
+    run_dir, device = Path(config.run_dir), own_device(config.device, world)
     # On a GPU convolutions are TF32 and not repeatable unless told otherwise.
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)  # of the order and the distortions
 
-    _, channels, height, width = data.train_images.shape
     mean, std = pixel_statistics(data.train_images)
     model = ConvNet(
         num_classes=len(data.classes),
-        in_channels=channels,
-        image_size=(height, width),
+        in_channels=data.train_images.shape[1],
+        image_size=data.train_images.shape[2:],
         l1_size=config.l1_size,
         l2_size=config.l2_size,
         conv_kernel=config.conv_kernel,
         mean=mean,
         std=std,
     ).to(device, memory_format=torch.channels_last)
+    # Batch norm stays local: each process normalises by its own part of a batch.
+    forward = DistributedDataParallel(model) if world > 1 else model
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     steps_per_epoch = math.ceil(len(data.train_images) / config.batch_size)
 
@@ -128,24 +149,23 @@ def train(config: Config) -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
 
     data = data.to(device)
-    record = describe(config, data.classes, model)
+    record = {**describe(config, data.classes, model), "processes": world}
     parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
     finished = load_checkpoint(run_dir / "checkpoint.pt", generator, parts) if config.resume else None
     stop = StopSignals(f"python train.py --run_dir {shlex.quote(config.run_dir)} --resume goes on")
-    with stop, RunLogger(run_dir, record, data, finished) as log:
+    with stop, RunLogger(run_dir, record, data, finished, rank, world) as log:
         for epoch in range((finished or 0) + 1, config.epochs + 1):
             model.train()
-            shuffled = batches(
-                data.train_images, data.train_labels, config.batch_size, generator, config.augment
-            )
+            train_set = (data.train_images, data.train_labels)
+            shuffled = batches(*train_set, config.batch_size, generator, config.augment, rank, world)
             first_step = (epoch - 1) * steps_per_epoch + 1
-            for step, (images, labels) in enumerate(log.track(epoch, shuffled), first_step):
+            for step, (images, labels, share) in enumerate(log.track(epoch, shuffled), first_step):
                 # images: (B, C, H, W) in 0..255, labels: int64 (B,); both on the device already
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step, config.epochs * steps_per_epoch)
                 with autocast:
-                    logits = model(images)  # (B, K)
-                    loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+                    logits = forward(images)  # (B, K)
+                    loss = share * F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
                 optimizer.zero_grad()
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)
@@ -153,37 +173,43 @@ def train(config: Config) -> None:
                 log.log_step(step, loss)
                 stop.check()
 
-            # In fp32, as the exported model computes: the same guesses now and years later.
-            logits = infer(model, data.test_images)  # (N, K)
-            log.log_epoch(logits, data.test_labels)
-            save_checkpoint(run_dir / "checkpoint.pt", epoch, generator, parts)
+            if rank == 0:
+                # In fp32, as the exported model computes: the same guesses now and years later.
+                logits = infer(model, data.test_images)  # (N, K)
+                log.log_epoch(logits, data.test_labels)
+                save_checkpoint(run_dir / "checkpoint.pt", epoch, generator, parts)
 
-        metadata = {
-            "classes": data.classes,
-            "input": {"shape": [None, channels, height, width], "dtype": "uint8"},
-            "dataset": data.name,
-            "evaluated_on": f"{config.val_size} training images held out" if config.val_size else "test set",
-            "metrics": log.summary,
-            "config": record,
-            "torch": record["torch"],
-            "commit": record["commit"],
-        }
-        export_torchscript(model, run_dir / "model.pt", metadata, data.test_images[:64])
-        log.log_model(run_dir / "model.pt", metadata)
-    print_results(config, len(data.test_images), log)
+        if rank == 0:
+            metadata = describe_model(config, data, record, log.summary)
+            export_torchscript(model, run_dir / "model.pt", metadata, data.test_images[:64])
+            if config.export_pt2:
+                export_program(model, run_dir / "model.pt2", metadata, data.test_images[:64])
+            log.log_model(run_dir / "model.pt", metadata)
+    if rank == 0:
+        print_results(config, len(data.test_images), log)
+    if world > 1:
+        dist.destroy_process_group()
 
 
-def prepare(config: Config) -> tuple[Config, ImageData]:
+def prepare(config: Config, rank: int, world: int) -> tuple[Config, ImageData]:
     """Check the settings against hardware and data, load the data, make the run's directory.
 
-    The config that comes back says what is really used wherever it said "auto".
+    The config that comes back says what is really used wherever it said "auto". Of several processes the
+    first does all of this, and the others follow it.
     """
+    chosen = [None]
+    if rank > 0:
+        dist.broadcast_object_list(chosen)
+        config = chosen[0]
+        return config, load_data(config.dataset, config.data_dir, config.val_size, config.image_size)
     wandb_mode()  # refused now if it is wrong, not when there is a directory already
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
+    if config.batch_size < world:
+        raise ConfigError(f"--batch_size {config.batch_size} is fewer than the {world} processes")
     if config.run_dir and not config.resume:
         check_unused(config.run_dir)  # now, because the data may take a while
-    data = load_data(config.dataset, config.data_dir, config.val_size)
+    data = load_data(config.dataset, config.data_dir, config.val_size, config.image_size)
     if min(data.train_images.shape[2:]) < 4:
         raise ConfigError(
             f"{config.data_dir}: images of {list(data.train_images.shape[2:])} pixels; need 4 each way"
@@ -196,7 +222,18 @@ def prepare(config: Config) -> tuple[Config, ImageData]:
     config = replace(config, device=str(device), precision=precision, dataset=data.name, run_dir=run_dir)
     counts = f"{len(data.train_images):,} images to train on, {len(data.test_images):,} to evaluate on"
     print(f"{data.name}: {counts}; {device}, {precision}; {run_dir}", flush=True)
+    if world > 1:
+        dist.broadcast_object_list([config])
     return config, data
+
+
+def own_device(name: str, world: int) -> torch.device:
+    """The device of this process: of several GPUs on a machine, the one that torchrun gave it."""
+    if world > 1 and name.startswith("cuda"):
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+        pick_device(name)  # refused if it is not there
+        torch.cuda.set_device(name)
+    return torch.device(name)
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
@@ -217,6 +254,20 @@ def describe(config: Config, classes: list[str], model: torch.nn.Module) -> dict
     parameters = sum(parameter.numel() for parameter in model.parameters())
     environment = describe_environment(torch.device(config.device))
     return {**settings, "classes": classes, "parameters": parameters, **environment}
+
+
+def describe_model(config: Config, data: ImageData, record: dict, metrics: dict) -> dict:
+    """What the exported file says of itself."""
+    return {
+        "classes": data.classes,
+        "input": {"shape": [None, *data.test_images.shape[1:]], "dtype": "uint8"},
+        "dataset": data.name,
+        "evaluated_on": f"{config.val_size} training images held out" if config.val_size else "test set",
+        "metrics": metrics,
+        "config": record,
+        "torch": record["torch"],
+        "commit": record["commit"],
+    }
 
 
 def learning_rate(config: Config, step: int, total_steps: int) -> float:
@@ -324,7 +375,13 @@ def parse_config(argv: list[str] | None = None) -> Config:
 
 
 def main() -> int:
-    return exit_status(lambda: train(parse_config()), ConfigError, DataError, ModelError, RunError)
+    try:
+        return exit_status(lambda: train(parse_config()), ConfigError, DataError, ModelError, RunError)
+    except RuntimeError as error:  # what gloo says where another process has ended
+        if "by peer" not in str(error):
+            raise
+        print(f"rank {os.environ['RANK']} stops, because another process did", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
