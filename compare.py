@@ -25,12 +25,20 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from data import DATASETS, DataError, load_data, load_split
+from data import DataError, load_data, load_split
 from logging_utils import exit_status, replacing
 
 ALL_RIGHT = "all right"
+EXACT_PICTURE = 48  # pixels up to which a picture is kept exactly: ten thousand make a few megabytes
 MAX_CLASSES = 100  # their matrices and score bars are still readable
-USED_FACTS = {"classes": list, "dataset": str, "data_dir": str, "val_size": int, "parameters": int}
+USED_FACTS = {
+    "classes": list,
+    "dataset": str,
+    "data_dir": str,
+    "val_size": int,
+    "image_size": int,
+    "parameters": int,
+}
 RUN_FACTS = {"run_dir", "data_dir", "classes", "parameters"}  # in config.json, but not settings to compare
 
 
@@ -192,15 +200,16 @@ def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) ->
     config = next((run.config for run in runs if run.config), {})
     dataset = dataset or config.get("dataset", "mnist")
     data_dir = data_dir or config.get("data_dir", "data")
+    size = config.get("image_size", 28)
     cure = (
         "Name the --dataset and --data_dir they are from, or add --no_images for the page without pictures"
     )
     try:
         if config.get("val_size"):
-            data = load_data(dataset, data_dir, config["val_size"])
+            data = load_data(dataset, data_dir, config["val_size"], size)
             images, labels = data.test_images, data.test_labels
         else:
-            _, images, labels = load_split(dataset, data_dir, train=False)
+            _, _, images, labels = load_split(dataset, data_dir, False, size)
     except DataError as error:
         raise CompareError(f"no pictures: {error} {cure}") from error
     ids, truth = runs[0].ids, runs[0].truth
@@ -208,13 +217,14 @@ def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) ->
         raise CompareError(
             f"no pictures: {dataset} in {data_dir} is not the test set of {runs[0].label}. {cure}"
         )
-    return [png_address(images[i].permute(1, 2, 0).squeeze(2).numpy()) for i in ids]
+    return [picture_address(images[i].permute(1, 2, 0).squeeze(2).numpy()) for i in ids]
 
 
-def png_address(pixels: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def picture_address(pixels: np.ndarray) -> str:
+    """Pixels (H, W) or (H, W, 3) as the address of an HTML image: exact, or where they are many, small."""
+    buffer, kind = io.BytesIO(), "png" if max(pixels.shape[:2]) <= EXACT_PICTURE else "jpeg"
+    Image.fromarray(pixels).save(buffer, kind, quality=85)
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -688,9 +698,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "runs", nargs="+", metavar="RUN", help="run directory (its last epoch), RUN@EPOCH or CSV"
     )
     parser.add_argument("--out", default="compare.html", help="page to write [compare.html]")
-    parser.add_argument(
-        "--dataset", choices=DATASETS, help="where the pictures are from [the first run's data set]"
-    )
+    parser.add_argument("--dataset", help="where the pictures are from [the first run's data set]")
     parser.add_argument("--data_dir", help="folder of the data sets [the first run's]")
     parser.add_argument("--no_images", action="store_true", help="leave the pictures out")
     return parser.parse_args(argv)

@@ -23,7 +23,7 @@ import torch
 from conftest import ROOT, SHORT, assert_one_line_error, contents, environment, run, write_mnist_files
 from test_logging_utils import records
 
-from model import load_torchscript
+from model import load_exported
 
 pytestmark = pytest.mark.faults
 TRAIN = ROOT / "train.py"
@@ -74,7 +74,7 @@ def assert_every_file_is_whole(run_dir: Path) -> None:
         elif path.name == "checkpoint.pt":
             assert torch.load(path, weights_only=True)["epoch"] in (1, 2)
         else:
-            load_torchscript(path)
+            load_exported(path)
 
 
 def assert_resume_completes(settings: list[str], cwd: Path, whole: dict[str, bytes]) -> None:

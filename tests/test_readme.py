@@ -4,24 +4,31 @@ from conftest import ROOT
 
 import compare
 import evaluate
+import sweep
 import train
 
 README = (ROOT / "README.md").read_text()
+PARSE = {
+    "train": train.parse_config,
+    "evaluate": evaluate.parse_args,
+    "compare": compare.parse_args,
+    "sweep": sweep.parse_args,
+}
 
 
 def test_every_command_in_the_readme_is_understood():
-    commands = re.findall(r"python (train|evaluate|compare)\.py ?([^`\n]*)", README)
-    parse = {"train": train.parse_config, "evaluate": evaluate.parse_args, "compare": compare.parse_args}
-    assert len(commands) >= 5
+    commands = re.findall(r"(?:python|torchrun.*?) (train|evaluate|compare|sweep)\.py ?([^`\n]*)", README)
+    assert len(commands) >= 12 and {program for program, _ in commands} == set(PARSE)
     for program, line in commands:
         arguments = line.split()
         if "--help" in arguments or "--resume" in arguments:
             continue
-        parse[program](arguments)
+        PARSE[program](arguments)
 
 
 def test_every_flag_in_the_readme_exists():
     flags = set(re.findall(r"--([a-z0-9_]+)", README)) - {"help"}
-    known = set(train.Config.__dataclass_fields__) | set(vars(evaluate.parse_args(["model.pt"])))
-    known |= set(vars(compare.parse_args(["runs/001"])))
+    known = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint"}  # torchrun's
+    known |= set(train.Config.__dataclass_fields__) | set(vars(evaluate.parse_args(["model.pt"])))
+    known |= set(vars(compare.parse_args(["runs/001"]))) | set(vars(sweep.parse_args([])))
     assert flags <= known
