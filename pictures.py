@@ -48,7 +48,7 @@ def read_picture(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             picture = ImageOps.exif_transpose(file)  # as the camera was held
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # what it likes, at damaged bytes
         raise DataError(
             f"{path} cannot be read as a picture: {error}. Remove it or save it anew."
         ) from error
@@ -64,7 +64,7 @@ def is_grey(path: str | Path) -> bool:
     try:
         with Image.open(path) as file:
             return file.mode in ("1", "L", "LA", "F") or file.mode.startswith("I")
-    except OSError:
+    except Exception:
         return True  # to be complained of where it is read
 
 

@@ -96,6 +96,7 @@ def mnist_dir() -> Path:
 def finished(tmp_path_factory, small_dir) -> Path:
     """The run directory of two epochs on `small_dir`."""
     cwd = tmp_path_factory.mktemp("finished")
-    result = run("train.py", "--data_dir", small_dir, *SHORT, "--log_images", 20, cwd=cwd)
+    flags = ("--log_images", 20, "--export_pt2")
+    result = run("train.py", "--data_dir", small_dir, *SHORT, *flags, cwd=cwd)
     assert result.returncode == 0, result.stderr
     return cwd / "runs" / "001"

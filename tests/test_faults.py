@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SHORT, assert_one_line_error, contents, environment, run, write_mnist_files
+from PIL import Image
 from test_logging_utils import records
 
 from model import load_exported
@@ -209,7 +210,7 @@ ANSWERS = {  # to the queries of a run that starts and logs
 
 
 class WandbServer(http.server.ThreadingHTTPServer):
-    """As much of W&B's server as a run needs to start, and one fault."""
+    """As much of W&B's server as a run needs to start, and a fault, if it is one of those below."""
 
     def __init__(self, fault: str):
         server = self
@@ -219,6 +220,7 @@ class WandbServer(http.server.ThreadingHTTPServer):
 
             def do_POST(self):
                 body = self.rfile.read(int(self.headers.get("content-length", 0))).decode(errors="replace")
+                server.bodies.append(body)
                 data = next((answer for query, answer in ANSWERS.items() if query in body), {})
                 if fault == "answers slowly":
                     time.sleep(1.5)
@@ -238,6 +240,7 @@ class WandbServer(http.server.ThreadingHTTPServer):
             def log_message(self, *_):
                 pass
 
+        self.bodies = []
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -263,6 +266,31 @@ def test_wandb_server_that_fails(fault, settings, whole, tmp_path, faults):
     assert [line for line in error.splitlines() if line.startswith("W&B: ")], error
     assert "wandb sync run/wandb/" in out
     faults("W&B's server fails")
+
+
+STOP_AFTER_ONE = """
+import sys, train
+save = train.save_checkpoint
+def save_and_stop(path, epoch, *rest):
+    save(path, epoch, *rest)
+    raise KeyboardInterrupt
+train.save_checkpoint = save_and_stop
+sys.exit(train.main())
+"""
+
+
+def test_online_run_goes_on_as_the_same_wandb_run(settings, whole, tmp_path):
+    server = WandbServer("none")
+    url = f"http://127.0.0.1:{server.server_port}"
+    env = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": url}
+    start(settings, tmp_path, STOP_AFTER_ONE, env=env).communicate(timeout=120)
+    first = json.loads((tmp_path / "run/summary.json").read_text())["wandb_id"]
+    server.bodies.clear()
+    out, error = start(["--run_dir", "run", "--resume"], tmp_path, env=env).communicate(timeout=120)
+    server.server_close()
+    assert contents(tmp_path / "run") == whole, error
+    started = [json.loads(body)["variables"] for body in server.bodies if "upsertBucket" in body]
+    assert started and started[0]["name"] == first, started
 
 
 WANDB_DIES = """
@@ -463,11 +491,15 @@ def fuzz(kind: str, count: int, seed: int, folder: str, data_dir: str) -> None:
     import evaluate
 
     rng, run_dir = random.Random(seed), Path(folder) / "run"
-    path = run_dir / {"model": "model.pt", "predictions": "predictions/epoch-002.csv"}.get(kind, kind)
+    path = run_dir / {"predictions": "predictions/epoch-002.csv"}.get(kind, kind)
+    if kind == "picture.png":
+        Image.effect_noise((90, 60), 50).save(path)
     original = path.read_bytes()
-    program = evaluate if kind == "model" else compare
-    if kind == "model":
-        sys.argv = ["evaluate.py", str(path), "--data_dir", data_dir]
+    program = compare
+    if kind in ("model.pt", "model.pt2"):
+        program, sys.argv = evaluate, ["evaluate.py", str(path), "--data_dir", data_dir]
+    elif kind == "picture.png":
+        program, sys.argv = evaluate, ["evaluate.py", str(run_dir / "model.pt"), str(path)]
     else:
         sys.argv = ["compare.py", str(run_dir), "--out", f"{folder}/page.html", "--data_dir", data_dir]
     for i in range(count):
@@ -490,8 +522,11 @@ FUZZ = (
 )
 
 
-@pytest.mark.parametrize("kind", ["model", "predictions", "config.json", "summary.json", "metrics.csv"])
-@times(20, 450)
+TEXTS = ["predictions", "config.json", "summary.json", "metrics.csv"]
+
+
+@pytest.mark.parametrize("kind", ["model.pt", "model.pt2", "picture.png", *TEXTS])
+@times(20, 400)
 def test_mutated_files_end_in_one_line(kind, count, finished, small_dir, tmp_path, faults):
     shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("wandb"))
     path = f"{ROOT}:{ROOT / 'tests'}"

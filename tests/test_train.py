@@ -24,6 +24,7 @@ def test_run_leaves_what_it_promises(finished):
         "summary.json",
         "checkpoint.pt",
         "model.pt",
+        "model.pt2",
         "predictions",
         "wandb",
     }
