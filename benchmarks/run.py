@@ -146,8 +146,8 @@ def begin(name: str, *arguments) -> None:
     opponent = getattr(opponents, name)(*arguments)
 
 
-def go_on() -> opponents.Epoch:
-    return next(opponent)
+def go_on() -> opponents.Epoch | None:
+    return next(opponent, None)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -226,6 +226,7 @@ def race(folder: str) -> None:
             tutorial.append(pool.submit(go_on).result())
             for name, settings in programs.items():
                 results[name].append(alone(ours, {**settings, "seed": seed}, folder))
+        pool.submit(go_on).result()  # to its end
     default = results["train.py"]
     alone_five = sum(epoch[0] for epoch in tutorial)
     tables_five = sum(epoch[1] for epoch in tutorial)
