@@ -120,8 +120,9 @@ def append(path: Path, text: str) -> None:
 
 
 def check_unused(run_dir: str | Path) -> None:
-    """Raise RunError where the directory of a new run already holds something."""
-    if Path(run_dir).is_dir() and set(os.listdir(run_dir)) - {LOCK}:
+    """Raise RunError where the directory of a new run holds more than a run leaves that was killed at once."""
+    left = (LOCK, ".config.json.partial")
+    if Path(run_dir).is_dir() and not set(os.listdir(run_dir)).issubset(left):
         raise RunError(f"--run_dir {run_dir} is in use. Add --resume to go on with it, or choose another.")
 
 
