@@ -7,6 +7,7 @@ of them from `load_data`.
 
 import hashlib
 import math
+import os
 import shutil
 import socket
 import sys
@@ -150,15 +151,16 @@ def find_dataset(dataset: str, data_dir: str | Path) -> str:
     if dataset not in DATASETS:
         if not Path(dataset).is_dir():
             raise DataError(f"--dataset {dataset} is neither a folder nor one of {', '.join(DATASETS)}")
-        return dataset
+        return os.path.abspath(dataset)  # which no other data set is called
     name = "mnist" if dataset == "auto" else dataset
     folder = Path(data_dir) / TORCHVISION[name][1]
-    parts = [folder / file for file in MNIST_MD5] if name == "mnist" else [folder]
+    unpacked = any(file.suffix != ".gz" for file in folder.glob("*"))
+    parts = [folder / file for file in MNIST_MD5] if name == "mnist" else [] if unpacked else [folder]
     try:
         if Path(data_dir).exists() and not Path(data_dir).is_dir():
             raise NotADirectoryError(f"--data_dir {data_dir} is not a folder")
         traces = list(folder.glob("*ubyte*"))
-        if missing := [str(part) for part in parts if not part.exists()]:
+        if missing := [str(part) for part in parts if part == folder or not part.exists()]:
             download(name, Path(data_dir), missing[0])
     except (OSError, DownloadError) as error:
         if dataset == "auto" and isinstance(error, DownloadError) and not traces:
@@ -234,6 +236,9 @@ def load_split(name: str, data_dir: str | Path, train: bool, image_size=28):
     images, labels = torch.as_tensor(part.data), torch.as_tensor(part.targets)
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
     labels = labels if labels.dim() == 1 else labels[:, 0]  # QMNIST's have more to say
+    if len(images) != len(labels) or labels.max() >= len(part.classes):
+        folder = Path(data_dir) / TORCHVISION[name][1]
+        raise DataError(f"{folder}: images and labels do not match. Delete it; train.py downloads it.")
     return name, [words.split(" - ")[0] for words in part.classes], images, labels.long()
 
 

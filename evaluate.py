@@ -16,17 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data import DATASETS, DataError, find_dataset, load_split
+from data import DATASETS, DataError, beside, find_dataset, load_split
 from logging_utils import exit_status, measure, prediction_rows, write_predictions
 from model import INFER_BATCH, ModelError, infer, load_exported, pick_device
 
-DIGITS = (
-    "mnist",
-    "mnist-format",
-    "qmnist",
-    "kmnist",
-    "synthetic",
-)  # light ink on black, 20 of 28 pixels high
+DIGITS = ("mnist", "mnist-format", "qmnist", "synthetic")  # light ink on black, 20 of 28 pixels high
 SHOWN = 10  # classes a picture's scores are shown of: all, or the best
 
 
@@ -144,16 +138,15 @@ def compute_logits(
 def evaluate_pictures(
     args: argparse.Namespace, model: nn.Module, classes: list[str], shape: tuple, digits: bool, device
 ) -> None:
-    from pictures import like_mnist, pil_to_tensor, read_picture
-
+    pictures = beside("pictures")
     images, remarks = [], []
     for path in args.pictures:
-        picture = read_picture(path).convert("L" if shape[0] == 1 else "RGB")
+        picture = pictures.read_picture(path)
         if digits and shape == (1, 28, 28):
-            image, remark = like_mnist(picture)
+            image, remark = pictures.like_mnist(picture.convert("L"))
         else:
-            fits = picture.size == (shape[2], shape[1])
-            image, remark = pil_to_tensor(picture.resize((shape[2], shape[1]))), "" if fits else "resized"
+            image = pictures.to_pixels(picture, *shape)
+            remark = "" if picture.size == (shape[2], shape[1]) else "resized"
         images.append(image)
         remarks.append(remark)
     logits = compute_logits(args.model, model, torch.stack(images).to(device), len(classes), args.batch_size)

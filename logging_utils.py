@@ -64,7 +64,10 @@ def write_predictions(path: str | Path, rows: list[list]) -> None:
     """Write rows of `prediction_columns` as CSV. Nine digits restore a float32 score exactly."""
     scores = len(rows[0]) - 3
     line = "%s,%d,%s" + ",%.9g" * scores + "\n"
-    with replacing(Path(path)) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(Path(path)) as scratch,
+        open(scratch, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         file.write(",".join(prediction_columns(scores)) + "\n")
         file.writelines(line % tuple(row) for row in rows)
 
@@ -120,7 +123,7 @@ def append(path: Path, text: str) -> None:
 
 
 def check_unused(run_dir: str | Path) -> None:
-    """Raise RunError where the directory of a new run holds more than a run leaves that was killed at once."""
+    """Raise RunError where the directory of a new run holds more than one leaves that was killed at once."""
     left = (LOCK, ".config.json.partial")
     if Path(run_dir).is_dir() and not set(os.listdir(run_dir)).issubset(left):
         raise RunError(f"--run_dir {run_dir} is in use. Add --resume to go on with it, or choose another.")
@@ -227,6 +230,8 @@ def exit_status(program: Callable[[], None], *errors: type[Exception]) -> int:
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
         cure = "Make room there or choose a place you can write to."
+        if isinstance(error, FileNotFoundError):
+            cure = "Check the name."
         message, status = f"error: {where}{error.strerror or error}. {cure}", 2
     except Stopped as stopped:
         number, advice = stopped.args
@@ -248,7 +253,7 @@ def finished_epochs(run_dir: str | Path) -> int:
     except (OSError, ValueError):
         return 0
     exported = isinstance(summary, dict) and "finished" in summary and (Path(run_dir) / "model.pt").exists()
-    return summary["epoch"] if exported else 0
+    return summary.get("epoch") if exported else 0
 
 
 class RunLogger:

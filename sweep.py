@@ -19,6 +19,7 @@ import warnings
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 
 from logging_utils import LOCK, RunError, StopSignals, exit_status, finished_epochs, write_json
 
@@ -42,6 +43,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if min(args.count, args.parallel) < 1 or args.seed < 0:
         parser.error("--count and --parallel must be at least 1, --seed 0")
+    if kept := [
+        flag for flag in args.flags if flag.split("=")[0] in ("--run_dir", "--resume", "--help", "-h")
+    ]:
+        parser.error(f"{kept[0]} is not for the runs of a sweep")
     return args
 
 
@@ -76,6 +81,11 @@ class Sweep:
         )
         self.state, self.processes = self.dir / "sweep.json", {}
         self.dir.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.dir / LOCK, timeout=0)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise SweepError(f"another sweep is writing to --dir {self.dir}. Choose a new one.") from None
         self.runs = self.load()
 
     def load(self) -> dict[str, dict]:
@@ -87,6 +97,8 @@ class Sweep:
         try:
             saved = json.loads(self.state.read_text(encoding="utf-8"))
             same, runs = saved["sweep"] == json.loads(json.dumps(self.sweep)), dict(saved["runs"])
+            for run in runs.values():
+                dict(run["parameters"])
         except (ValueError, LookupError, TypeError) as error:
             raise SweepError(f"{self.state} is damaged. Choose a new --dir.") from error
         if not same:
@@ -106,6 +118,16 @@ class Sweep:
 
     def is_over(self, name: str) -> bool:
         return "ended" in self.runs[name] or finished_epochs(self.dir / name) > 0
+
+    def is_busy(self, name: str) -> bool:
+        """Whether a process trains the run that is not ours: left by a sweep that was killed."""
+        if name in self.processes or self.is_over(name) or not (self.dir / name / LOCK).exists():
+            return False
+        try:
+            FileLock(self.dir / name / LOCK, timeout=0).acquire().lock.release()
+            return False
+        except Timeout:
+            return True
 
     def known(self) -> list:
         """The runs as the sampler wants them."""
@@ -128,6 +150,7 @@ class Sweep:
     def start_next(self) -> bool:
         """Start a run: one that was interrupted, else a new one. False where there is none."""
         waiting = [name for name in self.runs if name not in self.processes and not self.is_over(name)]
+        waiting = [name for name in waiting if not self.is_busy(name)]
         if waiting:
             name = waiting[0]
         elif len(self.runs) < self.args.count:
@@ -135,7 +158,10 @@ class Sweep:
             import sweeps
 
             numpy.random.seed((self.args.seed, len(self.runs)))  # what the sampler draws from
-            chosen = sweeps.next_run(self.sweep, self.known())
+            try:
+                chosen = sweeps.next_run(self.sweep, self.known())
+            except ValueError as error:
+                raise SweepError(f"{self.args.config}: {error}. Mend it.") from error
             if chosen is None:  # a grid that is done
                 return False
             name = f"{len(self.runs) + 1:03d}"
@@ -179,7 +205,8 @@ class Sweep:
             if status is None:
                 continue
             del self.processes[name]
-            if status != 0 and "ended" not in self.runs[name]:
+            values = self.history(name)
+            if (status != 0 or not values) and "ended" not in self.runs[name]:
                 self.runs[name]["ended"] = "failed"
                 last = (
                     (self.dir / f"{name}.log")
@@ -191,7 +218,6 @@ class Sweep:
                 )
                 self.save()
             else:
-                values = self.history(name)
                 word = self.runs[name].get("ended", "finished")
                 print(
                     f"{name}  {word:8} {self.metric} {values[-1]:.6g} after {len(values)} epochs", flush=True
@@ -239,20 +265,21 @@ def run_sweep(args: argparse.Namespace) -> None:
                 sweep.collect()
                 while len(sweep.processes) < args.parallel and sweep.start_next():
                     pass
-                if not sweep.processes:
+                if not sweep.processes and not any(map(sweep.is_busy, sweep.runs)):
                     break
                 time.sleep(POLL)
                 stop.check()
         finally:
             sweep.stop()
     ranked = sweep.ranking()
+    if not ranked:
+        raise SweepError(f"no run has a result. What they said is in {sweep.dir}/001.log")
     print(f"\nrank  run  {sweep.metric:>9}  epochs  parameters")
     for rank, name in enumerate(ranked, 1):
         values = sweep.history(name)
         print(f"{rank:4}  {name}  {values[-1]:9.6g}  {len(values):6}  {describe(sweep.runs[name])}")
-    if ranked:
-        best = " ".join(shlex.quote(str(sweep.dir / name)) for name in ranked[:2])
-        print(f"\nnext  python compare.py {best}")
+    best = " ".join(shlex.quote(str(sweep.dir / name)) for name in ranked[:2])
+    print(f"\nnext  python compare.py {best}")
 
 
 def main() -> int:

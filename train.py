@@ -362,7 +362,9 @@ def parse_config(argv: list[str] | None = None) -> Config:
     changed = [
         f"--{name} was {kept[name]}, now {value}"
         for name, value in given.items()
-        if value not in (kept[name], "auto") and name != "data_dir"
+        if value not in (kept[name], "auto")
+        and name != "data_dir"
+        and os.path.abspath(str(value)) != kept[name]
     ]
     if config.epochs > kept["epochs"]:
         if config.schedule == "constant":  # the epochs so far are the same as those of a longer run

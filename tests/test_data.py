@@ -317,6 +317,13 @@ def test_folder_of_pictures_is_a_data_set(colour, tmp_path):
     assert (loaded.train_images[:12, :, 10, 9] < 10).all()
 
 
+def test_folder_called_like_a_data_set_is_not_that(tmp_path, monkeypatch):
+    draw_shapes(tmp_path / "mnist")
+    monkeypatch.chdir(tmp_path)
+    loaded = data.load_data("./mnist")
+    assert loaded.name == str(tmp_path / "mnist") and len(loaded.test_images) == 12
+
+
 def test_folder_that_is_no_data_set_is_refused_with_the_reason(tmp_path):
     def refused(name, words):
         with pytest.raises(data.DataError, match=words):

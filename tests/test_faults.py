@@ -404,7 +404,8 @@ from pathlib import Path
 def state():
     gc.collect()
     memory = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
-    return memory, threading.active_count(), len(os.listdir("/proc/self/fd")), len(os.listdir("/tmp"))
+    left = os.listdir(os.environ["TMPDIR"])
+    return memory, threading.active_count(), len(os.listdir("/proc/self/fd")), len(left)
 settings, count = sys.argv[1:-1], int(sys.argv[-1])
 for i in range(count):
     sys.argv[1:] = [*settings, "--run_dir", f"run{i}"]
@@ -422,7 +423,9 @@ assert after[3] <= before[3] + 2, "temporary files"
 @times(5, 20)
 def test_runs_in_one_process_leave_nothing_behind(count, settings, tmp_path, faults):
     arguments = [*settings[:-2], "--epochs", "1", "--img_count", "20", "--log_images", "5", str(count)]
-    process = start(arguments, tmp_path, LEAKS, env={"WANDB_MODE": "offline"})
+    (tmp_path / "tmp").mkdir()
+    env = {"WANDB_MODE": "offline", "TMPDIR": str(tmp_path / "tmp")}
+    process = start(arguments, tmp_path, LEAKS, env=env)
     _, error = process.communicate()
     assert process.returncode == 0, error
     faults("runs in one process", count)
