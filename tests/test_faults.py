@@ -416,7 +416,7 @@ after = state()
 print(before, after, file=sys.stderr)
 assert after[0] - before[0] < 6 * (count - 3) + 30, "memory"  # MiB
 assert after[1:3] == before[1:3], "threads, files"
-assert after[3] <= before[3] + 2, "temporary files"
+assert after[3] <= before[3] + 100, "temporary files"  # W&B keeps those of its last 100 artifacts
 """
 
 
@@ -428,7 +428,13 @@ def test_runs_in_one_process_leave_nothing_behind(count, settings, tmp_path, fau
     process = start(arguments, tmp_path, LEAKS, env=env)
     _, error = process.communicate()
     assert process.returncode == 0, error
+    assert left_behind(tmp_path / "tmp") == []
     faults("runs in one process", count)
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Temporary files of programs that have ended, but for torch's empty folder for compiled code."""
+    return [name for name in os.listdir(folder) if not name.startswith("torchinductor_")]
 
 
 @pytest.mark.long
@@ -441,7 +447,7 @@ def test_a_hundred_short_runs_leave_nothing_behind(tiny_dir, tmp_path, faults):
             run("train.py", *flags, cwd=tmp_path, TMPDIR=str(temporary), WANDB_MODE="offline").returncode
             == 0
         )
-    assert len(os.listdir(tmp_path / "runs")) == 100 and os.listdir(temporary) == []
+    assert len(os.listdir(tmp_path / "runs")) == 100 and left_behind(temporary) == []
     mine = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
     assert mine.stdout == ""
     faults("short runs in a row", 100)
