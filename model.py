@@ -215,6 +215,7 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*")
         warnings.filterwarnings("ignore", message="No complete tensor found")
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")  # torch 2.11
         yield
 
 
