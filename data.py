@@ -104,38 +104,40 @@ def load_data(dataset="auto", data_dir: str | Path = "data", val_size=0, image_s
 def batches(
     images: Tensor, labels: Tensor, batch_size: int, generator: torch.Generator, augment=0.0, rank=0, world=1
 ) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """Yield all images once in random order: (images (B, C, H, W), labels (B,), share); the last B is less.
+    """Yield all images once in random order: (images (B, C, H, W), labels (B,), share).
 
-    Of `world` processes each gets its part of every batch; `share` is that part, times `world`: 1.0 if all
-    have as many. With `augment` above 0 images are float32, each distorted with up to so much of full
-    strength. All random numbers of the epoch are drawn at once and on the CPU: the same on every device and
-    in every process, and no step waits for them.
+    B is `batch_size`, in the last batch what is left. Of `world` processes each gets its part of a batch;
+    `share` is that part, times `world`: 1.0 if all have as many. With `augment` above 0 images are float32,
+    each distorted with up to so much of full strength. All random numbers of the epoch are drawn at once and
+    on the CPU: the same on every device and in every process, and no step waits for them.
     """
     order = torch.randperm(len(images), generator=generator).to(images.device)
-    draws = augment * (2 * torch.rand(len(images), 2, 3, generator=generator) - 1).to(images.device)
-    for picks, strengths in zip(order.split(batch_size), draws.split(batch_size)):
+    strengths = augment * (2 * torch.rand(len(images), 2, 3, generator=generator) - 1)
+    matrices = distortions(strengths, *images.shape[2:]).to(images.device)
+    for picks, moves in zip(order.split(batch_size), matrices.split(batch_size)):
         if len(picks) < world:  # nobody goes without
-            picks, strengths = picks.repeat(world), strengths.repeat(world, 1, 1)
-        own, strengths = picks.tensor_split(world)[rank], strengths.tensor_split(world)[rank]
-        part = distort(images[own], strengths) if augment else images[own]
+            picks, moves = picks.repeat(world), moves.repeat(world, 1, 1)
+        own, moves = picks.tensor_split(world)[rank], moves.tensor_split(world)[rank]
+        part = distort(images[own], moves) if augment else images[own]
         yield part, labels[own], len(own) * world / len(picks)
 
 
-def distort(images: Tensor, strengths: Tensor) -> Tensor:
-    """Shift, turn, scale, shear each image (B, C, H, W) by its strengths (B, 2, 3): float32 in 0..255.
+def distortions(strengths: Tensor, height: int, width: int) -> Tensor:
+    """Matrices (N, 2, 3) for `distort` that shift, turn, scale and shear by strengths (N, 2, 3) in -1..1.
 
-    Strengths, in -1..1, times MAX_MATRIX are added to the matrix that takes each place of the result, from
-    -1 to 1 across the image, to where its pixel comes from. The last column shifts, 1 by MAX_SHIFT pixels to
-    the left and up. What comes in from outside is 0.
+    A matrix takes each place of the result, from -1 to 1 across the image, to where its pixel comes from.
+    Its last column shifts, strength 1 by MAX_SHIFT pixels to the left and up.
     """
-    height, width = images.shape[2:]
     full = [
         [MAX_MATRIX, MAX_MATRIX, 2 * MAX_SHIFT / width],
         [MAX_MATRIX, MAX_MATRIX, 2 * MAX_SHIFT / height],
     ]
-    unmoved = torch.eye(2, 3, device=images.device)
-    matrix = unmoved + strengths * torch.tensor(full).to(images.device, non_blocking=True)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)  # (B, H, W, 2)
+    return torch.eye(2, 3) + strengths * torch.tensor(full)
+
+
+def distort(images: Tensor, matrices: Tensor) -> Tensor:
+    """Move the pixels of each image (B, C, H, W) by its matrix (B, 2, 3): float32, 0 from outside."""
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)  # (B, H, W, 2)
     return F.grid_sample(images.float(), grid, align_corners=False)
 
 
@@ -154,16 +156,18 @@ def find_dataset(dataset: str, data_dir: str | Path) -> str:
         return os.path.abspath(dataset)  # which no other data set is called
     name = "mnist" if dataset == "auto" else dataset
     folder = Path(data_dir) / TORCHVISION[name][1]
-    unpacked = any(file.suffix != ".gz" for file in folder.glob("*"))
-    parts = [folder / file for file in MNIST_MD5] if name == "mnist" else [] if unpacked else [folder]
     try:
         if Path(data_dir).exists() and not Path(data_dir).is_dir():
             raise NotADirectoryError(f"--data_dir {data_dir} is not a folder")
-        traces = list(folder.glob("*ubyte*"))
-        if missing := [str(part) for part in parts if part == folder or not part.exists()]:
-            download(name, Path(data_dir), missing[0])
+        files = {file.name for file in folder.glob("*")}
+        if name == "mnist":
+            missing = [folder / file for file in MNIST_MD5 if file not in files]
+        else:
+            missing = [] if any(not file.endswith(".gz") for file in files) else [folder]
+        if missing:
+            download(name, Path(data_dir), str(missing[0]))
     except (OSError, DownloadError) as error:
-        if dataset == "auto" and isinstance(error, DownloadError) and not traces:
+        if dataset == "auto" and isinstance(error, DownloadError) and not files:
             print(f"WARNING: {error}", file=sys.stderr)
             print("WARNING: using digits drawn by a program (synthetic) instead of MNIST", file=sys.stderr)
             return "synthetic"

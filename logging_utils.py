@@ -253,7 +253,7 @@ def finished_epochs(run_dir: str | Path) -> int:
     except (OSError, ValueError):
         return 0
     exported = isinstance(summary, dict) and "finished" in summary and (Path(run_dir) / "model.pt").exists()
-    return summary.get("epoch") if exported else 0
+    return summary["epoch"] if exported and isinstance(summary.get("epoch"), int) else 0
 
 
 class RunLogger:

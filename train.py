@@ -114,11 +114,12 @@ class Config:
 
 def train(config: Config) -> None:
     """A whole run, from its settings to its exported model."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
     if config.resume and finished_epochs(config.run_dir) == config.epochs:
-        print(f"{config.run_dir} is finished: there is nothing to resume")
+        if rank == 0:
+            print(f"{config.run_dir} is finished: there is nothing to resume")
         return
 
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
     if world > 1:
         dist.init_process_group()
     config, data = prepare(config, rank, world)
@@ -188,6 +189,7 @@ def train(config: Config) -> None:
     if rank == 0:
         print_results(config, len(data.test_images), log)
     if world > 1:
+        dist.barrier()  # nobody takes the group down while another still uses it
         dist.destroy_process_group()
 
 

@@ -76,8 +76,12 @@ def test_processes_share_every_batch_of_the_same_order():
 
 def test_distortion_shifts_and_maps_as_told():
     images = torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8)
-    assert (data.distort(images, torch.zeros(4, 2, 3)) - images).abs().max() < 1e-2
-    moved = data.distort(images, torch.tensor([[[0, 0, 1.0], [0, 0, -0.5]]] * 4))  # 2 left, 1 down
+
+    def move(images, *strengths):
+        return data.distort(images, data.distortions(torch.tensor(strengths), *images.shape[2:]))
+
+    assert (move(images, *[[[0.0] * 3] * 2] * 4) - images).abs().max() < 1e-2
+    moved = move(images, *[[[0, 0, 1.0], [0, 0, -0.5]]] * 4)  # 2 left, 1 down
     assert (moved[:, :, 1:, :-2] - images[:, :, :-1, 2:]).abs().max() < 1e-2
     assert moved[:, :, 0].max() < 1e-2 and moved[..., -2:].max() < 1e-2
 
@@ -86,7 +90,7 @@ def test_distortion_shifts_and_maps_as_told():
     places = torch.stack(torch.meshgrid(*[torch.arange(60) - 29.5] * 2, indexing="ij"))
 
     def centre(strengths):
-        ink = data.distort(mark, torch.tensor([strengths]))[0, 0]
+        ink = move(mark, strengths)[0, 0]
         return ((places * ink).sum((1, 2)) / ink.sum()).tolist()
 
     full = data.MAX_MATRIX
