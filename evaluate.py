@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from data import DATASETS, DataError, beside, find_dataset, load_split
 from logging_utils import exit_status, measure, prediction_rows, write_predictions
-from model import INFER_BATCH, ModelError, infer, load_exported, pick_device
+from model import INFER_BATCH, ModelError, infer, keep_freed_memory, load_exported, pick_device
 
 DIGITS = ("mnist", "mnist-format", "qmnist", "synthetic")  # light ink on black, 20 of 28 pixels high
 SHOWN = 10  # classes a picture's scores are shown of: all, or the best
@@ -54,6 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    keep_freed_memory()
     device = pick_device(args.device)
     model, metadata = load_exported(args.model, device)
     try:

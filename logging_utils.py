@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -411,8 +412,9 @@ class WandbRun:
         self.classes, self.held_out = data.classes, config["val_size"]
         self.rows = config["img_count"]
         self.watched = len(self.images) if config["log_images"] == "all" else int(config["log_images"])
-        self.pictures = {}  # id -> wandb.Image, each built once
+        self.pictures = {}  # id -> wandb.Image of a file in the folder of pictures
         folder = run_dir.resolve()
+        self.folder = folder / "wandb" / "pictures"
         defaults = {  # what W&B takes from the environment alone; a user's own value wins
             "WANDB_DATA_DIR": str(folder / "wandb"),  # artifacts wait there, else in the home directory
             "WANDB_CACHE_DIR": str(folder / "wandb" / "cache"),
@@ -453,6 +455,7 @@ class WandbRun:
         self.run, self.lost = run, False
         self.id = None if run.offline or run.disabled else run.id
         self.attempt(self.define_metrics)
+        self.attempt(lambda: self.folder.mkdir(parents=True, exist_ok=True))
 
     def define_metrics(self) -> None:
         self.run.define_metric("epoch")
@@ -479,11 +482,15 @@ class WandbRun:
         self.attempt(log)
 
     def confusion(self, rows: list[list]):
-        """W&B's chart of the guesses for each true class."""
+        """W&B's chart of the guesses for each true class. Its own function for it imports pandas, slowly."""
         import wandb
 
-        guesses, truths = [row[1] for row in rows], [row[2] for row in rows]
-        return wandb.plot.confusion_matrix(y_true=truths, preds=guesses, class_names=self.classes)
+        counts, classes = Counter((row[2], row[1]) for row in rows), list(enumerate(self.classes))
+        columns = ["Actual", "Predicted", "nPredictions"]
+        table = wandb.Table(columns=columns, dtype=[str, str, int])
+        table.data = [[truth, guess, counts[i, j]] for i, truth in classes for j, guess in classes]
+        fields = {column: column for column in columns}
+        return wandb.plot_table("wandb/confusion_matrix/v1", table, fields)
 
     def table(self, rows: list[list]):
         """The W&B table of `rows`: watched and wrong ones with their picture."""
@@ -494,6 +501,7 @@ class WandbRun:
         names = range(len(self.classes)) if numbered else self.classes  # as a guess or truth is shown
         types = [int, wandb.Image, type(names[0]), type(names[0]), *[float] * (len(columns) - 3)]
         table = table_class()(columns=["id", "image", *columns[1:]], dtype=types)
+        table.folder = self.folder
         # Typed above and filled at once: add_data checks every cell, which takes longer than all the rest.
         table.data = [
             [row[0], self.picture(row), names[row[1]], names[row[2]], *row[3:]] for row in rows[: self.rows]
@@ -501,15 +509,19 @@ class WandbRun:
         return table
 
     def picture(self, row: list):
-        """The picture of a row's image, built once; None where the row is neither watched nor wrong."""
+        """The picture of a row's image, written once; None where the row is neither watched nor wrong."""
         import wandb
+        from PIL import Image
 
         index, guess, truth = row[:3]
         if index >= self.watched and guess == truth:
             return None
         if index not in self.pictures:
             image = self.images[index].permute(1, 2, 0).squeeze(2)  # (H, W, C), (H, W) if C is 1
-            self.pictures[index] = wandb.Image(image.numpy())
+            path = self.folder / f"{index}.png"
+            with replacing(path) as scratch:
+                Image.fromarray(image.numpy()).save(scratch, format="PNG")
+            self.pictures[index] = wandb.Image(str(path))
         return self.pictures[index]
 
     def log_model(self, path: Path, metadata: dict) -> None:
@@ -562,9 +574,10 @@ def reason(error: Exception) -> str:
 
 @cache
 def table_class() -> type:
-    """wandb.Table for cells that are JSON as they are, but for pictures in column 1.
+    """wandb.Table for cells that are JSON as they are, but for pictures in column 1: `folder`/<id>.png.
 
-    W&B converts cell by cell what it does not know to be plain, which doubles the time a table takes.
+    W&B converts cell by cell what it does not know to be plain, and copies each picture for each table. Both
+    together take longer than all the rest.
     """
     import wandb
 
@@ -575,8 +588,15 @@ def table_class() -> type:
             self.data = rows
             record["nrows"] = len(rows)
             if "data" in record:
-                record["data"] = [[row[0], row[1] and row[1].to_json(target), *row[2:]] for row in rows]
+                record["data"] = [[row[0], self.picture(row, target), *row[2:]] for row in rows]
             return record
+
+        def picture(self, row: list, artifact) -> dict | None:
+            if row[1] is None:
+                return None
+            path = str(self.folder / f"{row[0]}.png")
+            artifact.add_file(path, f"media/images/{row[0]}.png", policy="immutable")  # not copied
+            return row[1].to_json(artifact)
 
     return PredictionTable
 

@@ -51,6 +51,7 @@ from model import (
     export_torchscript,
     infer,
     is_intact,
+    keep_freed_memory,
     pick_device,
     pixel_statistics,
 )
@@ -120,6 +121,7 @@ def train(config: Config) -> None:
             print(f"{config.run_dir} is finished: there is nothing to resume")
         return
 
+    keep_freed_memory()
     if world > 1:
         dist.init_process_group()
     config, data = prepare(config, rank, world)

@@ -160,7 +160,7 @@ def test_one_flipped_bit_in_mnist_is_noticed(mnist_dir, tmp_path):
     content[5000] ^= 1
     (raw / "t10k-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(data.DataError, match="t10k-images-idx3-ubyte is damaged"):
-        data.check_idx(raw / "t10k-images-idx3-ubyte", dimensions=3)
+        data.read_idx(raw / "t10k-images-idx3-ubyte", dimensions=3)
 
 
 @pytest.fixture

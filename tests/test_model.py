@@ -31,11 +31,14 @@ def test_model_is_the_tutorials_network(images, train):
         for norm in (model.norm1, model.norm2):  # negative scales too, where reordering could go wrong
             norm.weight.uniform_(-1, 1)
             norm.bias.uniform_(-1, 1)
+        linear = nn.Linear(7 * 7 * 64, 10)  # the tutorial's takes the same features in the order (C, H, W)
+        linear.weight.copy_(model.linear.weight.view(10, 7, 7, 64).permute(0, 3, 1, 2).flatten(1))
+        linear.bias.copy_(model.linear.bias)
     tutorial = nn.Sequential(
         nn.Sequential(model.conv1, model.norm1, nn.ReLU(), nn.MaxPool2d(2)),
         nn.Sequential(model.conv2, model.norm2, nn.ReLU(), nn.MaxPool2d(2)),
         nn.Flatten(),
-        model.linear,
+        linear,
     ).train(train)
     torch.testing.assert_close(model(images), tutorial((images.float() - 33.3) / 78.6))
 
