@@ -47,7 +47,7 @@ class WithoutNorm(train.ConvNet):
         self.norm1, self.norm2 = torch.nn.Identity(), torch.nn.Identity()
 class Recorder(torch.optim.SGD):
     steps = []
-    def __init__(self, parameters, lr, fused):
+    def __init__(self, parameters, lr, **adam):
         super().__init__(parameters, lr=lr)
     def step(self):
         self.steps.append([p.grad.clone() for p in self.param_groups[0]["params"]])
