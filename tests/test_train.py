@@ -175,12 +175,13 @@ def test_modules_run_alone_in_an_empty_folder(small_dir, tmp_path):
         )
 
 
-def test_one_cycle_rises_a_tenth_and_falls_to_near_zero():
+def test_one_cycle_rises_a_quarter_and_falls_to_near_zero():
     config = train.Config(lr=1.0)
     rates = [train.learning_rate(config, step, 100) for step in range(1, 101)]
-    assert rates[9] == max(rates) == 1
-    assert all(a < b for a, b in zip(rates[:9], rates[1:10]))
-    assert all(a > b for a, b in zip(rates[9:], rates[10:]))
+    assert rates[24] == max(rates) == 1
+    assert all(a < b for a, b in zip(rates[:24], rates[1:25])) and all(
+        a > b for a, b in zip(rates[24:], rates[25:])
+    )
     assert 0 < rates[-1] < 0.02
     assert train.learning_rate(train.Config(lr=1.0, schedule="constant"), 77, 100) == 1
 
