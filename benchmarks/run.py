@@ -318,7 +318,8 @@ def evaluation(folder: str) -> None:
     from model import export_torchscript
 
     device, data = pick_device("auto"), load_data("mnist", folder)
-    images, model = data.test_images.to(device), ConvNet(mean=33.32, std=78.57).eval()
+    images = data.test_images.to(device)
+    model = ConvNet(mean=33.32, std=78.57).eval().to(memory_format=torch.channels_last)  # as train.py's is
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.pt"
         export_torchscript(model, path, {"classes": data.classes}, images[:8])
