@@ -109,7 +109,7 @@ def keep_freed_memory() -> None:
     """Have the C library keep the memory of freed tensors for the next ones, where it is glibc.
 
     Else it gives that of large ones back to the system and gets it again, zeroed, in every training step:
-    a tenth to a quarter of the time on a CPU. The numbers are malloc.h's; 32 MiB is the most it takes.
+    5 to 20 % of the time on a CPU. The numbers are malloc.h's; 32 MiB is the most it takes.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt

@@ -8,7 +8,7 @@
     python train.py --help                                  every setting
 
 The tutorial's own settings:
-    --batch_size 32 --lr 0.001 --beta2 0.999 --schedule constant --augment 0 --label_smoothing 0
+    --epochs 5 --batch_size 32 --lr 0.001 --beta2 0.999 --schedule constant --augment 0 --label_smoothing 0
     --precision fp32
 
 Everything goes to runs/<number>/ (logging_utils.py lists what) and to W&B where an account is set up.
