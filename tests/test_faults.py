@@ -247,6 +247,10 @@ class WandbServer(http.server.ThreadingHTTPServer):
     def handle_error(self, *_):
         pass
 
+    def server_close(self):
+        self.shutdown()  # or its thread would ask the closed socket for ever
+        super().server_close()
+
 
 IMPATIENT = (
     "import sys, logging_utils as l, train; l.INIT_TIMEOUT = l.FINISH_TIMEOUT = 4; sys.exit(train.main())"
