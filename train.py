@@ -73,7 +73,7 @@ class Config:
     epochs: int = setting(6, "passes over the training set", low=1)
     batch_size: int = setting(128, "images a training step", low=1)
     lr: float = setting(0.01, "learning rate of Adam, its peak where it is scheduled", low=1e-12, high=1e3)
-    beta2: float = setting(0.95, "how much Adam keeps of the mean squared gradient", low=0.0, high=0.999999)
+    beta2: float = setting(0.95, "decay of Adam's mean of squared gradients", low=0.0, high=0.999999)
     schedule: str = setting("one_cycle", "learning rate over the run", choices=("one_cycle", "constant"))
     label_smoothing: float = setting(0.1, "share of a label spread over all classes", low=0.0, high=0.99)
     augment: float = setting(

@@ -1,6 +1,7 @@
 """Two CPU processes by torchrun against one."""
 
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -79,8 +80,8 @@ def test_without_batch_norm_two_processes_give_the_gradients_of_one(small_dir, t
     assert len(gradients[0]) == len(gradients[1]) == 215
     # Later, rounding decides which of two pixels that are as good as equal is the larger, and then another.
     early = ([torch.cat([g.flatten() for g in step]) for step in each[:10]] for each in gradients)
-    for one, two in zip(*early):
-        assert (one - two).norm() <= 0.01 * one.norm()
+    differences = [((one - two).norm() / one.norm()).item() for one, two in zip(*early)]
+    assert statistics.median(differences) <= 1e-3 and max(differences) <= 0.01
 
 
 FAILING = """
