@@ -209,7 +209,7 @@ def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) ->
             data = load_data(dataset, data_dir, config["val_size"], size)
             images, labels = data.test_images, data.test_labels
         else:
-            _, _, images, labels = load_split(dataset, data_dir, False, size)
+            _, _, images, labels = load_split(dataset, data_dir, False, size, download=False)
     except DataError as error:
         raise CompareError(f"no pictures: {error} {cure}") from error
     ids, truth = runs[0].ids, runs[0].truth

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data import DATASETS, DataError, beside, find_dataset, load_split
+from data import DataError, beside, load_split
 from logging_utils import exit_status, measure, prediction_rows, write_predictions
-from model import INFER_BATCH, ModelError, infer, keep_freed_memory, load_exported, pick_device
+from model import INFER_BATCH, ModelError, infer, load_exported, pick_device
+from sources import NAMES
 
 DIGITS = ("mnist", "mnist-format", "qmnist", "synthetic")  # light ink on black, 20 of 28 pixels high
 SHOWN = 10  # classes a picture's scores are shown of: all, or the best
@@ -32,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("model", metavar="MODEL.pt", help="file that train.py exported, .pt or .pt2")
     parser.add_argument("pictures", metavar="PICTURE", nargs="*", help="instead of a test set")
     parser.add_argument(
-        "--dataset", help=f"test set: a folder, or of {', '.join(DATASETS)} [what the model was trained on]"
+        "--dataset", help=f"test set: a folder, or of {', '.join(NAMES)} [what the model was trained on]"
     )
     parser.add_argument("--data_dir", default="data", help="folder of the data sets [data]")
     parser.add_argument(
@@ -54,7 +55,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    keep_freed_memory()
     device = pick_device(args.device)
     model, metadata = load_exported(args.model, device)
     try:
@@ -76,7 +76,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def evaluate_test_set(
     args: argparse.Namespace, model: nn.Module, classes: list[str], shape: tuple, trained_on: str, device
 ) -> None:
-    dataset = find_dataset(args.dataset or trained_on, args.data_dir)
+    dataset = args.dataset or trained_on
     dataset, names, images, labels = load_split(
         dataset, args.data_dir, False, shape[1]
     )  # (N, C, H, W), (N,)

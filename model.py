@@ -7,14 +7,12 @@ nn.Sequential(Standardize(mean, std), your_net) does.
 """
 
 import copy
-import ctypes
 import io
 import json
 import os
-import platform
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,9 +68,7 @@ class ConvNet(nn.Module):
     ):
         super().__init__()
         if conv_kernel % 2 == 0 or min(image_size) < 4:
-            raise ValueError(
-                f"conv_kernel must be odd, image_size at least 4: got {conv_kernel}, {image_size}"
-            )
+            raise ValueError(f"conv_kernel must be odd, image_size at least 4: {conv_kernel}, {image_size}")
         height, width = image_size
         self.standardize = Standardize(mean, std)
         self.conv1 = nn.Conv2d(in_channels, l1_size, conv_kernel, padding=conv_kernel // 2)
@@ -92,42 +88,23 @@ class ConvNet(nn.Module):
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a --device flag, "auto" a GPU where there is one. Raises ModelError where it is not."""
+    """The device of a --device flag: "auto" is a GPU where there is one, of several that of this process.
+
+    Raises ModelError where there is no such device.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    rank = os.environ.get("LOCAL_RANK")  # set by torchrun
+    if name == "cuda" or (rank and name.startswith("cuda")):
+        name = f"cuda:{rank or 0}"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ModelError(f"--device {name} is not a device. Use auto, cpu, cuda or cuda:1") from error
-    gpus = torch.cuda.device_count()
-    if device.type != "cpu" and not (device.type == "cuda" and (device.index or 0) < gpus):
-        raise ModelError(f"--device {name} is not to be had: torch sees {gpus} GPUs. Use auto or cpu")
+        if device.type != "cpu":
+            torch.cuda.set_device(device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"--device {name} is not to be had: {reason}. Use auto, cpu or cuda") from error
     return device
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep the memory of freed tensors for the next ones, where it is glibc.
-
-    Else it gives that of large ones back to the system and gets it again, zeroed, in every training step:
-    5 to 20 % of the time on a CPU. The numbers are malloc.h's; 32 MiB is the most it takes.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: bytes from which memory is not kept
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD: bytes that are kept at most
-
-
-def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of uint8 images (N, C, H, W), one a channel, in 0..255.
-
-    Exact, from a count of each value. MNIST's training set gives 33.32 and 78.57 (0.1307 and 0.3081 of 255).
-    """
-    values = torch.arange(256, dtype=torch.float64)
-    counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
-    shares = torch.stack(counts).double() / images[:, 0].numel()  # (C, 256)
-    mean = shares @ values
-    std = (shares @ values.square() - mean.square()).clamp(min=1e-6).sqrt()  # never a division by 0
-    return mean.float(), std.float()
 
 
 def infer(model: nn.Module, images: Tensor, batch_size: int = INFER_BATCH) -> Tensor:
@@ -148,32 +125,31 @@ def export_torchscript(model: nn.Module, path: str | Path, metadata: dict, examp
     (N, C, H, W), from bytes and from floats, whole and one by one. Raises ModelError where it did not.
     """
 
-    def save(model: nn.Module, file: io.BytesIO) -> None:
-        torch.jit.save(torch.jit.script(model), file, {METADATA: json.dumps(metadata)})
+    def save(model: nn.Module, file: io.BytesIO, files: dict) -> None:
+        torch.jit.save(torch.jit.script(model), file, files)
 
-    export(model, path, save, (example, example.float(), example[:1]))
+    export(model, path, metadata, save, (example, example.float(), example[:1]))
 
 
 def export_program(model: nn.Module, path: str | Path, metadata: dict, example: Tensor) -> None:
     """Save a model by torch.export, otherwise like `export_torchscript`; it takes uint8 images alone."""
 
-    def save(model: nn.Module, file: io.BytesIO) -> None:
+    def save(model: nn.Module, file: io.BytesIO, files: dict) -> None:
         batch = example[:2].repeat(2, 1, 1, 1)[:2]  # of 2, because 1 would be taken for a constant
         dynamic = ({0: torch.export.Dim("batch", min=1)},)
         program = torch.export.export(model, (batch.cpu(),), dynamic_shapes=dynamic)
-        torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
+        torch.export.save(program, file, extra_files=files)
 
-    export(model, path, save, (example, example[:1]))
+    export(model, path, metadata, save, (example, example[:1]))
 
 
-def export(model: nn.Module, path: str | Path, save: Callable, examples: Sequence[Tensor]) -> None:
-    path = Path(path)
+def export(model: nn.Module, path: str | Path, metadata: dict, save: Callable, examples: tuple) -> None:
     model = copy.deepcopy(model).float().cpu().eval()
-    scratch = path.with_name(f".{path.name}.partial")
+    scratch = Path(path).with_name(f".{Path(path).name}.partial")
     try:
         content = io.BytesIO()  # written by us, because torch hides why a disk refuses it
         with quiet():
-            save(model, content)
+            save(model, content, {METADATA: json.dumps(metadata)})
         scratch.write_bytes(content.getbuffer())
         loaded, _ = load_exported(scratch)
         for images in examples:
@@ -201,22 +177,20 @@ def load_exported(path: str | Path, device: torch.device | str = "cpu") -> tuple
     if not os.path.isfile(path):
         raise ModelError(f"{path} is not there, or no file. Train a model first: python train.py")
     try:
-        if not is_intact(path):
-            raise ValueError("a checksum is wrong")
-        with quiet(), zipfile.ZipFile(path) as file:
-            if any(name.endswith("/archive_format") for name in file.namelist()):  # torch.export's
+        content = read_intact(path)
+        with quiet():
+            if b"/archive_format" in content:  # by torch.export
                 from torch.export.passes import move_to_device_pass  # slow to import
 
-                program = torch.export.load(io.BytesIO(Path(path).read_bytes()), extra_files=record)
+                program = torch.export.load(io.BytesIO(content), extra_files=record)
                 model = move_to_device_pass(program, str(device)).module()
                 model.eval = lambda: model  # which it always is, and says by an exception
             else:
-                model = torch.jit.load(path, map_location=device, _extra_files=record)
+                model = torch.jit.load(io.BytesIO(content), map_location=device, _extra_files=record)
                 model = torch.jit.freeze(model.eval())  # folds batch norms: a quarter faster on a CPU
     except Exception as error:  # torch raises what it likes at other people's bytes
         raise ModelError(
-            f"{path} is not an exported model, or a damaged one. Export it again: python train.py writes "
-            "one at its end"
+            f"{path} is not an exported model, or a damaged one. Let train.py export it again"
         ) from error
     try:
         return model, json.loads(record[METADATA])
@@ -228,16 +202,18 @@ def load_exported(path: str | Path, device: torch.device | str = "cpu") -> tuple
 def quiet() -> Iterator[None]:
     """Without the news that TorchScript is deprecated, and channels_last no plain order of bytes."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.*")
-        warnings.filterwarnings("ignore", message="No complete tensor found")
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")  # torch 2.11
+        for message in (".*torch.jit.*", "No complete tensor found", "The given buffer is not writable"):
+            warnings.filterwarnings("ignore", message=message)
         yield
 
 
-def is_intact(path: str | Path) -> bool:
-    """Whether all parts of a file by torch.save or torch.jit.save have their checksums; torch does not look.
+def read_intact(path: str | Path) -> bytes:
+    """The content of a file by torch.save or torch.jit.save, its checksums tested, which torch does not do.
 
-    Raises zipfile.BadZipFile and others where it is no such file.
+    Raises zipfile.BadZipFile and others where it is no such file, or a damaged one.
     """
-    with zipfile.ZipFile(path) as file:
-        return file.testzip() is None
+    content = Path(path).read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        if damaged := file.testzip():
+            raise zipfile.BadZipFile(damaged)
+    return content

@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock, Timeout
 
-from logging_utils import LOCK, RunError, StopSignals, exit_status, finished_epochs, write_json
+from logging_utils import LOCK, exit_status, finished_epochs, stop_signals, write_json
 
 METRICS = ("acc", "test_loss", "wrong")  # of metrics.csv, once an epoch
 POLL = 0.5  # seconds between two looks at the runs
@@ -258,8 +258,7 @@ def describe(run: dict) -> str:
 def run_sweep(args: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")  # of the sampler's own affairs
     sweep = Sweep(load_sweep(args.config), args)
-    stop = StopSignals("the same command goes on with the sweep")
-    with stop:
+    with stop_signals("the same command goes on with the sweep") as stop_if_asked:
         try:
             while True:
                 sweep.collect()
@@ -268,7 +267,7 @@ def run_sweep(args: argparse.Namespace) -> None:
                 if not sweep.processes and not any(map(sweep.is_busy, sweep.runs)):
                     break
                 time.sleep(POLL)
-                stop.check()
+                stop_if_asked()
         finally:
             sweep.stop()
     ranked = sweep.ranking()
@@ -283,7 +282,7 @@ def run_sweep(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    return exit_status(lambda: run_sweep(parse_args()), SweepError, RunError)
+    return exit_status(lambda: run_sweep(parse_args()), SweepError)
 
 
 if __name__ == "__main__":

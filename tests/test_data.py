@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageOps
 from torchvision.datasets import CIFAR10, MNIST
 
 import data
+import sources
 from synthetic import draw_digits
 
 
@@ -72,6 +73,19 @@ def test_processes_share_every_batch_of_the_same_order():
             assert torch.cat([labels for _, labels, _ in shares]).tolist() == repeated
             assert sum(share for *_, share in shares) == pytest.approx(world)
             assert all(len(labels) > 0 for _, labels, _ in shares)
+
+
+def test_pixel_statistics_are_exact():
+    images = torch.randint(0, 256, (30, 2, 5, 6), dtype=torch.uint8)
+    mean, std = data.pixel_statistics(images)
+    torch.testing.assert_close(mean, images.double().mean((0, 2, 3)).float())
+    torch.testing.assert_close(std, images.double().std((0, 2, 3), unbiased=False).float())
+    assert data.pixel_statistics(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))[1] > 0
+
+
+def test_mnists_pixel_statistics_are_the_known_ones(mnist_dir):
+    mean, std = data.pixel_statistics(data.load_split("mnist", mnist_dir, train=True)[2])
+    assert round(mean.item() / 255, 4) == 0.1307 and round(std.item() / 255, 4) == 0.3081
 
 
 def test_distortion_shifts_and_maps_as_told():
@@ -169,18 +183,18 @@ def no_mirror(monkeypatch):
 
 
 def test_without_mnist_auto_draws_and_says_so(no_mirror, tmp_path, capsys):
-    assert data.find_dataset("auto", tmp_path) == "synthetic"
+    assert sources.find("auto", tmp_path) == "synthetic"
     warning = capsys.readouterr().err
     assert "WARNING" in warning and "synthetic" in warning and "127.0.0.1:9/other/" in warning
     with pytest.raises(data.DataError, match="train-images-idx3-ubyte is missing"):
-        data.find_dataset("mnist", tmp_path)
+        sources.find("mnist", tmp_path)
 
 
 def test_incomplete_mnist_is_not_replaced_by_the_stand_in(no_mirror, tmp_path):
     write_mnist_files(tmp_path, train=100, test=50)
     (tmp_path / "MNIST" / "raw" / TRAIN_LABELS).unlink()
     with pytest.raises(data.DataError, match=TRAIN_LABELS):
-        data.find_dataset("auto", tmp_path)
+        sources.find("auto", tmp_path)
 
 
 def test_half_finished_download_is_named(no_mirror, tmp_path):
@@ -188,7 +202,7 @@ def test_half_finished_download_is_named(no_mirror, tmp_path):
     raw.mkdir(parents=True)
     (raw / f"{TRAIN_IMAGES}.gz").write_bytes(gzip.compress(bytes(1000))[:-10])
     with pytest.raises(data.DataError, match=f"{TRAIN_IMAGES} is missing and could not be downloaded"):
-        data.find_dataset("auto", tmp_path)
+        sources.find("auto", tmp_path)
 
 
 def test_download_gives_up_a_silent_mirror_and_takes_the_next(monkeypatch, tmp_path):
@@ -213,9 +227,9 @@ def test_download_gives_up_a_silent_mirror_and_takes_the_next(monkeypatch, tmp_p
         mirrors = [f"http://127.0.0.1:{port}/" for port in (silent.getsockname()[1], server.server_port)]
         monkeypatch.setattr(MNIST, "mirrors", mirrors)
         monkeypatch.setattr(MNIST, "resources", resources)
-        monkeypatch.setattr(data, "DOWNLOAD_STALL", 0.3)
+        monkeypatch.setattr(sources, "DOWNLOAD_STALL", 0.3)
         start = time.monotonic()
-        assert data.find_dataset("mnist", tmp_path / "data") == "mnist"
+        assert sources.find("mnist", tmp_path / "data") == "mnist"
         assert time.monotonic() - start < 10
         server.shutdown()
     for name in data.MNIST_MD5:
@@ -231,7 +245,7 @@ def test_download_gives_up_a_silent_mirror_and_takes_the_next(monkeypatch, tmp_p
     ("name", "classes"), [("fashion_mnist", "T-shirt/top"), ("kmnist", "o"), ("qmnist", "0")]
 )
 def test_torchvisions_sets_have_their_own_classes_and_pixels(name, classes, small_dir, tmp_path):
-    kind, place = data.TORCHVISION[name]
+    kind, place = sources.TORCHVISION[name]
     raw = tmp_path / place
     raw.mkdir(parents=True)
     for file in (small_dir / "MNIST" / "raw").iterdir():

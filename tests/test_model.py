@@ -15,7 +15,6 @@ from model import (
     export_torchscript,
     infer,
     load_exported,
-    pixel_statistics,
 )
 
 
@@ -52,21 +51,6 @@ def test_model_takes_any_channels_size_and_classes():
     torch.testing.assert_close(model(images.float()), model(images))
     with pytest.raises(ValueError, match="odd"):
         ConvNet(conv_kernel=4)
-
-
-def test_pixel_statistics_are_exact():
-    images = torch.randint(0, 256, (30, 2, 5, 6), dtype=torch.uint8)
-    mean, std = pixel_statistics(images)
-    torch.testing.assert_close(mean, images.double().mean((0, 2, 3)).float())
-    torch.testing.assert_close(std, images.double().std((0, 2, 3), unbiased=False).float())
-    assert pixel_statistics(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))[1] > 0
-
-
-def test_mnists_pixel_statistics_are_the_known_ones(mnist_dir):
-    from data import load_split
-
-    mean, std = pixel_statistics(load_split("mnist", mnist_dir, train=True)[2])
-    assert round(mean.item() / 255, 4) == 0.1307 and round(std.item() / 255, 4) == 0.3081
 
 
 def test_infer_does_not_depend_on_mode_or_batches(images):
