@@ -261,7 +261,8 @@ class RunLogger:
             check_unused(run_dir)
         kept = self.recall(finished) if finished else []
         self.wandb = WandbRun(run_dir, config, data, self.summary.get("wandb_id"))
-        self.summary["wandb_id"] = self.wandb.id or self.summary.get("wandb_id")  # for --resume
+        if self.wandb.id:
+            self.summary["wandb_id"] = self.wandb.id  # for --resume
         write_json(run_dir / "config.json", config)
         (run_dir / "predictions").mkdir(exist_ok=True)
         with replacing(run_dir / "metrics.csv") as scratch:

@@ -64,7 +64,10 @@ class Config:
         "auto", "of training, fp16 on GPUs only", choices=("auto", "fp32", "bf16", "fp16")
     )
     device: str = setting("auto", "auto (the GPU where there is one), cpu, cuda, cuda:1")
-    dataset: str = setting("auto", "mnist, fashion_mnist, kmnist, qmnist, cifar10, synthetic, or a folder")
+    dataset: str = setting(
+        "auto",
+        "mnist, fashion_mnist, kmnist, qmnist, cifar10, synthetic, a folder; auto: mnist, else synthetic",
+    )
     image_size: int = setting(28, "height and width that a folder's pictures get", low=4, high=96)
     data_dir: str = setting("data", "folder of the data sets, downloaded if missing")
     val_size: int = setting(0, "training images to hold out and evaluate on instead of the test set", low=0)

@@ -32,7 +32,7 @@ import opponents  # noqa: E402
 
 import train  # noqa: E402
 from data import batches, load_data  # noqa: E402
-from logging_utils import RunLogger, describe_environment  # noqa: E402
+from logging_utils import RunLogger, describe_environment, keep_freed_memory  # noqa: E402
 from model import ConvNet, infer, load_exported, pick_device  # noqa: E402
 
 TUTORIAL = {"batch_size": 32, "lr": 0.001, "schedule": "constant", "augment": 0.0, "label_smoothing": 0.0}
@@ -101,6 +101,7 @@ def spread(values: list[float], digits: int = 1) -> str:
 
 def ours(settings: dict, folder: str) -> dict:
     """A run of train.py: seconds by purpose, wrong guesses and peak memory after each epoch."""
+    keep_freed_memory()
     device = pick_device("auto")
     spent = dict.fromkeys(("start", "losses", "epochs", "evaluation"), 0.0)
     memory = []
@@ -156,6 +157,7 @@ def go_on() -> opponents.Epoch | None:
 
 def machine(folder: str) -> None:
     """Training speed, from the tutorial's step to ours change by change, against the matrix-product rate."""
+    keep_freed_memory()
     device, data = pick_device("auto"), load_data("mnist", folder)
     images, labels = data.train_images.to(device), data.train_labels.to(device)
     low = torch.bfloat16
