@@ -60,15 +60,17 @@ def load_data(dataset="auto", data_dir: str | Path = "data", val_size=0, image_s
         raise DataError(f"--val_size {val_size} leaves nothing of {len(images)} images. Hold out fewer.")
     if val_size:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        held_out, kept = order[:val_size], order[val_size:]
-        return ImageData(name, classes, images[kept], labels[kept], images[held_out], labels[held_out])
-    test_name, _, test_images, test_labels = load_split(name, data_dir, False, image_size)
+        images, labels = images[order], labels[order]
+        test_images, images = images[:val_size], images[val_size:]
+        test_labels, labels = labels[:val_size], labels[val_size:]
+    else:
+        test_name, _, test_images, test_labels = load_split(name, data_dir, False, image_size)
+        name = name if name == test_name else "mnist-format"
     shape, test_shape = list(images.shape[1:]), list(test_images.shape[1:])
     if shape != test_shape or min(shape[1:]) < 4:
         raise DataError(
             f"{data_dir}: images of {shape} and {test_shape}, not of one shape, 4 pixels or more"
         )
-    name = name if name == test_name else "mnist-format"
     return ImageData(name, classes, images, labels, test_images, test_labels)
 
 

@@ -98,6 +98,13 @@ def write_json(path: Path, record: dict) -> None:
         scratch.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> dict:
+    """What a JSON file holds, nothing where it is missing or damaged."""
+    with suppress(Exception):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    return {}
+
+
 def append(path: Path, text: str) -> None:
     """Add text to a file: all of it, or on an OSError nothing."""
     size = path.stat().st_size if path.exists() else 0
@@ -203,7 +210,8 @@ def exit_status(program: Callable[[], None], *errors: type[Exception]) -> int:
     except KeyboardInterrupt as stopped:  # Python's own has no arguments, that of stop_signals has two
         number, *advice = stopped.args or (signal.SIGINT,)
         message, status = ": ".join([f"stopped by {signal.Signals(number).name}", *advice]), 128 + number
-    print(message, file=sys.stderr)
+    with suppress(BrokenPipeError):  # if stderr went there too
+        print(message, file=sys.stderr)
     return status
 
 
@@ -224,11 +232,9 @@ def keep_freed_memory() -> None:
 
 def finished_epochs(run_dir: str | Path) -> int:
     """The epochs of a run that has exported its model, 0 where it has not."""
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        summary = json.loads((Path(run_dir) / "summary.json").read_text(encoding="utf-8"))
-        if summary["finished"] and (Path(run_dir) / "model.pt").exists():
-            return int(summary["epoch"])
-    return 0
+    summary = read_json(Path(run_dir) / "summary.json")
+    exported = "finished" in summary and (Path(run_dir) / "model.pt").exists()
+    return summary["epoch"] if exported and isinstance(summary.get("epoch"), int) else 0
 
 
 class RunLogger:
@@ -237,7 +243,7 @@ class RunLogger:
     Args:
         run_dir: from `create_run_dir`, or that of the run to resume.
         config: every setting, for config.json and W&B. Used here: dataset, epochs.
-        data: has classes, train_images, to be counted, and test_images, uint8 (N, C, H, W), to be shown.
+        data: has classes and test_images, uint8 (N, C, H, W), to be shown.
         finished: the epochs that the run to resume has behind it; None for a new run.
         rank, world: this process's number and how many train; only number 0 writes and shows anything.
 
@@ -247,7 +253,6 @@ class RunLogger:
     def __init__(self, run_dir: Path, config: dict, data, finished: int | None = None, rank=0, world=1):
         self.run_dir, self.rank, self.world = run_dir, rank, world
         self.config = config = {**config, **describe_environment(data.test_images.device)}
-        self.steps = math.ceil(len(data.train_images) / config["batch_size"])
         self.losses = []  # of the steps since the last fetch, on the device
         self.summary = {"train_seconds": []}
         if rank > 0:
@@ -259,11 +264,9 @@ class RunLogger:
             raise RunError(f"another process is writing to --run_dir {run_dir}. Choose another.") from None
         if finished is None:
             check_unused(run_dir)
-        kept = self.recall(finished) if finished else []
-        self.wandb = WandbRun(run_dir, config, data, self.summary.get("wandb_id"))
-        if self.wandb.id:
-            self.summary["wandb_id"] = self.wandb.id  # for --resume
-        write_json(run_dir / "config.json", config)
+        kept, before = self.recall(finished) if finished else [], read_json(run_dir / "config.json")
+        self.wandb = WandbRun(run_dir, config, data, before.get("wandb_id"))
+        write_json(run_dir / "config.json", {**config, "wandb_id": self.wandb.id or before.get("wandb_id")})
         (run_dir / "predictions").mkdir(exist_ok=True)
         with replacing(run_dir / "metrics.csv") as scratch:
             scratch.write_text("step,epoch,loss,acc,test_loss,wrong\n" + "".join(kept), encoding="utf-8")
@@ -275,19 +278,20 @@ class RunLogger:
         metrics, summary = self.run_dir / "metrics.csv", self.run_dir / "summary.json"
         try:
             self.summary = json.loads(summary.read_text(encoding="utf-8"))
-            self.summary["train_seconds"] = self.summary["train_seconds"][:epochs]
+            self.summary["train_seconds"] = list(self.summary["train_seconds"])[:epochs]
+            self.summary.pop("finished", None)  # it was, and has more epochs now
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
             return [line for line in lines if int(line.split(",")[1]) <= epochs]
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except Exception as error:  # damaged in whatever way
             raise RunError(f"{metrics} or {summary} is missing or damaged. Start a new run.") from error
 
-    def track(self, epoch: int, batches: Iterable) -> Iterator:
-        """Pass an epoch's (images, labels, share) through, timed, with a progress bar on a terminal."""
+    def track(self, epoch: int, batches: Iterable, steps: int) -> Iterator:
+        """Pass the batches of an epoch through, timed, with a progress bar on a terminal."""
         start = time.perf_counter()
         self.epoch, self.title = epoch, f"epoch {epoch}/{self.config['epochs']}"
         hidden = True if self.rank else None  # None: where there is no terminal
         options = {"unit": " images", "unit_scale": self.config["batch_size"], "disable": hidden}
-        with tqdm(batches, self.title, self.steps, leave=False, **options) as self.bar:
+        with tqdm(batches, self.title, steps, leave=False, **options) as self.bar:
             yield from self.bar
             self.fetch_losses()
         self.summary["train_seconds"].append(round(time.perf_counter() - start, 3))
@@ -389,7 +393,8 @@ class WandbRun:
         import wandb  # here, because it takes half a second, and the other programs do without
 
         self.wandb = wandb
-        self.run, self.lost = self.start(folder, resume_id), False
+        self.run = self.start(folder, resume_id)
+        self.lost = self.run.disabled  # which nobody gets anything of
         self.id = None if self.run.offline or self.run.disabled else self.run.id
         self.prepare()
 

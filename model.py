@@ -144,8 +144,8 @@ def export_program(model: nn.Module, path: str | Path, metadata: dict, example: 
 
 
 def export(model: nn.Module, path: str | Path, metadata: dict, save: Callable, examples: tuple) -> None:
-    model = copy.deepcopy(model).float().cpu().eval()
-    scratch = Path(path).with_name(f".{Path(path).name}.partial")
+    model, path = copy.deepcopy(model).float().cpu().eval(), Path(path).resolve()
+    scratch = path.with_name(f".{path.name}.partial")
     try:
         content = io.BytesIO()  # written by us, because torch hides why a disk refuses it
         with quiet():

@@ -288,7 +288,7 @@ def test_online_run_goes_on_as_the_same_wandb_run(settings, whole, tmp_path):
     url = f"http://127.0.0.1:{server.server_port}"
     env = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": url}
     start(settings, tmp_path, STOP_AFTER_ONE, env=env).communicate(timeout=120)
-    first = json.loads((tmp_path / "run/summary.json").read_text())["wandb_id"]
+    first = json.loads((tmp_path / "run/config.json").read_text())["wandb_id"]
     server.bodies.clear()
     out, error = start(["--run_dir", "run", "--resume"], tmp_path, env=env).communicate(timeout=120)
     server.server_close()

@@ -105,6 +105,7 @@ def test_offline_wandb_run_holds_everything(finished):
     record = records(finished)
     (start,) = record["run"]
     config = json.loads((finished / "config.json").read_text())
+    assert config.pop("wandb_id") is None  # offline
     logged = start["config"]["update"]
     assert start["project"] == "table-quickstart"
     assert {name: logged[name] for name in config} == config

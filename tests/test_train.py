@@ -140,11 +140,32 @@ def test_more_epochs_only_where_they_change_nothing_before(small_dir, tmp_path):
     assert contents(tmp_path / "short") == contents(tmp_path / "long")
     assert json.loads((tmp_path / "short/config.json").read_text())["epochs"] == 2
     assert_one_line_error(run("train.py", *longer, "--lr", 1, **env), "--lr was 0.01, now 1")
+    # Stopped before its new export, a longer run is not finished, whatever it was before.
+    stop = "import train; train.export_torchscript = lambda *_: exit(9); exit(train.main())"
+    command = [sys.executable, "-c", stop, *map(str, longer[:-1]), "3"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)), capture_output=True)
+    assert ended.returncode == 9
+    assert "done" in run("train.py", "--run_dir", "short", "--resume", **env).stdout
+    assert load_exported(tmp_path / "short/model.pt")[1]["metrics"]["epoch"] == 3
     assert (
         run("train.py", "--data_dir", small_dir, "--run_dir", "cycle", "--epochs", 1, **env).returncode == 0
     )
     refused = run("train.py", "--run_dir", "cycle", "--resume", "--epochs", 2, **env)
     assert_one_line_error(refused, "--epochs was 1, now 2", "one_cycle schedule depends on the epochs")
+
+
+def test_resumed_run_takes_its_data_by_either_name_and_no_damaged_record(finished, small_dir, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir, ignore=shutil.ignore_patterns("wandb"))
+    resume = ("--run_dir", "run", "--resume")
+    same = run("train.py", *resume, "--dataset", "mnist", cwd=tmp_path, WANDB_MODE="disabled")
+    assert same.returncode == 0 and "is finished" in same.stdout
+    values = ("[" * 5000, "1e999", '{"epochs": 1e999}', "null")
+    for name, value in [("config.json", value) for value in values] + [("summary.json", "[" * 5000)]:
+        content = (run_dir / name).read_text()
+        (run_dir / name).write_text(value)
+        assert_one_line_error(run("train.py", *resume, cwd=tmp_path, WANDB_MODE="disabled"), name, "damaged")
+        (run_dir / name).write_text(content)
 
 
 def test_used_run_dir_is_left_alone(small_dir, tmp_path):
