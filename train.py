@@ -276,7 +276,8 @@ def parse_config(argv: list[str] | None = None) -> Config:
     parser.error = lambda message: parser.exit(2, f"error: {message} (see python train.py --help)\n")
     for f in fields(Config):
         shown = "" if f.default is None or f.type is bool else f" [{f.default}]"
-        kind = {"action": "store_true"} if f.type is bool else {"type": f.type}
+        kind = {"type": f.type, "metavar": f.type.__name__}
+        kind = {"action": "store_true"} if f.type is bool else kind
         parser.add_argument(f"--{f.name}", help=f.metadata["help"] + shown, **kind)
     given = vars(parser.parse_args(argv))
     config = Config(**given)
