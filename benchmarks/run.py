@@ -319,6 +319,7 @@ def evaluation(folder: str) -> None:
     """The exported model against the eager one on 10,000 images, and what starting a program costs."""
     from model import export_torchscript
 
+    keep_freed_memory()
     device, data = pick_device("auto"), load_data("mnist", folder)
     images = data.test_images.to(device)
     model = ConvNet(mean=33.32, std=78.57).eval().to(memory_format=torch.channels_last)  # as train.py's is
