@@ -242,7 +242,7 @@ class RunLogger:
 
     Args:
         run_dir: from `create_run_dir`, or that of the run to resume.
-        config: every setting, for config.json and W&B. Used here: dataset, epochs.
+        config: every setting, for config.json and W&B. Used here: epochs, batch_size, dataset.
         data: has classes and test_images, uint8 (N, C, H, W), to be shown.
         finished: the epochs that the run to resume has behind it; None for a new run.
         rank, world: this process's number and how many train; only number 0 writes and shows anything.
@@ -357,10 +357,10 @@ def forgiven(method: Callable) -> Callable:
     """Make a method of WandbRun that may fail: W&B gets no more of the run then, and one line says so."""
 
     @wraps(method)
-    def attempt(self, *arguments, **options) -> None:
+    def attempt(self, *arguments) -> None:
         try:
             if not self.lost:
-                method(self, *arguments, **options)
+                method(self, *arguments)
         except Exception as error:  # whatever it is, the run's own files are whole
             self.lost = True
             say(f"no further records, because: {reason(error)}")
@@ -394,7 +394,7 @@ class WandbRun:
 
         self.wandb = wandb
         self.run = self.start(folder, resume_id)
-        self.lost = self.run.disabled  # which nobody gets anything of
+        self.lost = self.run.disabled  # no tables are made that nobody gets
         self.id = None if self.run.offline or self.run.disabled else self.run.id
         self.prepare()
 
@@ -468,7 +468,7 @@ class WandbRun:
             table.data = []
             record = {**self.wandb.Table.to_json(table, target), "nrows": len(rows)}
             table.data = rows
-            if "data" in record:
+            if "data" in record:  # the table itself; else what the run's history says of it
                 record["data"] = [[row[0], self.picture_json(row, target), *row[2:]] for row in rows]
             return record
 

@@ -162,6 +162,7 @@ def train(config: Config) -> None:
                 save_checkpoint(run_dir / "checkpoint.pt", epoch, generator, parts)
 
         if rank == 0:
+            # What the exported file says of itself.
             takes = {"shape": [None, *data.test_images.shape[1:]], "dtype": "uint8"}
             known = {key: log.config[key] for key in ("classes", "dataset", "torch", "commit")}
             metadata = {**known, "input": takes, "metrics": log.summary, "config": log.config}

@@ -177,6 +177,15 @@ def test_one_flipped_bit_in_mnist_is_noticed(mnist_dir, tmp_path):
         data.read_idx(raw / "t10k-images-idx3-ubyte", dimensions=3)
 
 
+@pytest.mark.parametrize("val_size", [0, 20])
+def test_images_too_small_for_two_poolings_are_refused(val_size, tmp_path):
+    raw = write_mnist_files(tmp_path, train=100, test=50) / "MNIST" / "raw"
+    write_idx(raw / TRAIN_IMAGES, torch.ones(100, 3, 3))
+    write_idx(raw / "t10k-images-idx3-ubyte", torch.ones(50, 3, 3))
+    with pytest.raises(data.DataError, match="4 pixels or more"):
+        data.load_data("mnist", tmp_path, val_size)
+
+
 @pytest.fixture
 def no_mirror(monkeypatch):
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/", "http://127.0.0.1:9/other/"])

@@ -283,11 +283,21 @@ sys.exit(train.main())
 """
 
 
-def test_online_run_goes_on_as_the_same_wandb_run(settings, whole, tmp_path):
+STOP_IN_THE_FIRST = """
+import sys, train
+def stop(*arguments):
+    raise KeyboardInterrupt
+train.infer = stop
+sys.exit(train.main())
+"""
+
+
+@pytest.mark.parametrize("program", [STOP_AFTER_ONE, STOP_IN_THE_FIRST])
+def test_online_run_goes_on_as_the_same_wandb_run(program, settings, whole, tmp_path):
     server = WandbServer("none")
     url = f"http://127.0.0.1:{server.server_port}"
     env = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": url}
-    start(settings, tmp_path, STOP_AFTER_ONE, env=env).communicate(timeout=120)
+    start(settings, tmp_path, program, env=env).communicate(timeout=120)
     first = json.loads((tmp_path / "run/config.json").read_text())["wandb_id"]
     server.bodies.clear()
     out, error = start(["--run_dir", "run", "--resume"], tmp_path, env=env).communicate(timeout=120)
@@ -398,6 +408,11 @@ def test_reader_that_leaves(settings, whole, tmp_path, faults):
     result = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert result.stderr == "stopped: nothing reads the output any more\n"
     assert_every_file_is_whole(tmp_path)
+    both = f"set -o pipefail; {command.replace(' | ', ' 2>&1 | ')}".replace(
+        "--run_dir run", "--run_dir both"
+    )
+    status = subprocess.run(["bash", "-c", both], cwd=tmp_path, env=env, capture_output=True).returncode
+    assert status == 128 + signal.SIGPIPE  # its message had nowhere to go
     assert_resume_completes(settings, tmp_path, whole)
     faults("output into `head`")
 

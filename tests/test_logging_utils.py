@@ -180,6 +180,7 @@ def test_wandb_mode_wins_and_nothing_is_ever_asked(small_dir, tmp_path):
     result = run("train.py", *arguments, cwd=tmp_path, WANDB_MODE="disabled", WANDB_API_KEY="0" * 40)
     assert result.returncode == 0 and "disabled by WANDB_MODE" in result.stdout
     assert not list((tmp_path / "runs" / "001").glob("wandb/*run*"))
+    assert not list((tmp_path / "runs" / "001").rglob("*.png"))  # nor is anything drawn for nobody
     result = run("train.py", *arguments, "--log_images", "all", cwd=tmp_path, WANDB_MODE="online")
     assert result.returncode == 0 and "no API key" in result.stderr and "wandb sync" in result.stdout
     table, _ = read_table(tmp_path / "runs" / "002")

@@ -103,6 +103,7 @@ BAD_FLAGS = {
     "--val_size 1500": "--val_size",
     "--val_size -5": "--val_size",
     "--seed -1": "--seed",
+    "--seed 4294967296": "--seed",
     "--schedule cosine": "--schedule",
     "--log_images some": "--log_images",
     "--device tpu9": "--device",
