@@ -242,7 +242,7 @@ class RunLogger:
 
     Args:
         run_dir: from `create_run_dir`, or that of the run to resume.
-        config: every setting, for config.json and W&B. Used here: epochs, batch_size, dataset.
+        config: every setting, for config.json and W&B. Used here: epochs, dataset.
         data: has classes and test_images, uint8 (N, C, H, W), to be shown.
         finished: the epochs that the run to resume has behind it; None for a new run.
         rank, world: this process's number and how many train; only number 0 writes and shows anything.
@@ -285,14 +285,16 @@ class RunLogger:
         except Exception as error:  # damaged in whatever way
             raise RunError(f"{metrics} or {summary} is missing or damaged. Start a new run.") from error
 
-    def track(self, epoch: int, batches: Iterable, steps: int) -> Iterator:
-        """Pass the batches of an epoch through, timed, with a progress bar on a terminal."""
+    def track(self, epoch: int, batches: Iterable, count: int) -> Iterator:
+        """Pass an epoch's batches of `count` images through, timed, with a progress bar on a terminal."""
         start = time.perf_counter()
         self.epoch, self.title = epoch, f"epoch {epoch}/{self.config['epochs']}"
         hidden = True if self.rank else None  # None: where there is no terminal
-        options = {"unit": " images", "unit_scale": self.config["batch_size"], "disable": hidden}
-        with tqdm(batches, self.title, steps, leave=False, **options) as self.bar:
-            yield from self.bar
+        options = {"desc": self.title, "unit": " images", "disable": hidden, "leave": False}
+        with tqdm(total=count, **options) as self.bar:
+            for images, labels, share in batches:
+                yield images, labels, share
+                self.bar.update(len(labels) * self.world)
             self.fetch_losses()
         self.summary["train_seconds"].append(round(time.perf_counter() - start, 3))
 

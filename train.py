@@ -139,7 +139,7 @@ def train(config: Config) -> None:
             model.train()
             train_set = (data.train_images, data.train_labels)
             shuffled = batches(*train_set, config.batch_size, generator, config.augment, rank, world)
-            tracked = log.track(epoch, shuffled, steps_per_epoch)
+            tracked = log.track(epoch, shuffled, len(data.train_images))
             first_step = (epoch - 1) * steps_per_epoch + 1
             for step, (images, labels, share) in enumerate(tracked, first_step):
                 # images: (B, C, H, W) in 0..255, labels: int64 (B,); both on the device already
