@@ -1,7 +1,6 @@
 """What the tests share: data to train on, programs to run, and one finished run to look at."""
 
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -98,7 +97,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], None]], Path]:
-    """Call it with a name and a function that fills a new folder: one worker does, and all get the folder."""
+    """Call it with a name and a function that fills a folder: one worker calls that, and all get the folder."""
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent
 

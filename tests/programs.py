@@ -1,7 +1,7 @@
-"""Start our programs quickly, by forks of one server process that has imported torch, wandb and our modules.
+"""Start our programs quickly: fork them from a server process that has imported torch, wandb and our modules.
 
-A forked program has its own process, directory, environment, arguments, output and exit status. It leaves the same
-bytes as `python train.py` (test_train.py compares them), but starts in a fraction of a second instead of five.
+A forked program has its own process, directory, environment, arguments, output and exit status. It leaves the
+same bytes as `python train.py` (a test compares them), but starts in 0.1 seconds instead of five.
 """
 
 import atexit
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,8 +23,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 300  # seconds; a program that takes longer hangs
 CONTEXT = multiprocessing.get_context("forkserver")
-# torch imports _dynamo when the first optimizer is made, and pandas' parser when a file is read.
-CONTEXT.set_forkserver_preload(["compare", "evaluate", "train", "torch._dynamo", "wandb", "programs"])
+# Also what is imported late: _dynamo by the first optimizer, requests by the first W&B run.
+CONTEXT.set_forkserver_preload(
+    ["compare", "evaluate", "train", "torch._dynamo", "wandb", "requests", "conftest"]
+)
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -34,19 +37,20 @@ def environment(**extra: str) -> dict[str, str]:
 class Program:
     """A running program. Use it like a `subprocess.Popen` with text pipes."""
 
-    def __init__(self, name: str, arguments: list[str], cwd: Path, env: dict[str, str], patch: Callable | None):
-        self.name = name
+    def __init__(self, main: str | Callable[[], int], arguments: list[str], cwd: Path, env: dict[str, str]):
+        self.name = str(main)
         pipes = [CONTEXT.Pipe(duplex=False) for _ in ("stdout", "stderr")]
         writers = [writer for _, writer in pipes]
-        self.process = CONTEXT.Process(target=run_here, args=(name, arguments, cwd, env, patch, writers))
-        with pytest.MonkeyPatch.context() as monkeypatch:  # for the server, which the first program starts
-            monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+        self.process = CONTEXT.Process(target=become, args=(main, arguments, cwd, env, writers))
+        with pytest.MonkeyPatch.context() as patch:  # for the server, which the first program starts
+            patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
             self.process.start()
         self.pid = self.process.pid
-        self.stdout, self.stderr = (os.fdopen(os.dup(reader.fileno()), encoding="utf-8") for reader, _ in pipes)
-        for reader, writer in pipes:
-            reader.close()
-            writer.close()
+        readers = [os.dup(reader.fileno()) for reader, _ in pipes]
+        self.stdout, self.stderr = (open(reader, encoding="utf-8") for reader in readers)
+        for pipe in pipes:
+            for end in pipe:
+                end.close()
 
     @property
     def returncode(self) -> int | None:
@@ -83,50 +87,63 @@ class Program:
         return out, errors[0]
 
 
-def run_here(
-    name: str, arguments: list[str], cwd: Path, env: dict[str, str], patch: Callable | None, writers: list[Connection]
+def become(
+    main: str | Callable[[], int],
+    arguments: list[str],
+    cwd: Path,
+    env: dict[str, str],
+    writers: list[Connection],
 ) -> None:
-    """Make this forked process one that was started as `python NAME ARGUMENTS` in `cwd`, and run it."""
-    os.setsid()  # what it leaves behind can be found, and killed, by its session
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    """Make this forked process like one that was started in `cwd` with `env`, run `main`, and exit."""
+    os.setsid()  # so that what it leaves behind can be found, and killed, by its session
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     tempfile.tempdir = None  # it depends on the environment
+    renew_temporary_directories()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, writer in enumerate(writers, 1):
         os.dup2(writer.fileno(), descriptor)
         writer.close()
     sys.stdin = open(0, closefd=False)
     sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = sys.__stderr__ = open(
-        2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
-    )
+    text = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, **text)
+    name = main if isinstance(main, str) else "train.py"
     sys.argv = [str(ROOT / name), *arguments]
     try:
-        if patch:
-            patch()
-        sys.exit(importlib.import_module(Path(name).stem).main())
+        sys.exit(importlib.import_module(Path(name).stem).main() if main == name else main())
     finally:
-        # As the interpreter does at its end; a process of multiprocessing leaves it out.
+        # The interpreter does this at its end, but multiprocessing does not.
         threading._shutdown()
         atexit._run_exitfuncs()
 
 
-def start(program: str, *arguments, cwd: Path, patch: Callable | None = None, **env: str) -> Program:
-    """Start one of our programs and do not wait for it.
+def renew_temporary_directories() -> None:
+    """Replace those that the server made at imports, because this process would delete them at its end."""
+    for finalizer in list(weakref.finalize._registry):
+        directory = finalizer.peek()[0]
+        if isinstance(directory, tempfile.TemporaryDirectory):
+            finalizer.detach()
+            directory.__init__()
 
-    `patch` is a function that changes, in the new process, what the program will meet. It must be importable: a
-    function of a module, or a `functools.partial` of one.
+
+def start(program: str | Callable[[], int], *arguments, cwd: Path, **env: str) -> Program:
+    """Start a program and do not wait for it.
+
+    `program` is one of our files, or a function that stands for a changed train.py and returns its exit status.
+    The function must be importable: one of a module, or a `functools.partial` of it.
     """
-    return Program(program, list(map(str, arguments)), cwd, environment(**env), patch)
+    return Program(program, list(map(str, arguments)), cwd, environment(**env))
 
 
-def run(program: str, *arguments, cwd: Path, timeout: float = TIMEOUT, **options) -> subprocess.CompletedProcess:
-    """Run one of our programs to its end, without a terminal. Options are those of `start`."""
-    process = start(program, *arguments, cwd=cwd, **options)
-    out, error = process.communicate(timeout)
+def run(program: str | Callable[[], int], *arguments, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+    """Run a program, as `start` takes it, to its end."""
+    process = start(program, *arguments, cwd=cwd, **env)
+    out, error = process.communicate()
     return subprocess.CompletedProcess([program, *arguments], process.returncode, out, error)
 
 
