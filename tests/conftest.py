@@ -97,7 +97,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], None]], Path]:
-    """Call it with a name and a function that fills a folder: one worker calls that, and all get the folder."""
+    """Call it with a name and a function that fills a folder. One worker calls that, all get the folder."""
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent
 

@@ -1,7 +1,7 @@
-"""Start our programs quickly: fork them from a server process that has imported torch, wandb and our modules.
+"""Start our programs quickly: fork them from a process that has imported torch, wandb and our modules.
 
-A forked program has its own process, directory, environment, arguments, output and exit status. It leaves the
-same bytes as `python train.py` (a test compares them), but starts in 0.1 seconds instead of five.
+A forked program has its own process, directory, environment, arguments, output and exit status. It leaves
+the same bytes as `python train.py` (a test compares them), but starts in 0.1 seconds instead of five.
 """
 
 import atexit
@@ -23,10 +23,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 300  # seconds; a program that takes longer hangs
 CONTEXT = multiprocessing.get_context("forkserver")
-# Also what is imported late: _dynamo by the first optimizer, requests by the first W&B run.
-CONTEXT.set_forkserver_preload(
-    ["compare", "evaluate", "train", "torch._dynamo", "wandb", "requests", "conftest"]
-)
+# The last three are what the first optimizer and the first W&B run import.
+PRELOADED = ["compare", "evaluate", "train", "conftest", "torch._dynamo", "wandb.sdk.launch", "requests"]
+CONTEXT.set_forkserver_preload(PRELOADED)
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -134,7 +133,7 @@ def renew_temporary_directories() -> None:
 def start(program: str | Callable[[], int], *arguments, cwd: Path, **env: str) -> Program:
     """Start a program and do not wait for it.
 
-    `program` is one of our files, or a function that stands for a changed train.py and returns its exit status.
+    `program` is one of our files, or a function that stands for a changed train.py and returns the status.
     The function must be importable: one of a module, or a `functools.partial` of it.
     """
     return Program(program, list(map(str, arguments)), cwd, environment(**env))

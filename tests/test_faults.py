@@ -1,8 +1,8 @@
 """What machines, networks, disks and people do to a run, really done to it.
 
 The short version runs with all tests, `python -m pytest -m faults` runs the long one. Both end with a table
-of how many faults of each kind were injected and survived. A function that ends in `return train.main()` is a
-train.py to which something happens; it runs in a process of its own.
+of how many faults of each kind were injected and survived. A function that ends in `return train.main()` is
+a train.py to which something happens; it runs in a process of its own.
 """
 
 import csv
@@ -11,6 +11,7 @@ import json
 import os
 import random
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ import torch
 from conftest import ROOT, SHORT, assert_one_line_error, contents, write_mnist_files
 from PIL import Image
 from programs import environment, run, start
-from test_logging_utils import impatient, records
+from test_logging_utils import records
 from wandb_server import WandbServer
 
 import compare
@@ -204,18 +205,26 @@ def test_places_that_cannot_be_written(main, finished, small_dir, tmp_path, faul
 # W&B
 
 WANDB_FAULTS = {  # fault -> the start of the line that says so
-    "answers 500": "W&B: offline, because: ",
-    "refuses the key": "W&B: offline, because: ",
-    "answers slowly": "W&B: no further records, because: ",
-    "dies in mid-run": "W&B: no further records, because: ",
+    "refuses connections": "W&B: offline, because",
+    "is silent": "W&B: offline, because",
+    "answers 500": "W&B: offline, because",
+    "refuses the key": "W&B: offline, because",
+    "answers slowly": "W&B: no further records, because",
+    "dies in mid-run": "W&B: no further records, because",
 }
 
 
+def impatient() -> int:
+    """A train.py that does not wait long for W&B."""
+    logging_utils.INIT_TIMEOUT = logging_utils.FINISH_TIMEOUT = 4
+    return train.main()
+
+
 def test_wandb_server_that_fails(settings, whole, tmp_path, faults):
-    """Without a fault the same run has nothing on stderr: test_online_run_ends_well in test_logging_utils.py."""
+    """Without a fault the same run has an empty stderr: see test_online_run_ends_well."""
     with ExitStack() as stack:
         processes = {}
-        for fault in WANDB_FAULTS:  # at once, because they wait for most of the time
+        for fault in WANDB_FAULTS:  # all at once, because most of the time they wait
             server = stack.enter_context(WandbServer(fault))
             (tmp_path / fault).mkdir()
             flags = (*settings, "--log_images", 5)
@@ -227,6 +236,8 @@ def test_wandb_server_that_fails(settings, whole, tmp_path, faults):
             assert contents(run_dir) == whole and (run_dir / "model.pt").exists(), error
             assert [line for line in error.splitlines() if line.startswith(WANDB_FAULTS[fault])], error
             assert "wandb sync run/wandb/" in out
+            if fault in ("refuses connections", "is silent"):
+                assert error.count("\n") == 1 and "wandb sync run/wandb/offline-run" in out, error
             faults("W&B's server fails")
 
 
@@ -339,27 +350,26 @@ def test_runs_that_number_themselves_in_the_same_second(settings, whole, tmp_pat
     faults("runs named in the same second", 2)
 
 
-SURROUNDINGS = {
-    "no HOME": "env -u HOME {python} {train} {settings}",
-    "a HOME that cannot be written": "env HOME=/proc {python} {train} {settings}",
-    "LC_ALL=C": "env LC_ALL=C {python} {train} {settings}",
-    "ASCII output": "env PYTHONIOENCODING=ascii {python} {train} {settings}",
-    "no output at all": "{python} {train} {settings} >&- 2>&-",
-    "python -O": "{python} -O {train} {settings}",
-    "python -W error": "{python} -W error -W ignore::ResourceWarning {train} {settings}",
+SURROUNDINGS = {  # what is strange -> the command; each is a new interpreter, which takes five seconds
+    ("no HOME", "LC_ALL=C"): "env -u HOME LC_ALL=C {python} {train} {settings}",
+    ("a HOME that cannot be written", "ASCII output"): (
+        "env HOME=/proc PYTHONIOENCODING=ascii {python} {train} {settings}"
+    ),
+    ("no output at all",): "{python} {train} {settings} >&- 2>&-",
+    ("python -O", "python -W error"): "{python} -O -W error -W ignore::ResourceWarning {train} {settings}",
 }
 
 
-@pytest.mark.parametrize("name", SURROUNDINGS)
-def test_strange_surroundings(name, settings, whole, tmp_path, faults):
+@pytest.mark.parametrize("names", SURROUNDINGS, ids=", ".join)
+def test_strange_surroundings(names, settings, whole, tmp_path, faults):
     cwd = tmp_path / "Größe 图 folder"
     cwd.mkdir()
     words = {"python": sys.executable, "train": ROOT / "train.py", "settings": " ".join(settings)}
-    command, env = SURROUNDINGS[name].format(**words), environment(WANDB_MODE="offline")
+    command, env = SURROUNDINGS[names].format(**words), environment(WANDB_MODE="offline")
     result = subprocess.run(["sh", "-c", command], cwd=cwd, env=env, capture_output=True, text=True)
     assert result.returncode == 0 and result.stderr == "", result.stderr
     assert contents(cwd / "run") == whole
-    faults("strange surroundings")
+    faults("strange surroundings", len(names))
 
 
 def test_reader_that_leaves(settings, whole, tmp_path, faults):
@@ -372,10 +382,9 @@ def test_reader_that_leaves(settings, whole, tmp_path, faults):
     assert_every_file_is_whole(tmp_path)
     assert_resume_completes(settings, tmp_path, whole)
     # Its message has nowhere to go. This time the interpreter too has to end without a word.
-    command = f"set -o pipefail; {sys.executable} {ROOT / 'train.py'} {' '.join(settings[:-1])} both 2>&1 | head -1"
-    result = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path, env=environment(**OFF), capture_output=True
-    )
+    words = [sys.executable, str(ROOT / "train.py"), *settings[:-1], "both"]
+    command = ["bash", "-c", f"set -o pipefail; {shlex.join(words)} 2>&1 | head -1"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment(**OFF), capture_output=True)
     assert result.returncode == 128 + signal.SIGPIPE and result.stderr == b""
     faults("output into `head`")
 

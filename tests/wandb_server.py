@@ -8,7 +8,14 @@ import time
 from collections import defaultdict
 from urllib.parse import quote, unquote
 
-FAULTS = ("answers 500", "refuses the key", "answers slowly", "dies in mid-run")
+FAULTS = (
+    "refuses connections",
+    "is silent",
+    "answers 500",
+    "refuses the key",
+    "answers slowly",
+    "dies in mid-run",
+)
 
 
 class WandbServer(http.server.ThreadingHTTPServer):
@@ -30,10 +37,15 @@ class WandbServer(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.env = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": self.url}  # for a run that uses this server
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        self.thread = threading.Thread(target=self.serve_forever, daemon=True)
+        if fault == "refuses connections":
+            self.socket.close()
+        elif fault != "is silent":
+            self.thread.start()
 
     def __exit__(self, *_):
-        self.shutdown()
+        if self.thread.is_alive():
+            self.shutdown()
         self.server_close()
 
     def handle_error(self, *_):
@@ -122,7 +134,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             files = server.files if owner == "run" else server.artifacts[int(owner)]["files"]
             files[unquote(name)] = body
         if server.fault == "answers slowly":
-            time.sleep(1.5)
+            time.sleep(1)
         self.reply({"answers 500": 500, "refuses the key": 401}.get(server.fault, 200), answer)
         if server.fault == "dies in mid-run" and operation == "UpsertBucket":
             server.dead = True
