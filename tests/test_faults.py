@@ -220,6 +220,7 @@ def impatient() -> int:
     return train.main()
 
 
+@pytest.mark.first
 def test_wandb_server_that_fails(settings, whole, tmp_path, faults):
     """Without a fault the same run has an empty stderr: see test_online_run_ends_well."""
     with ExitStack() as stack:
