@@ -9,6 +9,7 @@ nn.Sequential(Standardize(mean, std), your_net) does.
 import copy
 import io
 import json
+import logging
 import os
 import warnings
 import zipfile
@@ -204,7 +205,12 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in (".*torch.jit.*", "No complete tensor found", "The given buffer is not writable"):
             warnings.filterwarnings("ignore", message=message)
-        yield
+        logger = logging.getLogger("torch.export")  # logs a traceback before it raises
+        before, logger.disabled = logger.disabled, True
+        try:
+            yield
+        finally:
+            logger.disabled = before
 
 
 def read_intact(path: str | Path) -> bytes:
