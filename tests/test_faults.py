@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SHORT, assert_one_line_error, contents, write_mnist_files
+from conftest import ROOT, SHORT, assert_one_line_error, contents
 from PIL import Image
 from programs import environment, run, start
 from test_logging_utils import records
@@ -43,11 +43,6 @@ OFF = {"WANDB_MODE": "disabled"}
 def times(short: int, long: int):
     """Run a test with `short` faults always, with `long` on demand."""
     return pytest.mark.parametrize("count", [short, pytest.param(long, marks=pytest.mark.long)])
-
-
-@pytest.fixture(scope="session")
-def tiny_dir(once) -> Path:
-    return once("tiny", partial(write_mnist_files, train=640, test=100))
 
 
 @pytest.fixture(scope="session")
