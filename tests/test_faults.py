@@ -154,8 +154,7 @@ def test_second_ctrl_c_ends_at_once(settings, tmp_path, faults):
     process = start(slow_at_finish, *settings, "--epochs", 50, cwd=tmp_path, **OFF)
     assert process.stdout.readline() and "epoch 1/50" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    while "finishing" not in process.stdout.readline():
-        pass
+    assert any("finishing" in line for line in iter(process.stdout.readline, ""))
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=5)
     assert process.returncode == -signal.SIGINT
