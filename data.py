@@ -86,7 +86,7 @@ def load_split(dataset: str, data_dir: str | Path, train: bool, image_size=28, d
     at_hand = all(os.path.exists(raw / file) for file in MNIST_MD5)
     if dataset == "mnist-format" or (dataset in ("auto", "mnist") and at_hand):
         return load_mnist(raw, train)
-    return beside("sources").load_split(dataset, Path(data_dir), train, image_size, download)
+    return beside("sources.datasets").load_split(dataset, Path(data_dir), train, image_size, download)
 
 
 def beside(name: str) -> ModuleType:
@@ -94,7 +94,9 @@ def beside(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        raise DataError(f"{error}: copy {name}.py too, or choose another --dataset or --data_dir") from error
+        raise DataError(
+            f"{error}: copy the folder sources too, or choose another --dataset or --data_dir"
+        ) from error
 
 
 def load_mnist(raw: Path, train: bool) -> tuple[str, list[str], Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from data import DataError, beside, load_split
 from logging_utils import exit_status, measure, prediction_rows, write_predictions
 from model import INFER_BATCH, ModelError, infer, load_exported, pick_device
-from sources import NAMES
+from sources.datasets import NAMES
 
 DIGITS = ("mnist", "mnist-format", "qmnist", "synthetic")  # light ink on black, 20 of 28 pixels high
 SHOWN = 10  # classes a picture's scores are shown of: all, or the best
@@ -139,7 +139,7 @@ def compute_logits(
 def evaluate_pictures(
     args: argparse.Namespace, model: nn.Module, classes: list[str], shape: tuple, digits: bool, device
 ) -> None:
-    pictures = beside("pictures")
+    pictures = beside("sources.photos")
     images, remarks = [], []
     for path in args.pictures:
         picture = pictures.read_picture(path)

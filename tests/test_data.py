@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageOps
 from torchvision.datasets import CIFAR10, MNIST
 
 import data
-import sources
-from synthetic import draw_digits
+from sources import datasets as sources
+from sources.drawn import draw_digits
 
 
 def test_mnist_is_read_as_raw_pixels(mnist_dir):

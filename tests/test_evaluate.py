@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 from data import load_split
 from model import ConvNet, export_torchscript
-from pictures import like_mnist
-from synthetic import pen_paths
+from sources.drawn import pen_paths
+from sources.photos import like_mnist
 
 
 def test_export_reproduces_the_last_epoch(finished, small_dir, tmp_path):

@@ -114,11 +114,11 @@ def load_split(dataset: str, data_dir: Path, train: bool, image_size: int, downl
     if name == "mnist":
         return load_mnist(data_dir / "MNIST" / "raw", train)
     if name == "synthetic":
-        draw_digits = beside("synthetic").draw_digits
+        draw_digits = beside("sources.drawn").draw_digits
         images, labels = draw_digits(60_000, seed=0) if train else draw_digits(10_000, seed=1)
         return name, [str(digit) for digit in range(10)], images, labels
     if name not in TORCHVISION:
-        return beside("pictures").load_folder(Path(name), train, image_size)
+        return beside("sources.photos").load_folder(Path(name), train, image_size)
     return load_torchvision(name, data_dir, train)
 
 
