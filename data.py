@@ -10,9 +10,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -86,17 +84,20 @@ def load_split(dataset: str, data_dir: str | Path, train: bool, image_size=28, d
     at_hand = all(os.path.exists(raw / file) for file in MNIST_MD5)
     if dataset == "mnist-format" or (dataset in ("auto", "mnist") and at_hand):
         return load_mnist(raw, train)
-    return beside("sources.datasets").load_split(dataset, Path(data_dir), train, image_size, download)
-
-
-def beside(name: str) -> ModuleType:
-    """A module of ours that nobody needs who trains on other data: imported only where it is used."""
     try:
-        return import_module(name)
+        from sources import datasets
+        from sources.errors import SourceError
     except ModuleNotFoundError as error:
-        raise DataError(
-            f"{error}: copy the folder sources too, or choose another --dataset or --data_dir"
-        ) from error
+        if error.name != "sources":
+            raise
+        raise DataError("The folder sources is missing. Copy it too, or choose another data set.") from error
+    try:
+        name = datasets.resolve_dataset(dataset, Path(data_dir), download)
+        if name == "mnist":
+            return load_mnist(raw, train)
+        return name, *datasets.read_dataset(name, Path(data_dir), train, image_size)
+    except SourceError as error:
+        raise DataError(str(error)) from error
 
 
 def load_mnist(raw: Path, train: bool) -> tuple[str, list[str], Tensor, Tensor]:

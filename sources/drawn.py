@@ -1,4 +1,7 @@
-"""Digits drawn as a pen would, in MNIST's shape, sizes and format: where MNIST itself is not to be had."""
+"""Synthetic digits: drawn by a program as with a pen, in the size and format of MNIST's images.
+
+They replace MNIST on a machine that has neither its files nor a network.
+"""
 
 import math
 
@@ -7,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Each line is a digit and one way to write it: points of the pen's path in a 20 x 20 box, x right, y down.
-# The path is a smooth curve through its points; a point given twice makes a corner, a bar lifts the pen.
+# The path is a smooth curve through the points. A point given twice makes a corner; a bar lifts the pen.
 PEN_PATHS = """
 0 10,0 5,2 2,8 3,15 8,20 14,18 18,11 16,3 10,0
 0 12,1 6,1 1,8 2,17 9,20 17,16 19,7 14,1 9,2
@@ -35,31 +38,31 @@ PEN_PATHS = """
 9 15,4 10,0 5,3 4,8 10,9 15,4 15,4 14,10 13,15 12,20
 9 14,3 8,1 3,6 7,10 13,7 15,1 15,1 16,8 14,16 8,20 3,18
 """
-PEN_POINTS = 64  # points a path is drawn with
+CURVE_POINTS = 512  # points of each stroke's curve before it is resampled
+PEN_POINTS = 64  # points of a path, evenly spaced along the ink
 
 
 def pen_paths() -> tuple[Tensor, Tensor]:
-    """The digits (V,) of PEN_PATHS and their paths (V, 2, PEN_POINTS), evenly spaced along the ink."""
+    """The V ways to write a digit: digits int64 (V,) and paths (V, 2, PEN_POINTS) in x and y."""
     digits, paths = [], []
     for line in PEN_PATHS.strip().splitlines():
         digit, strokes = line.split(" ", 1)
         curves = []
         for stroke in strokes.split("|"):
-            knots = torch.tensor(
-                [[float(x) for x in point.split(",")] for point in stroke.split()]
-            )  # (knots, 2)
-            curves.append(smooth(knots.T[None], 512)[0])
-        curve = torch.cat(curves, dim=1)
+            points = [[float(x) for x in point.split(",")] for point in stroke.split()]
+            curves.append(smooth_curve(torch.tensor(points).T[None], CURVE_POINTS)[0])
+        curve = torch.cat(curves, dim=1)  # (2, strokes * CURVE_POINTS)
         lengths = step_lengths(curve[None])[0]
-        lengths[511::512] = 0  # the pen is up
+        lengths[CURVE_POINTS - 1 :: CURVE_POINTS] = 0  # no ink from one stroke to the next
         ink = F.pad(lengths.cumsum(0), (1, 0))
-        paths.append(curve[:, torch.searchsorted(ink, torch.linspace(0, ink[-1].item(), PEN_POINTS))])
+        evenly_spaced = torch.linspace(0, ink[-1].item(), PEN_POINTS)
+        paths.append(curve[:, torch.searchsorted(ink, evenly_spaced)])
         digits.append(int(digit))
     return torch.tensor(digits), torch.stack(paths)
 
 
-def smooth(knots: Tensor, size: int) -> Tensor:
-    """`size` points along the smooth curves through each row of knots: (N, 2, knots) to (N, 2, size)."""
+def smooth_curve(knots: Tensor, size: int) -> Tensor:
+    """`size` points on the smooth curve through each row of knots: (N, 2, knots) to (N, 2, size)."""
     return F.interpolate(knots[..., None], size=(size, 1), mode="bicubic", align_corners=True)[..., 0]
 
 
@@ -69,54 +72,56 @@ def step_lengths(paths: Tensor) -> Tensor:
 
 
 def draw_digits(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw `count` digits, the same for the same seed: uint8 (count, 1, 28, 28), labels int64 (count,).
+    """Draw `count` digits: images uint8 (count, 1, 28, 28) and labels int64 (count,).
 
-    A pen path is wobbled, slanted, rotated and stretched at random, scaled into a 20 x 20 box and centred on
-    its ink, as MNIST's digits were. Ink spreads from each point of the path as a Gaussian; that is one in x
-    times one in y, so that a whole image is one small matrix product.
+    The same seed gives the same digits. Each of the ten is equally likely.
     """
     generator = torch.Generator().manual_seed(seed)
     digits, paths = pen_paths()
-    evenly = 1 / digits.bincount()[digits]  # over the ten digits, however many ways there are to write one
-    which = torch.multinomial(evenly, count, replacement=True, generator=generator)
+    weights = 1 / digits.bincount()[digits]  # a digit with many ways to write it is not drawn more often
+    ways = torch.multinomial(weights, count, replacement=True, generator=generator)
     images = torch.empty(count, 1, 28, 28, dtype=torch.uint8)
-    for part, out in zip(which.split(250), images.split(250)):
-        out[:, 0] = draw(paths[part], generator)
-    return images, digits[which]
+    for indices, out in zip(ways.split(250), images.split(250)):
+        out[:, 0] = draw_paths(paths[indices], generator)
+    return images, digits[ways]
 
 
-def draw(paths: Tensor, generator: torch.Generator) -> Tensor:
-    """Write each pen path (N, 2, points) once: uint8 images (N, 28, 28)."""
+def draw_paths(paths: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw each pen path (N, 2, points) once, in a random handwriting: images uint8 (N, 28, 28).
+
+    As in MNIST, a digit is scaled into a box of 20 x 20 pixels, and the centre of its ink is put into the
+    middle of the image.
+    """
     count = len(paths)
 
-    def uniform(low: float, high: float) -> Tensor:
+    def uniform(low: float, high: float) -> Tensor:  # (N, 1, 1)
         return low + (high - low) * torch.rand(count, 1, 1, generator=generator)
 
-    length = step_lengths(paths).sum(1).view(-1, 1, 1)
-    wobble = torch.randn(count, 2, 7, generator=generator) * length / 45
-    paths = paths + smooth(wobble, paths.shape[2])
-    angle, slant, stretch = (
-        uniform(-0.1, 0.1),
-        uniform(-0.7, 0.2),
-        uniform(-0.25, 0.25).exp(),
-    )  # radians, ratios
+    # The handwriting: bend, turn, slant and stretch each path.
+    lengths = step_lengths(paths).sum(1).view(-1, 1, 1)
+    wobble = torch.randn(count, 2, 7, generator=generator) * lengths / 45
+    paths = paths + smooth_curve(wobble, paths.shape[2])
+    angle, slant = uniform(-0.1, 0.1), uniform(-0.7, 0.2)  # radians, ratio
+    stretch = uniform(-0.25, 0.25).exp()  # width to height
     cos, sin = angle.cos(), angle.sin()
-    rows = torch.cat([cos * stretch, cos * slant - sin], 2), torch.cat([sin * stretch, sin * slant + cos], 2)
-    paths = torch.cat(rows, 1) @ paths  # (N, 2, 2) @ (N, 2, points)
+    to_x = torch.cat([cos * stretch, cos * slant - sin], dim=2)
+    to_y = torch.cat([sin * stretch, sin * slant + cos], dim=2)
+    paths = torch.cat([to_x, to_y], dim=1) @ paths  # (N, 2, 2) @ (N, 2, points)
 
-    pen = uniform(0.55, 1.25)  # standard deviation of the ink around the path, in pixels
+    # The place in the image.
+    pen = uniform(0.55, 1.25)  # standard deviation of the ink across the path, in pixels
     size = paths.amax(2, keepdim=True) - paths.amin(2, keepdim=True)
     paths = paths * (20 - 2 * pen) * uniform(0.95, 1.05) / size.amax(1, keepdim=True)
     paths = paths - paths.mean(2, keepdim=True) + 14 + torch.randn(count, 2, 1, generator=generator) * 0.3
 
+    # The ink: a Gaussian around each point. It is the product of one in x and one in y, so a matrix product
+    # adds up all points of a path.
     pixels = torch.arange(28)[:, None] + 0.5
     across, down = (torch.exp(-0.5 * ((pixels - paths[:, axis, None]) / pen) ** 2) for axis in (0, 1))
     spacing = step_lengths(paths).median(1).values.view(-1, 1, 1)
-    ink = (
-        down @ across.transpose(1, 2) * spacing / (pen * math.sqrt(2 * math.pi))
-    )  # (N, 28, 28), 1 along the path
-    ink = torch.sigmoid(10 * (ink - 0.45)) - math.exp(-4.5) / (
-        1 + math.exp(-4.5)
-    )  # paper 0, pen 1, a soft edge
+    ink = down @ across.transpose(1, 2) * spacing  # (N, 28, 28)
+    ink = ink / (pen * math.sqrt(2 * math.pi))  # 1 on the path
+    sigmoid_of_paper = math.exp(-4.5) / (1 + math.exp(-4.5))
+    ink = torch.sigmoid(10 * (ink - 0.45)) - sigmoid_of_paper  # 0 on paper, 1 under the pen, soft between
     grain = torch.randn(ink.shape, generator=generator) * 0.04 * (ink > 0.02)
     return ((ink + grain) * 255).clamp(0, 255).to(torch.uint8)

@@ -1,91 +1,12 @@
-"""Pictures of one's own: folders of them as a data set, and photos of digits made like MNIST's.
+"""Photos of handwritten digits, made like MNIST's images."""
 
-Used by data.py for `--dataset FOLDER` and by evaluate.py; of no use to who trains on other data.
-"""
-
-from pathlib import Path
-
-import numpy
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
-from data import DataError
-
-CLASSES = 2, 100  # the fewest and the most that a folder can have
 SIDE = 224  # pixels of the longer side of a photo while the digit is looked for
-
-
-class Pictures(ImageFolder):
-    """torchvision's, without hidden folders."""
-
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        classes = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
-        return classes, {name: k for k, name in enumerate(classes)}
-
-
-def load_folder(folder: Path, train: bool, image_size: int) -> tuple[str, list[str], Tensor, Tensor]:
-    """The pictures in FOLDER/train/CLASS/ or FOLDER/test/CLASS/; grey (C = 1) if all of both are."""
-
-    def is_picture(path: str) -> bool:
-        return Path(path).suffix.lower() in Image.registered_extensions()
-
-    try:
-        both = [
-            Pictures(folder / name, is_valid_file=is_picture, allow_empty=True) for name in ("train", "test")
-        ]
-    except OSError as error:
-        raise DataError(f"{error}. It needs train/CLASS/ and test/CLASS/ with pictures in them.") from error
-    classes, part = both[0].classes, both[0 if train else 1]
-    unknown = set(both[1].classes) - set(classes)
-    if unknown or not CLASSES[0] <= len(classes) <= CLASSES[1]:
-        count = f"{len(classes)} classes, not 2 to 100, in train"
-        raise DataError(
-            f"{folder} has {f'no {min(unknown)} in train' if unknown else count}. "
-            "Each class has a folder in train, and may have one in test."
-        )
-    if not part.samples:
-        raise DataError(f"{part.root} has no pictures. Put them into a folder for each class.")
-    channels = 1 if all(is_grey(path) for each in both for path, _ in each.samples) else 3
-    images = [to_pixels(read_picture(path), channels, image_size, image_size) for path, _ in part.samples]
-    labels = [classes.index(part.classes[label]) for _, label in part.samples]
-    return str(folder), classes, torch.stack(images), torch.tensor(labels)
-
-
-def to_pixels(picture: Image.Image, channels: int, height: int, width: int) -> Tensor:
-    """A picture as uint8 (C, H, W): training and evaluation resize alike."""
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    return pil_to_tensor(picture.resize((width, height), Image.Resampling.BILINEAR))
-
-
-def read_picture(path: str | Path) -> Image.Image:
-    """A picture file of any kind, upright, and on white where it is transparent. Raises DataError."""
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)  # as the camera was held
-            if picture.mode[0] in "IF":  # of 16 bits or more, or in 0..1
-                most = picture.getextrema()[1]
-                scale = 255 if most <= 1 else 1 if most <= 255 else 255 / 65535
-                picture = Image.fromarray((numpy.asarray(picture) * scale).clip(0, 255).astype("uint8"))
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            return picture
-    except Exception as error:  # what it likes, at damaged bytes
-        raise DataError(
-            f"{path} cannot be read as a picture: {error}. Remove it or save it anew."
-        ) from error
-
-
-def is_grey(path: str | Path) -> bool:
-    try:
-        with Image.open(path) as file:
-            return file.mode in ("1", "L", "LA") or file.mode[0] in "IF"
-    except Exception:
-        return True  # to be complained of where it is read
 
 
 def like_mnist(picture: Image.Image) -> tuple[Tensor, str]:
