@@ -1,10 +1,11 @@
 import numpy
 import pytest
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw
 
 from sources.drawn import pen_paths
-from sources.photos import like_mnist
+from sources.photos import background, keep_large, like_mnist, thicken
 
 
 def photograph(digit: int, seed: int) -> Image.Image:
@@ -56,3 +57,46 @@ def test_picture_without_a_digit_is_only_made_smaller():
     grainy = numpy.random.default_rng(0).normal(90, 10, (200, 300)).astype("uint8")
     image, remark = like_mnist(Image.fromarray(grainy))
     assert remark == "no digit found" and (image.float() - 90).abs().max() < 20
+
+
+def test_background_is_the_median_of_the_surroundings():
+    pixels = numpy.random.default_rng(0).uniform(0, 255, (64, 48)).astype("float32")  # not made coarser
+    windows = sliding_window_view(numpy.pad(pixels, 15, mode="edge"), (31, 31))
+    assert background(pixels) == pytest.approx(numpy.median(windows, axis=(2, 3)))
+
+
+def flood_fill(mask):
+    """The connected parts of a mask, each a set of (row, column)."""
+    left, parts = set(zip(*map(list, mask.nonzero()))), []
+    while left:
+        part, edge = set(), [left.pop()]
+        while edge:
+            row, column = edge.pop()
+            part.add((row, column))
+            near = {(row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
+            left -= near
+            edge += near
+        parts.append(part)
+    return parts
+
+
+def test_large_parts_inside_the_picture_are_kept():
+    rng = numpy.random.default_rng(0)
+    for share in (0, 0.05, 0.15, 0.25, 0.35, 0.5, 1):
+        for _ in range(10):
+            mask = rng.random((18, 22)) < share
+            parts = flood_fill(mask)
+            inside = [part for part in parts if all(0 < i < 17 and 0 < j < 21 for i, j in part)] or parts
+            large = [part for part in inside if 7 * len(part) >= max(map(len, inside))]
+            assert set(zip(*keep_large(mask).nonzero())) == set().union(*large)
+
+
+def test_lines_get_a_tenth_of_the_height_and_no_wider():
+    for width in (2, 4, 6, 9):
+        ink = numpy.zeros((60, 40))
+        ink[:, 15 : 15 + width] = 1
+        thick = thicken(ink)
+        assert (thick[30] > 0.5).sum() == max(width, 6)
+        grown = (len(thick) - 60) // 2
+        windows = sliding_window_view(numpy.pad(ink, 2 * grown), (2 * grown + 1,) * 2)
+        assert (thick == windows.max((2, 3))).all()
