@@ -16,10 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data import DataError, beside, load_split
+from data import DataError, load_split
 from logging_utils import exit_status, measure, prediction_rows, write_predictions
 from model import INFER_BATCH, ModelError, infer, load_exported, pick_device
-from sources import NAMES
 
 DIGITS = ("mnist", "mnist-format", "qmnist", "synthetic")  # light ink on black, 20 of 28 pixels high
 SHOWN = 10  # classes a picture's scores are shown of: all, or the best
@@ -33,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("model", metavar="MODEL.pt", help="file that train.py exported, .pt or .pt2")
     parser.add_argument("pictures", metavar="PICTURE", nargs="*", help="instead of a test set")
     parser.add_argument(
-        "--dataset", help=f"test set: a folder, or of {', '.join(NAMES)} [what the model was trained on]"
+        "--dataset", help="test set: a folder, or a name that train.py takes [what the model was trained on]"
     )
     parser.add_argument("--data_dir", default="data", help="folder of the data sets [data]")
     parser.add_argument(
@@ -139,14 +138,23 @@ def compute_logits(
 def evaluate_pictures(
     args: argparse.Namespace, model: nn.Module, classes: list[str], shape: tuple, digits: bool, device
 ) -> None:
-    pictures = beside("pictures")
+    try:
+        from sources import folders, photos
+        from sources.errors import SourceError
+    except ModuleNotFoundError as error:
+        if error.name != "sources":
+            raise
+        raise DataError("The folder sources is missing. Copy it to evaluate pictures.") from error
     images, remarks = [], []
     for path in args.pictures:
-        picture = pictures.read_picture(path)
+        try:
+            picture = folders.read_picture(path)
+        except SourceError as error:
+            raise DataError(str(error)) from error
         if digits and shape == (1, 28, 28):
-            image, remark = pictures.like_mnist(picture.convert("L"))
+            image, remark = photos.like_mnist(picture.convert("L"))
         else:
-            image = pictures.to_pixels(picture, *shape)
+            image = folders.to_pixels(picture, *shape)
             remark = "" if picture.size == (shape[2], shape[1]) else "resized"
         images.append(image)
         remarks.append(remark)

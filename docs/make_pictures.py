@@ -20,7 +20,7 @@ from selenium.webdriver.common.by import By
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 
-from synthetic import draw_digits  # noqa: E402
+from sources.drawn import draw_digits  # noqa: E402
 
 RUNS = {
     "runs/baseline": [],

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from synthetic import draw_digits
+from sources.drawn import draw_digits
 
 ROOT = Path(__file__).parent.parent
 SHORT = ("--epochs", "2", "--batch_size", "64", "--lr", "0.005")  # a run on a few images

@@ -1,16 +1,14 @@
 import csv
 import json
 
-import numpy
 import pytest
 import torch
 from conftest import assert_one_line_error, run, write_idx, write_mnist_files
-from PIL import Image, ImageDraw
+from PIL import Image
+from test_photos import photograph
 
 from data import load_split
 from model import ConvNet, export_torchscript
-from pictures import like_mnist
-from synthetic import pen_paths
 
 
 def test_export_reproduces_the_last_epoch(finished, small_dir, tmp_path):
@@ -75,39 +73,6 @@ def test_bad_input_ends_in_one_line(finished, small_dir, tmp_path):
 
 # ----------------------------------------------------------------------------------------------------------
 # Pictures of one's own
-
-
-def photograph(digit: int, seed: int) -> Image.Image:
-    """A digit by a ballpoint pen on paper: tilted, in uneven light with the edge of a shadow, with noise."""
-    rng = numpy.random.default_rng(seed)
-    digits, paths = pen_paths()
-    path = paths[digits == digit][seed % 2].T  # (points, 2), in 20 x 20
-    height, width = 800, 600
-    corner = torch.tensor([rng.integers(60, 240), rng.integers(60, 440)])
-    points = (path * 14 + corner).tolist()
-    ink = Image.new("L", (width, height))
-    for a, b in zip(points, points[1:]):
-        if abs(a[0] - b[0]) + abs(a[1] - b[1]) < 60:  # else the pen is lifted
-            ImageDraw.Draw(ink).line([*a, *b], fill=255, width=7)
-    ink = numpy.asarray(ink.rotate(rng.uniform(-8, 8))) / 255
-    down, across = numpy.mgrid[0:height, 0:width]
-    light = (0.5 + 0.5 * across / width) * numpy.where(across + down / 2 > rng.integers(300, 800), 1, 0.8)
-    pixels = 220 * (1 - 0.75 * ink) * light + rng.normal(0, 10, ink.shape)
-    return Image.fromarray(pixels.clip(0, 255).astype("uint8"))
-
-
-def test_photo_of_a_digit_is_made_like_mnists():
-    for digit in range(10):
-        image, remark = like_mnist(photograph(digit, seed=digit))
-        assert remark == "dark on light: inverted; centred and scaled as MNIST's digits are"
-        ink = image[0].float()
-        assert image.shape == (1, 28, 28) and image.dtype == torch.uint8 and ink.max() == 255
-        rows, columns = (ink.amax(d).nonzero().flatten() for d in (1, 0))
-        assert max(rows[-1] - rows[0], columns[-1] - columns[0]) in (18, 19)  # a box of 20
-        places = torch.arange(28) + 0.5
-        centre = [float((ink.sum(1 - d) * places).sum() / ink.sum()) for d in (0, 1)]
-        assert centre == pytest.approx([14, 14], abs=0.75)
-        assert 0.05 < (ink > 127).float().mean() < 0.3  # lines as thick as MNIST's
 
 
 def test_pictures_of_ones_own_are_evaluated(finished, small_dir, tmp_path):
