@@ -1,8 +1,7 @@
 """Image sets as uint8 tensors in memory, and shuffled, distorted batches of them.
 
-Images are what the files hold: uint8, (N, C, H, W), 0 to 255; the model scales them. To train on your own
-data, return an `ImageData` from `load_data`. This file reads MNIST; the folder sources/, which a copy can do
-without, downloads MNIST and reads everything else.
+The model scales the pixels. To train on your own data, return an `ImageData` from `load_data`. MNIST is read
+here; the folder sources/, which a copy can do without, downloads it and reads everything else.
 """
 
 import hashlib
@@ -47,8 +46,7 @@ class ImageData:
 def load_data(dataset="auto", data_dir: str | Path = "data", val_size=0, image_size=28) -> ImageData:
     """Load a data set: "mnist", a name that sources/ knows, or the path of a folder of pictures.
 
-    With `val_size`, so many training images are held out and replace the test set: always the same ones, so
-    that runs can be compared image by image. Raises DataError.
+    With `val_size`, that many training images, always the same, replace the test set. Raises DataError.
     """
     name, classes, images, labels = load_split(dataset, data_dir, True, image_size)
     if val_size >= len(images):
@@ -75,8 +73,9 @@ def load_split(dataset: str, data_dir: str | Path, train: bool, image_size=28, d
     folder are resized to `image_size` pixels a side.
     """
     raw = Path(data_dir) / "MNIST" / "raw"
-    complete = all((raw / file).exists() for file in MNIST_MD5)
-    if dataset != "mnist-format" and not (dataset in ("auto", "mnist") and complete):
+    images_file, labels_file = (raw / file for file in MNIST_MD5 if file.startswith("train") == train)
+    here = images_file.exists() and labels_file.exists()
+    if dataset != "mnist-format" and not (dataset in ("auto", "mnist") and here):
         try:
             from sources import datasets, errors
         except ModuleNotFoundError as error:
@@ -91,7 +90,6 @@ def load_split(dataset: str, data_dir: str | Path, train: bool, image_size=28, d
         except errors.SourceError as error:
             raise DataError(str(error)) from error
 
-    images_file, labels_file = (raw / file for file in MNIST_MD5 if file.startswith("train") == train)
     images, images_genuine = read_idx(images_file, dimensions=3)  # (N, H, W)
     labels, labels_genuine = read_idx(labels_file, dimensions=1)  # (N,)
     if len(images) != len(labels) or labels.max() > 9:
@@ -102,10 +100,10 @@ def load_split(dataset: str, data_dir: str | Path, train: bool, image_size=28, d
 
 
 def read_idx(path: Path, dimensions: int) -> tuple[Tensor, bool]:
-    """The uint8 values of an IDX file, and whether the file is MNIST's own by its MD5. Raises DataError.
+    """The uint8 values of an IDX file, and whether its MD5 is that of MNIST's own file. Raises DataError.
 
-    An IDX file holds a big-endian int32 magic number, 0x800 (uint8) + dimensions, an int32 size for each
-    dimension, and the values. (torchvision reads it too, but its import takes 1.7 s and 0.2 GB.)
+    An IDX file holds big-endian int32 numbers, 0x800 (uint8) + dimensions and the size of each, then the
+    values. (torchvision reads it too, but its import takes 1.7 s and 0.2 GB.)
     """
     cure = "Delete it to download it again, or use another folder."
     try:
@@ -124,10 +122,7 @@ def read_idx(path: Path, dimensions: int) -> tuple[Tensor, bool]:
 
 
 def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) of uint8 images (N, C, H, W), in 0..255, exact.
-
-    MNIST's training set has 33.32 and 78.57: 0.1307 and 0.3081 of 255.
-    """
+    """Mean and standard deviation (C,) of uint8 images (N, C, H, W). MNIST: 0.1307 and 0.3081 times 255."""
     values = torch.arange(256, dtype=torch.float64)
     counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
     frequencies = torch.stack(counts).double() / images[:, 0].numel()  # (C, 256)

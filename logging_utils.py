@@ -1,7 +1,6 @@
 """What a run records: its directory, its prediction tables, its terminal lines, and a W&B run.
 
-The run directory is the source of truth, and W&B shows a copy of it. A loop of your own needs `RunLogger`
-and its methods `log_step` and `log_epoch`.
+The run directory is the source of truth. A loop of your own needs `RunLogger`, `log_step` and `log_epoch`.
 """
 
 import ctypes
@@ -121,8 +120,8 @@ def describe_environment() -> dict:
     git = ""
     with suppress(FileNotFoundError):  # git is not installed
         command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-        options = {"cwd": Path(__file__).resolve().parent, "capture_output": True, "text": True}
-        git = subprocess.run(command, **options).stdout.strip()
+        here = Path(__file__).resolve().parent
+        git = subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
     gpu = torch.cuda.is_initialized()
     return {
         "hardware": torch.cuda.get_device_name() if gpu else torch.cpu.get_capabilities()["cpu_name"],
@@ -147,8 +146,7 @@ class RunLogger:
         resumed_epoch: the last finished epoch of the run to resume; None starts a new run.
         rank, world_size: of this process. Rank 0 alone writes; every rank calls `log_step` and `flush`.
 
-    Raises RunDirError if the directory is in use or damaged, RunError if a WANDB_* variable is wrong, and
-    ValueError if the images cannot be shown. Nothing new is left behind then.
+    Raises RunDirError, RunError (a wrong WANDB_* variable) or ValueError (images), and leaves nothing new.
     """
 
     def __init__(self, run_dir, config, classes, images=None, resumed_epoch=None, rank=0, world_size=1):
@@ -280,10 +278,7 @@ def progress(batches: Iterable, num_images: int, title: str, log: RunLogger) -> 
 
 # ---- W&B ----
 class WandbRun:
-    """A run on W&B. It never prompts: WANDB_MODE decides, else it is online if an API key is set up.
-
-    Its arguments are RunLogger's, and the id of the W&B run to resume. Raises RunError if WANDB_* is wrong.
-    """
+    """A run on W&B. It never prompts: WANDB_MODE decides, else it is online if an API key is set up."""
 
     def __init__(self, run_dir: Path, config: dict, classes, images: Tensor | None, resume_id: str | None):
         self.config, self.classes, self.images = config, classes, images
@@ -315,14 +310,13 @@ class WandbRun:
         defaults = {"project": PROJECT, "name": self.folder.name, "dir": str(self.folder)}
         options = {key: os.environ.get(f"WANDB_{key.upper()}") or value for key, value in defaults.items()}
         limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}
-        settings = self.wandb.Settings(**limits, finish_timeout_raises=True)
-        options |= {"config": self.config, "settings": settings}
+        options["settings"] = self.wandb.Settings(**limits, finish_timeout_raises=True)
         resume = {"id": resume_id, "resume": "allow"} if resume_id and mode != "offline" else {}
         try:
-            return self.wandb.init(mode=mode, **options, **resume)
+            return self.wandb.init(mode=mode, config=self.config, **options, **resume)
         except self.wandb.Error as error:
             print(f"W&B: offline, because of {one_line(error)}", file=sys.stderr)
-            return self.wandb.init(mode="offline", **options)
+            return self.wandb.init(mode="offline", config=self.config, **options)
 
     def attempt(self, method: Callable, *arguments) -> None:
         """Call one of the methods below. After an error one line says so, and W&B gets nothing more."""
@@ -349,9 +343,8 @@ class WandbRun:
         names, columns = self.classes, prediction_columns(len(self.classes))
         if names == [str(k) for k in range(len(names))]:
             names = range(len(names))
-        kind = type(names[0])
         columns.insert(1, "image")
-        kinds = [int, self.wandb.Image, kind, kind, *[float] * len(names)]
+        kinds = [int, self.wandb.Image, type(names[0]), type(names[0]), *[float] * len(names)]
         table = self.wandb.Table(columns=columns, dtype=kinds)
         table.data = [  # set directly, to skip W&B's check of every cell, which takes most of the time
             [i, self.picture(i, guess != truth), names[guess], names[truth], *scores]
@@ -410,10 +403,7 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def stop_signals(hint: str) -> Iterator[Callable[[], None]]:
-    """Yield a function that stops the program, with `hint`, if SIGINT or SIGTERM came meanwhile.
-
-    A second signal ends the process at once. Python handles signals in the main thread only.
-    """
+    """Yield a function that stops the program if SIGINT or SIGTERM came; a second one ends it at once."""
     received, handlers = [], {}
 
     def note(number: int, frame) -> None:
@@ -453,8 +443,7 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
         message, status = "stopped: nothing reads the output any more", 128 + signal.SIGPIPE
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
-        cure = "Check the name, or that there is space and that you may write there."
-        message = f"error: {where}{error.strerror or error}. {cure}"
+        message = f"error: {where}{error.strerror or error}. Check the name, the space and the permissions."
     except KeyboardInterrupt as stop:
         number, hint = stop.args or (signal.SIGINT, "see the last lines above")
         message, status = f"stopped by {signal.Signals(number).name}: {hint}", 128 + number

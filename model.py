@@ -1,8 +1,7 @@
 """The ConvNet, its inference, and its export to one file that runs without this source.
 
-`Standardize` scales the pixels, so training, evaluation and the exported file all take the same raw images.
-To train another net, replace `ConvNet` in train.py by any module that torch.jit.script accepts and that maps
-standardized images (N, C, H, W) to logits (N, K).
+`Standardize` scales the pixels, so that the exported file takes raw images. To train another net, replace
+`ConvNet` in train.py by a module that torch.jit.script accepts, standardized images (N, C, H, W) to logits.
 """
 
 import copy
@@ -43,8 +42,7 @@ class ConvNet(nn.Module):
     """The tutorial's net: two blocks of convolution, batch norm, ReLU and max pooling, then a linear layer.
 
     Args:
-        num_classes: K, the number of logits.
-        image_shape: (C, H, W) of the images, H and W at least 4.
+        num_classes, image_shape: K, and (C, H, W) of the images, with H and W at least 4.
         l1_size, l2_size: output channels of the two convolutions.
         conv_kernel: height and width of their kernels; odd, so that padding keeps the image's size.
     """
@@ -184,7 +182,7 @@ def silence_torch_warnings() -> Iterator[None]:
 
 
 def read_intact(path: str | Path) -> bytes:
-    """The content of a file that torch wrote. Raises an error of zipfile if it is damaged; torch does not."""
+    """The content of a file that torch wrote. zipfile raises an error if it is damaged; torch does not."""
     content = Path(path).read_bytes()
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         if damaged := file.testzip():
