@@ -126,10 +126,10 @@ def read_config(path: Path) -> dict:
 
 
 def read_train_seconds(path: Path, epoch: int) -> float | None:
-    """Training time up to an epoch. None if the loop did not record it."""
+    """Training time up to an epoch. None if the loop did not measure it."""
     times = json.loads(path.read_text(encoding="utf-8")).get("train_seconds") or []
-    recorded = times[:epoch]
-    return float(sum(recorded)) if recorded and None not in recorded else None
+    measured = all(times[:epoch])  # no 0 and no null
+    return float(sum(times[:epoch])) if times and measured else None
 
 
 def read_metrics(path: Path, predictions: dict[int, Path]) -> pd.DataFrame:

@@ -306,7 +306,7 @@ def race() -> None:
     print_table("Records", "what | figure", rows)
 
 
-def table(rounds: int = 5) -> None:
+def table(rounds: int = 3) -> None:
     """The tutorial's table of 10,000 rows against our CSV file, metrics and W&B table, in turn."""
     contestants = {
         "the tutorial's, a picture in each row": (tutorial_tables, rounds + 1, True),
@@ -475,7 +475,8 @@ def main() -> None:
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no part is called {', '.join(sorted(unknown))}")
     os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true")
-    environment = describe_environment(pick_device("auto"))
+    pick_device("auto")  # starts the GPU, so that its name is known
+    environment = describe_environment()
     print(", ".join(f"{name} {value}" for name, value in environment.items()))
     for name in parts:
         PARTS[name]()

@@ -92,9 +92,10 @@ def test_dataset_flag_or_another_run_adds_the_pictures(labels, small_dir, tmp_pa
 
 
 def test_epochs_without_a_time_have_no_training_time(labels, tmp_path):
-    run = make_run(tmp_path / "mine", labels, [33, 12], METRICS, train_seconds=[2.5, None])
-    assert compare.load_run(f"{run}@1").seconds == 2.5
-    assert compare.load_run(f"{run}@2").seconds is None
+    for name, times in (("null", [2.5, None]), ("zero", [2.5, 0.0])):
+        run = make_run(tmp_path / name, labels, [33, 12], METRICS, train_seconds=times)
+        assert compare.load_run(f"{run}@1").seconds == 2.5
+        assert compare.load_run(f"{run}@2").seconds is None
 
 
 def test_damaged_run_is_refused_with_its_csv_file_named(labels, tmp_path):
