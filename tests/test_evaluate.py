@@ -3,8 +3,9 @@ import json
 
 import pytest
 import torch
-from conftest import assert_one_line_error, run, write_idx, write_mnist_files
+from conftest import assert_one_line_error, write_idx, write_mnist_files
 from PIL import Image
+from programs import run
 from test_photos import photograph
 
 from data import load_split
@@ -36,7 +37,7 @@ def test_accuracy_per_class_adds_up(finished, small_dir, tmp_path):
     assert sum(int(line[5]) for line in classes) == 500
 
 
-def test_model_that_does_not_fit_the_data_is_refused(small_dir, tmp_path):
+def test_model_that_does_not_fit_the_data_is_refused(main, small_dir, tmp_path):
     def export(name, shape, classes):
         model = ConvNet(len(classes), shape[0], shape[1:])
         metadata = {"classes": classes, "input": {"shape": [None, *shape]}, "dataset": "mnist", "torch": "2"}
@@ -45,30 +46,30 @@ def test_model_that_does_not_fit_the_data_is_refused(small_dir, tmp_path):
 
     wide = export("wide.pt", [1, 32, 32], list("0123456789"))
     assert_one_line_error(
-        run("evaluate.py", wide, "--data_dir", small_dir, cwd=tmp_path), "wide.pt", "[1, 32, 32]"
+        main("evaluate.py", wide, "--data_dir", small_dir, cwd=tmp_path), "wide.pt", "[1, 32, 32]"
     )
     few = export("few.pt", [1, 28, 28], list("01234"))
     assert_one_line_error(
-        run("evaluate.py", few, "--data_dir", small_dir, cwd=tmp_path), "few.pt", "5 classes"
+        main("evaluate.py", few, "--data_dir", small_dir, cwd=tmp_path), "few.pt", "5 classes"
     )
 
 
-def test_bad_input_ends_in_one_line(finished, small_dir, tmp_path):
+def test_bad_input_ends_in_one_line(main, finished, small_dir, tmp_path):
     model = finished / "model.pt"
-    assert_one_line_error(run("evaluate.py", "missing.pt", cwd=tmp_path), "missing.pt is not there")
-    assert_one_line_error(run("evaluate.py", model, "--batch_size", 0, cwd=tmp_path), "--batch_size")
-    assert_one_line_error(run("evaluate.py", model, "--colour", cwd=tmp_path), "--colour")
+    assert_one_line_error(main("evaluate.py", "missing.pt", cwd=tmp_path), "missing.pt is not there")
+    assert_one_line_error(main("evaluate.py", model, "--batch_size", 0, cwd=tmp_path), "--batch_size")
+    assert_one_line_error(main("evaluate.py", model, "--colour", cwd=tmp_path), "--colour")
     damaged = write_mnist_files(tmp_path / "damaged", train=10, test=10)
     write_idx(damaged / "MNIST/raw/t10k-labels-idx1-ubyte", torch.zeros(9))
     assert_one_line_error(
-        run("evaluate.py", model, "--data_dir", damaged, cwd=tmp_path), "t10k-labels-idx1-ubyte"
+        main("evaluate.py", model, "--data_dir", damaged, cwd=tmp_path), "t10k-labels-idx1-ubyte"
     )
     before = model.read_bytes()
     arguments = ("--data_dir", small_dir, "--predictions", model)
-    assert_one_line_error(run("evaluate.py", model, *arguments, cwd=tmp_path), "replace the model")
+    assert_one_line_error(main("evaluate.py", model, *arguments, cwd=tmp_path), "replace the model")
     assert model.read_bytes() == before
     arguments = ("--data_dir", small_dir, "--predictions", "no/such/folder.csv")
-    assert_one_line_error(run("evaluate.py", model, *arguments, cwd=tmp_path), "no/such/folder.csv")
+    assert_one_line_error(main("evaluate.py", model, *arguments, cwd=tmp_path), "no/such/folder.csv")
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -2,18 +2,28 @@ import csv
 import json
 import math
 import os
-import socket
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, assert_one_line_error, environment, run
+from conftest import SHORT, assert_one_line_error
 from PIL import Image
+from programs import environment, run
+from wandb_server import WandbServer
 
 import data
-from logging_utils import RunError, create_run_dir, measure, prediction_rows, replacing, write_predictions
+from logging_utils import (
+    RunError,
+    append,
+    create_run_dir,
+    measure,
+    prediction_rows,
+    replacing,
+    write_predictions,
+)
 
 LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 3.0]])
 LABELS = torch.tensor([0, 1])
@@ -62,22 +72,17 @@ def test_runs_are_numbered_and_never_shared(tmp_path, monkeypatch):
         create_run_dir("empty")
 
 
+def append_beyond_a_limit() -> int:
+    append(Path("file"), "first\n")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+    try:
+        append(Path("file"), "second\n")
+    except OSError as error:
+        sys.exit(error.filename)
+
+
 def test_text_is_appended_whole_or_not_at_all(tmp_path):
-    code = """
-import resource, sys
-from pathlib import Path
-from logging_utils import append
-append(Path("file"), "first\\n")
-resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
-try:
-    append(Path("file"), "second\\n")
-except OSError as error:
-    sys.exit(error.filename)
-"""
-    env = environment(PYTHONPATH=str(ROOT))
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
+    result = run(append_beyond_a_limit, cwd=tmp_path)
     assert result.stderr == "file\n" and (tmp_path / "file").read_text() == "first\n"
 
 
@@ -148,34 +153,44 @@ def test_table_has_pictures_of_watched_and_wrong_images_and_they_are_not_black(f
             assert picture.tobytes() == images[row[0]].numpy().tobytes()
 
 
-@pytest.mark.parametrize("server", ["refuses", "is silent"])
-def test_unreachable_server_sends_the_run_offline_with_one_line(server, small_dir, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1] if server == "is silent" else 9
-        impatient = (
-            "import logging_utils as l, train; l.INIT_TIMEOUT = l.FINISH_TIMEOUT = 2; exit(train.main())"
-        )
-        command = [
-            sys.executable,
-            "-c",
-            impatient,
-            "--data_dir",
-            small_dir,
-            "--epochs",
-            "1",
-            "--img_count",
-            "10",
-        ]
-        url, path = f"http://127.0.0.1:{port}", str(ROOT)
-        env = environment(WANDB_API_KEY="0" * 40, WANDB_BASE_URL=url, PYTHONPATH=path)
-        result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
-    assert result.returncode == 0, result.stderr
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("W&B: offline, because")
-    assert "wandb sync runs/001/wandb/offline-run" in result.stdout
+def test_online_run_ends_well(small_dir, tmp_path):
+    """All that a run records arrives at W&B's server, and nothing is forgiven on the way."""
+    with WandbServer() as server:
+        flags = ("--data_dir", small_dir, *SHORT, "--log_images", 5, "--run_dir", "run")
+        result = run("train.py", *flags, cwd=tmp_path, **server.env)
+    assert result.returncode == 0 and result.stderr == ""
+    run_id = json.loads((tmp_path / "run/config.json").read_text())["wandb_id"]
+    assert f"W&B          {server.url}/someone/table-quickstart/runs/{run_id}\n" in result.stdout
+
+    with open(tmp_path / "run/metrics.csv", newline="") as file:
+        metrics = list(csv.DictReader(file))
+    history = [json.loads(line) for line in server.lines["wandb-history.jsonl"]]
+    losses = {row["_step"]: row["loss"] for row in history}
+    assert losses == pytest.approx({int(row["step"]): float(row["loss"]) for row in metrics if row["loss"]})
+    epochs = [row for row in history if "acc" in row]
+    for row, ours in zip(epochs, (row for row in metrics if row["acc"]), strict=True):
+        assert row["epoch"] == int(ours["epoch"]) and row["acc"] == pytest.approx(float(ours["acc"]))
+
+    assert all(artifact["committed"] for artifact in server.artifacts) and len(server.artifacts) == 5
+    name = f"run-{run_id}-test_predictions"
+    tables = [each for each in server.artifacts if each["artifactCollectionName"] == name]
+    for epoch, artifact in enumerate(sorted(tables, key=lambda each: each["historyStep"]), 1):
+        table = json.loads(artifact["files"]["test_predictions.table.json"])
+        with open(tmp_path / f"run/predictions/epoch-00{epoch}.csv", newline="") as file:
+            expected = [(int(row["id"]), int(row["guess"])) for row in csv.DictReader(file)]
+        assert [(row[0], row[2]) for row in table["data"]] == expected
+        for row in table["data"]:
+            assert (row[1] is not None) == (row[0] < 5 or row[2] != row[3])
+            if row[1]:
+                picture = (tmp_path / f"run/wandb/pictures/{row[0]}.png").read_bytes()
+                assert artifact["files"][row[1]["path"]] == picture
+    assert len(tables) == len(epochs) == 2
+    (model,) = [each for each in server.artifacts if each["artifactTypeName"] == "model"]
+    assert model["files"]["model.pt"] == (tmp_path / "run/model.pt").read_bytes()
+    assert [each["alias"] for each in model["aliases"]] == ["latest"]
 
 
-def test_wandb_mode_wins_and_nothing_is_ever_asked(small_dir, tmp_path):
+def test_wandb_mode_wins_and_nothing_is_ever_asked(main, small_dir, tmp_path):
     arguments = ["--data_dir", small_dir, "--epochs", 1, "--img_count", 10]
     result = run("train.py", *arguments, cwd=tmp_path, WANDB_MODE="disabled", WANDB_API_KEY="0" * 40)
     assert result.returncode == 0 and "disabled by WANDB_MODE" in result.stdout
@@ -185,4 +200,4 @@ def test_wandb_mode_wins_and_nothing_is_ever_asked(small_dir, tmp_path):
     assert result.returncode == 0 and "no API key" in result.stderr and "wandb sync" in result.stdout
     table, _ = read_table(tmp_path / "runs" / "002")
     assert len(table["data"]) == 10 and all(row[1] for row in table["data"])
-    assert_one_line_error(run("train.py", *arguments, cwd=tmp_path, WANDB_MODE="onlin"), "WANDB_MODE")
+    assert_one_line_error(main("train.py", *arguments, cwd=tmp_path, WANDB_MODE="onlin"), "WANDB_MODE")

@@ -1,10 +1,9 @@
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from programs import run_python
 from torch import nn
 
 import model as model_module
@@ -77,8 +76,7 @@ for pixels in (images, images.float()):
         torch.testing.assert_close(model(pixels[:count]), expected[:count], rtol=0, atol=1e-5)
 assert model(images[:1].expand(1000, -1, -1, -1)).shape == (1000, 10)
 """
-    command = [sys.executable, "-I", "-W", "ignore", "-c", code]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    result = run_python("-I", "-W", "ignore", "-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert load_exported(tmp_path / "model.pt")[1] == {"classes": ["é"]}
     (tmp_path / "other").touch()
@@ -100,8 +98,7 @@ record = {"metadata.json": ""}
 model = torch.export.load("model.pt2", extra_files=record).module()
 assert model(images).shape == (5, 10) and "classes" in record["metadata.json"]
 """
-    command = [sys.executable, "-I", "-W", "ignore", "-c", code]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    result = run_python("-I", "-W", "ignore", "-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 
