@@ -445,8 +445,8 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
         where = "" if error.filename is None else f"{error.filename}: "
         message = f"error: {where}{error.strerror or error}. Check the name, the space and the permissions."
     except KeyboardInterrupt as stop:
-        number, hint = stop.args or (signal.SIGINT, "see the last lines above")
-        message, status = f"stopped by {signal.Signals(number).name}: {hint}", 128 + number
+        number, *hint = stop.args or [signal.SIGINT]
+        message, status = ": ".join([f"stopped by {signal.Signals(number).name}", *hint]), 128 + number
     except RuntimeError as error:  # by gloo, if another process of torchrun has ended
         if "by peer" not in str(error):
             raise

@@ -36,7 +36,7 @@ import opponents  # noqa: E402
 import train  # noqa: E402
 from data import batches, load_data  # noqa: E402
 from logging_utils import RunLogger, describe_environment, keep_freed_memory  # noqa: E402
-from model import ConvNet, export_torchscript, load_exported, pick_device, predict_logits  # noqa: E402
+from model import ConvNet, export_model, load_exported, pick_device, predict_logits  # noqa: E402
 from sources.drawn import draw_digits  # noqa: E402
 
 TUTORIAL = {"batch_size": 32, "lr": 0.001, "schedule": "constant", "augment": 0.0, "label_smoothing": 0.0}
@@ -381,7 +381,7 @@ def evaluation() -> None:
     model = ConvNet(mean=33.32, std=78.57).eval().to(memory_format=torch.channels_last)  # as in train.py
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.pt"
-        export_torchscript(model, path, {"classes": data.classes}, data.eval_images[:8])
+        export_model(model, path, {"classes": data.classes}, data.eval_images[:8])
         exported, eager = load_exported(path, device)[0], model.to(device)
     contestants = {
         "eager": lambda: predict_logits(eager, images),

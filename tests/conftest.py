@@ -67,6 +67,15 @@ def assert_one_line_error(result: subprocess.CompletedProcess, *words: str) -> N
         assert word in lines[0]
 
 
+def assert_usage_error(result: subprocess.CompletedProcess, *words: str) -> None:
+    """What argparse refuses: a line on the usage, a line on the error."""
+    assert result.returncode == 2 and result.stdout == "", result.stderr
+    usage, error = result.stderr.splitlines()
+    assert usage.startswith("usage: ") and ": error: " in error
+    for word in words:
+        assert word in error
+
+
 def contents(run_dir: Path) -> dict[str, bytes]:
     """What a run must reproduce: every CSV file, and the weights."""
     files = {str(path.relative_to(run_dir)): path.read_bytes() for path in sorted(run_dir.rglob("*.csv"))}

@@ -14,10 +14,10 @@ def test_mnist_is_read_as_raw_pixels(mnist_dir):
     mnist = data.load_data("mnist", mnist_dir)
     assert mnist.name == "mnist"
     assert mnist.train_images.shape == (60_000, 1, 28, 28) and mnist.train_images.dtype == torch.uint8
-    assert mnist.test_labels.shape == (10_000,) and mnist.test_labels.dtype == torch.int64
+    assert mnist.eval_labels.shape == (10_000,) and mnist.eval_labels.dtype == torch.int64
     image, label = MNIST(mnist_dir, train=False)[7]
-    assert (mnist.test_images[7, 0] == torch.tensor(image.get_flattened_data()).view(28, 28)).all()
-    assert mnist.test_labels[7] == label
+    assert (mnist.eval_images[7, 0] == torch.tensor(image.get_flattened_data()).view(28, 28)).all()
+    assert mnist.eval_labels[7] == label
 
 
 def test_other_pictures_in_mnists_files_are_not_called_mnist(small_dir):
@@ -26,14 +26,14 @@ def test_other_pictures_in_mnists_files_are_not_called_mnist(small_dir):
 
 def test_held_out_images_are_no_training_images(small_dir):
     whole, held = data.load_data("mnist", small_dir), data.load_data("mnist", small_dir, val_size=300)
-    assert len(held.train_images) == 1200 and len(held.test_images) == 300
+    assert len(held.train_images) == 1200 and len(held.eval_images) == 300
 
     def pairs(images, labels):
         return sorted((image.numpy().tobytes(), label) for image, label in zip(images, labels.tolist()))
 
-    both = pairs(held.train_images, held.train_labels) + pairs(held.test_images, held.test_labels)
+    both = pairs(held.train_images, held.train_labels) + pairs(held.eval_images, held.eval_labels)
     assert sorted(both) == pairs(whole.train_images, whole.train_labels)
-    with pytest.raises(data.DataError, match="--val_size 1500"):
+    with pytest.raises(data.DataError, match="val_size 1500"):
         data.load_data("mnist", small_dir, val_size=1500)
 
 
@@ -43,7 +43,7 @@ def test_batches_hold_every_image_once_and_depend_on_the_seed():
     def order(seed):
         generator = torch.Generator().manual_seed(seed)
         epoch = list(data.batches(images, torch.arange(10), 4, generator))
-        assert all((pixels[:, 0, 0, 0] == labels).all() and share == 1 for pixels, labels, share in epoch)
+        assert all((pixels[:, 0, 0, 0] == labels).all() and weight == 1 for pixels, labels, weight in epoch)
         return torch.cat([labels for _, labels, _ in epoch])
 
     assert order(0).sort().values.tolist() == list(range(10))
@@ -63,7 +63,7 @@ def test_processes_share_every_batch_of_the_same_order():
             count = len(whole[1])
             repeated = whole[1].tolist() * (1 if count >= world else world)  # the last is 1 image
             assert torch.cat([labels for _, labels, _ in shares]).tolist() == repeated
-            assert sum(share for *_, share in shares) == pytest.approx(world)
+            assert sum(weight for *_, weight in shares) == pytest.approx(world)
             assert all(len(labels) > 0 for _, labels, _ in shares)
 
 
@@ -84,7 +84,7 @@ def test_distortion_shifts_and_maps_as_told():
     images = torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8)
 
     def move(images, *strengths):
-        return data.distort(images, data.distortions(torch.tensor(strengths), *images.shape[2:]))
+        return data.distort(images, data.make_thetas(torch.tensor(strengths), *images.shape[2:]))
 
     assert (move(images, *[[[0.0] * 3] * 2] * 4) - images).abs().max() < 1e-2
     moved = move(images, *[[[0, 0, 1.0], [0, 0, -0.5]]] * 4)  # 2 left, 1 down

@@ -3,13 +3,13 @@ import json
 
 import pytest
 import torch
-from conftest import assert_one_line_error, write_idx, write_mnist_files
+from conftest import assert_one_line_error, assert_usage_error, write_idx, write_mnist_files
 from PIL import Image
 from programs import run
 from test_photos import photograph
 
 from data import load_split
-from model import ConvNet, export_torchscript
+from model import ConvNet, Standardize, export_model
 
 
 def test_export_reproduces_the_last_epoch(finished, small_dir, tmp_path):
@@ -39,9 +39,9 @@ def test_accuracy_per_class_adds_up(finished, small_dir, tmp_path):
 
 def test_model_that_does_not_fit_the_data_is_refused(main, small_dir, tmp_path):
     def export(name, shape, classes):
-        model = ConvNet(len(classes), shape[0], shape[1:])
+        model = torch.nn.Sequential(Standardize(0.0, 1.0), ConvNet(len(classes), shape))
         metadata = {"classes": classes, "input": {"shape": [None, *shape]}, "dataset": "mnist", "torch": "2"}
-        export_torchscript(model, tmp_path / name, metadata, torch.zeros(2, *shape, dtype=torch.uint8))
+        export_model(model, tmp_path / name, metadata, torch.zeros(2, *shape, dtype=torch.uint8))
         return tmp_path / name
 
     wide = export("wide.pt", [1, 32, 32], list("0123456789"))
@@ -56,9 +56,9 @@ def test_model_that_does_not_fit_the_data_is_refused(main, small_dir, tmp_path):
 
 def test_bad_input_ends_in_one_line(main, finished, small_dir, tmp_path):
     model = finished / "model.pt"
-    assert_one_line_error(main("evaluate.py", "missing.pt", cwd=tmp_path), "missing.pt is not there")
-    assert_one_line_error(main("evaluate.py", model, "--batch_size", 0, cwd=tmp_path), "--batch_size")
-    assert_one_line_error(main("evaluate.py", model, "--colour", cwd=tmp_path), "--colour")
+    assert_one_line_error(main("evaluate.py", "missing.pt", cwd=tmp_path), "missing.pt does not exist")
+    assert_usage_error(main("evaluate.py", model, "--batch_size", 0, cwd=tmp_path), "--batch_size")
+    assert_usage_error(main("evaluate.py", model, "--colour", cwd=tmp_path), "--colour")
     damaged = write_mnist_files(tmp_path / "damaged", train=10, test=10)
     write_idx(damaged / "MNIST/raw/t10k-labels-idx1-ubyte", torch.zeros(9))
     assert_one_line_error(
@@ -66,17 +66,17 @@ def test_bad_input_ends_in_one_line(main, finished, small_dir, tmp_path):
     )
     before = model.read_bytes()
     arguments = ("--data_dir", small_dir, "--predictions", model)
-    assert_one_line_error(main("evaluate.py", model, *arguments, cwd=tmp_path), "replace the model")
+    assert_usage_error(main("evaluate.py", model, *arguments, cwd=tmp_path), "replace the model")
     assert model.read_bytes() == before
     arguments = ("--data_dir", small_dir, "--predictions", "no/such/folder.csv")
     assert_one_line_error(main("evaluate.py", model, *arguments, cwd=tmp_path), "no/such/folder.csv")
 
 
 # ----------------------------------------------------------------------------------------------------------
-# Pictures of one's own
+# Your own pictures
 
 
-def test_pictures_of_ones_own_are_evaluated(finished, small_dir, tmp_path):
+def test_your_own_pictures_are_evaluated(finished, small_dir, tmp_path):
     *_, images, labels = load_split("mnist", small_dir, train=False)
     (tmp_path / "more").mkdir()
     names = ["as it is.png", "inverted.png"] + [f"more/{digit}.jpg" for digit in range(10)]
@@ -115,6 +115,6 @@ def test_picture_that_cannot_be_read_is_named(finished, tmp_path):
         result = run("evaluate.py", model, name, cwd=tmp_path)
         assert_one_line_error(result, words)
     both = run("evaluate.py", model, "blank.png", "--predictions", "blank.png", cwd=tmp_path)
-    assert_one_line_error(both, "replace the model or a picture")
+    assert_usage_error(both, "replace the model or a picture")
     blank = run("evaluate.py", model, "blank.png", cwd=tmp_path)
     assert blank.returncode == 0 and "no digit found" in blank.stdout
