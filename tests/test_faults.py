@@ -83,7 +83,7 @@ def assert_every_file_is_whole(run_dir: Path) -> None:
 
 
 def assert_resume_completes(settings: list[str], cwd: Path, whole: dict[str, bytes]) -> None:
-    """After a fault the run is resumed, or started if it had not been, and ends as if nothing had happened."""
+    """After a fault the run is resumed, or started anew, and ends as if nothing had happened."""
     begun = (cwd / "run" / "config.json").exists()
     result = run("train.py", *settings, *(["--resume"] if begun else []), cwd=cwd, **OFF)
     assert result.returncode == 0, result.stderr
