@@ -141,8 +141,8 @@ class RunLogger:
         run_dir: a new or empty directory, or that of the run to resume; None is the next number in runs/.
         config: settings for config.json and W&B. Read here, if present: epochs, dataset, img_count (rows of
             the W&B table, 10,000) and log_images (how many of them get a picture, 320).
-        classes, images: the K names, and what `log_epoch`'s logits are of: (N, 1 or 3, H, W), uint8 or floats in
-            0..1, or None.
+        classes: the K class names.
+        images: what `log_epoch`'s logits are of, uint8 or floats in 0..1, (N, 1 or 3, H, W); or None.
         resumed_epoch: the last finished epoch of the run to resume; None starts a new run.
         rank, world_size: of this process. Rank 0 alone writes; every rank calls `log_step` and `flush`.
 
@@ -165,19 +165,17 @@ class RunLogger:
         self.columns = ["step", "epoch", "loss", *compute_metrics(*example)]
         with ExitStack() as undo:
             self.run_dir = create_run_dir(run_dir) if resumed_epoch is None else Path(run_dir)
-            before = set(os.listdir(self.run_dir))
+            found = set(os.listdir(self.run_dir))
+            if resumed_epoch is None and not found <= LEFTOVERS:
+                raise RunDirError(f"{self.run_dir} is in use. Choose another directory, or resume its run.")
             self.lock = FileLock(self.run_dir / LOCK, timeout=0)
             try:
                 self.lock.acquire()  # the system releases it, however this process ends
             except Timeout:
                 raise RunDirError(f"Another process is writing to {self.run_dir}.") from None
             undo.callback(self.lock.release)
-            if not before:
+            if not found:
                 undo.callback(shutil.rmtree, self.run_dir, ignore_errors=True)
-            elif LOCK not in before:
-                undo.callback(os.remove, self.run_dir / LOCK)
-            if resumed_epoch is None and not set(os.listdir(self.run_dir)) <= LEFTOVERS:
-                raise RunDirError(f"{self.run_dir} is in use. Choose another directory, or resume its run.")
             history = self.restore_history(resumed_epoch) if resumed_epoch else []
             wandb_id = read_json(self.run_dir / "config.json").get("wandb_id")
             self.config = {**config, "run_dir": str(self.run_dir), **describe_environment()}
@@ -268,11 +266,9 @@ class RunLogger:
             self.lock.release()
 
 
-def progress(batches: Iterable, num_images: int, title: str, log: RunLogger) -> Iterator:
+def progress(batches: Iterable, count: int, title: str, log: RunLogger) -> Iterator:
     """Pass batches (images, labels, ...) through, with a progress bar if there is a terminal."""
-    with tqdm(
-        total=num_images, desc=title, unit=" images", disable=log.rank > 0 or None, leave=False
-    ) as bar:
+    with tqdm(total=count, desc=title, unit=" images", disable=log.rank > 0 or None, leave=False) as bar:
         for batch in batches:
             yield batch
             bar.set_postfix(loss=f"{log.latest_loss:.3f}", refresh=False)
