@@ -137,14 +137,16 @@ def train(config: Config) -> Path:
     state = {"model": model, "optimizer": optimizer, "scaler": scaler}
     resumed_epoch = load_checkpoint(config.run_dir, generator, state) if config.resume else None
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    info = {"classes": data.classes, "parameters": num_parameters, "processes": world_size, **asdict(config)}
-    log = RunLogger(config.run_dir, info, data.classes, data.eval_images, resumed_epoch, rank, world_size)
+    run_info = {"classes": data.classes, "parameters": num_parameters, "processes": world_size}
+    run_info |= asdict(config)
+    images = data.eval_images
+    log = RunLogger(config.run_dir, run_info, data.classes, images, resumed_epoch, rank, world_size)
     if rank == 0:
         sizes = f"{num_images:,} images to train on, {len(data.eval_images):,} to evaluate on"
         print(f"{data.name}: {sizes}; {config.device}, {config.precision}; {log.run_dir}", flush=True)
 
-    hint = f"python train.py --run_dir {shlex.quote(str(log.run_dir))} --resume continues the run"
-    with log, stop_signals(hint) as stop_if_asked:
+    resume_hint = f"python train.py --run_dir {shlex.quote(str(log.run_dir))} --resume continues the run"
+    with log, stop_signals(resume_hint) as stop_if_asked:
         for epoch in range((resumed_epoch or 0) + 1, config.epochs + 1):
             # ---- Train ----
             start = time.perf_counter()
@@ -248,13 +250,13 @@ def parse_config(argv: list[str] | None = None) -> Config:
         kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else kind
         text = f.metadata["help"] + ("" if f.default is None else f" [{f.default}]")
         parser.add_argument(f"--{f.name}", help=text, default=argparse.SUPPRESS, **kind)
-    given = vars(parser.parse_args(argv))
-    config = Config(**given)
-    return resumed_config(config.run_dir, given) if config.resume else config
+    overrides = vars(parser.parse_args(argv))
+    config = Config(**overrides)
+    return resumed_config(config.run_dir, overrides) if config.resume else config
 
 
-def resumed_config(run_dir: str, given: dict) -> Config:
-    """The settings of the run to resume. Those given again must match, except --data_dir."""
+def resumed_config(run_dir: str, overrides: dict) -> Config:
+    """The settings of the run to resume. Those overrides again must match, except --data_dir."""
     path = Path(run_dir) / "config.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -263,15 +265,18 @@ def resumed_config(run_dir: str, given: dict) -> Config:
         saved["dataset"] = str(record["dataset"])
     except Exception as error:  # damage of any kind
         raise ConfigError(f"{path} is missing or damaged. Choose another --run_dir.") from error
-    given = {name: value for name, value in given.items() if value != "auto"}  # decided by the run
-    if saved["dataset"] in (os.path.abspath(given.get("dataset", "")), f"{given.get('dataset')}-format"):
-        given.pop("dataset", None)  # another name of the same data
-    config = Config(**{**saved, **given})
+    overrides = {name: value for name, value in overrides.items() if value != "auto"}  # decided by the run
+    if saved["dataset"] in (
+        os.path.abspath(overrides.get("dataset", "")),
+        f"{overrides.get('dataset')}-format",
+    ):
+        overrides.pop("dataset", None)  # another name of the same data
+    config = Config(**{**saved, **overrides})
     longer = config.epochs > saved["epochs"] and config.schedule == "constant"  # the same epochs, and more
     free = ["run_dir", "resume", "data_dir", *(["epochs"] if longer else [])]
-    changed = [name for name in given if name not in free and given[name] != saved[name]]
+    changed = [name for name in overrides if name not in free and overrides[name] != saved[name]]
     if changed:
-        changes = "; ".join(f"--{name} was {saved[name]}, now {given[name]}" for name in changed)
+        changes = "; ".join(f"--{name} was {saved[name]}, now {overrides[name]}" for name in changed)
         rule = "Start a new run. (More --epochs are possible with --schedule constant.)"
         raise ConfigError(f"A resumed run keeps its settings, but {changes}. {rule}")
     return config

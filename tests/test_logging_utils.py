@@ -3,14 +3,16 @@ import io
 import json
 import math
 import os
+import re
 import resource
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHORT, assert_one_line_error
+from conftest import ROOT, SHORT, assert_one_line_error
 from PIL import Image
 from programs import environment, run
 from wandb_server import WandbServer
@@ -255,28 +257,49 @@ def test_table_is_what_wandb_makes_of_the_same_rows(classes, tmp_path):
 
 
 def train_in_a_loop_of_its_own() -> int:
-    """The loop of a person who has their own: three lines of the logger, on the data of sys.argv[1]."""
+    """The README's loop with the logger's three lines, on the data of sys.argv[1]."""
     images, labels = data.load_split("mnist", sys.argv[1], train=False)[2:]
-    weights = torch.zeros(28 * 28, 10, requires_grad=True)
     pixels = images.float() / 255
-    # The three lines are those with `log`.
-    with RunLogger("runs/mine", {"lr": 0.1}, list("0123456789"), pixels) as log:
-        for epoch in range(1, 3):
-            loss = torch.nn.functional.cross_entropy(pixels.flatten(1) @ weights, labels)
-            (gradient,) = torch.autograd.grad(loss, weights)
-            weights = (weights - 0.1 * gradient).detach().requires_grad_()
-            log.log_step(epoch, epoch, loss)
-            log.log_epoch(epoch, epoch, pixels.flatten(1) @ weights, labels)
+    weights = torch.zeros(28 * 28, 10, requires_grad=True)
+
+    def predict(images):
+        return images.flatten(1) @ weights
+
+    def train_step(images, labels):
+        loss = torch.nn.functional.cross_entropy(predict(images), labels)
+        loss.backward()
+        with torch.no_grad():
+            weights.sub_(0.1 * weights.grad)
+        weights.grad = None
+        return loss
+
+    names = {
+        "settings": {"lr": 0.1},
+        "classes": list("0123456789"),
+        "test_images": pixels,
+        "test_labels": labels,
+        "train_batches": [(pixels[:250], labels[:250]), (pixels[250:], labels[250:])],
+        "num_epochs": 2,
+        "step": 0,
+        "predict": predict,
+        "train_step": train_step,
+    }
+    readme = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"\n(    from logging_utils import RunLogger\n.*?)\n\n`", readme, re.DOTALL)
+    exec(textwrap.dedent(block), names)
     return 0
 
 
-def test_loop_of_ones_own_gets_files_tables_and_a_page(small_dir, tmp_path):
+def test_loop_of_your_own_gets_files_tables_and_a_page(small_dir, tmp_path):
     result = run(train_in_a_loop_of_its_own, small_dir, cwd=tmp_path, WANDB_MODE="offline")
     assert result.returncode == 0 and result.stderr == "", result.stderr
     assert [line.split("  ")[0] for line in result.stdout.splitlines()] == ["epoch 1", "epoch 2"]
     with open(tmp_path / "runs/mine/metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == ["1", "1", "2", "2"] and float(rows[0]["loss"]) > 0
+    assert [row["step"] for row in rows] == list("122344") and [row["epoch"] for row in rows] == list(
+        "111222"
+    )
+    assert float(rows[0]["loss"]) == pytest.approx(math.log(10)) and rows[2]["acc"]
     table, entries = read_table(tmp_path / "runs/mine")
     images = data.load_split("mnist", small_dir, train=False)[2]
     pictured = [row for row in table["data"] if row[1]]

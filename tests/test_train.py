@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,66 @@ def test_one_epoch_of_mnist_beats_the_tutorials_five(mnist_dir, tmp_path):
     assert [row[:3] for row in ours] == [row[:3] for row in theirs] and len(ours) == 10_001
     scores = [torch.tensor([[float(x) for x in row[3:]] for row in rows[1:]]) for rows in (ours, theirs)]
     assert (scores[0] - scores[1]).abs().max() <= 1e-5
+
+
+class TwoRates(torch.optim.Adam):
+    """Adam with a tenth of the rate for all parameters but the first; it records both rates in each step."""
+
+    recorded = []
+
+    def __init__(self, parameters, lr, **options):
+        first, *others = parameters
+        super().__init__([{"params": [first]}, {"params": others, "lr": lr / 10}], lr, **options)
+
+    def step(self):
+        self.recorded.append([group["lr"] for group in self.param_groups])
+        return super().step()
+
+
+def test_each_parameter_group_keeps_its_own_base_rate(small_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr(torch.optim, "Adam", TwoRates)
+    train.train(train.Config(data_dir=str(small_dir), epochs=1, lr=0.01))
+    expected = [train.rate_factor("one_cycle", step, 12) for step in range(1, 13)]
+    assert TwoRates.recorded == [[pytest.approx(0.01 * f), pytest.approx(0.001 * f)] for f in expected]
+
+
+def trained_in_a_thread() -> int:
+    """Train twice in one process, outside its main thread, by the function."""
+    config = train.Config(**json.loads(sys.argv[1]))
+    with ThreadPoolExecutor(1) as pool:
+        run_dirs = [pool.submit(train.train, config).result() for _ in range(2)]
+    assert run_dirs == [Path("runs/001"), Path("runs/002")]
+    return 0
+
+
+def test_train_works_in_a_thread_and_twice_in_a_process(finished, small_dir, tmp_path):
+    settings = {"data_dir": str(small_dir), "epochs": 2, "batch_size": 64, "lr": 0.005}
+    result = run(trained_in_a_thread, json.dumps(settings), cwd=tmp_path, WANDB_MODE="offline")
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    for name in ("001", "002"):
+        assert contents(tmp_path / "runs" / name) == contents(finished)
+        assert list((tmp_path / "runs" / name / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_setting_that_an_old_run_does_not_know_has_its_default(main, small_dir, tmp_path):
+    off = {"cwd": tmp_path, "WANDB_MODE": "disabled"}
+    flags = ("--data_dir", small_dir, "--epochs", 1, "--schedule", "constant", "--run_dir", "old")
+    assert main("train.py", *flags, **off).returncode == 0
+    config = json.loads((tmp_path / "old/config.json").read_text())
+    del config["beta2"], config["export_pt2"]
+    (tmp_path / "old/config.json").write_text(json.dumps(config))
+    resume = ("--run_dir", "old", "--resume", "--epochs", 2)
+    assert_one_line_error(main("train.py", *resume, "--beta2", 0.9, **off), "--beta2 was 0.95, now 0.9")
+    assert main("train.py", *resume, **off).returncode == 0
+    assert json.loads((tmp_path / "old/config.json").read_text())["beta2"] == 0.95
+    assert len(list((tmp_path / "old/predictions").iterdir())) == 2
+
+
+def test_flag_that_is_on_can_be_switched_off():
+    assert train.parse_config(["--export_pt2"]).export_pt2
+    assert not train.parse_config(["--export_pt2", "--no-export_pt2"]).export_pt2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
