@@ -35,7 +35,7 @@ except ModuleNotFoundError as error:
     print(f"error: {error.name} is missing. Run: pip install -r requirements-sweep.txt", file=sys.stderr)
     sys.exit(2)
 
-POLL = 0.5  # seconds between two looks at a run
+POLL = 0.2  # seconds between two looks at a run
 DISTRIBUTIONS = {  # from W&B's distributions and their keys to Optuna's
     "constant": lambda value: CategoricalDistribution([value]),
     "categorical": lambda values: CategoricalDistribution(values),

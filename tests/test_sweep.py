@@ -116,11 +116,10 @@ def test_sweep_is_resumed_after_an_interruption_and_ranks_its_runs(small_dir, tm
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_sweep_leaves_no_process_and_resumes_at_the_last_epoch(number, stub):
-    process = start(stub, "--count", 2, "--", "--pause", 0.3)
-    wait_for(process, "001  started")
-    while not (stub / "runs/sweep/001/metrics.csv").exists():
+    process = start(stub, "--count", 2, "--", "--pause", 1)
+    metrics = stub / "runs/sweep/001/metrics.csv"
+    while not metrics.exists() or metrics.read_text().count("\n") < 2:  # until the first of two epochs
         time.sleep(0.02)
-    time.sleep(0.4)  # the first of two epochs is finished, the second is not
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == 128 + number
@@ -132,12 +131,11 @@ def test_stopped_sweep_leaves_no_process_and_resumes_at_the_last_epoch(number, s
     assert result.stdout.startswith("001  resumed  epochs 2  lr ")
     assert "001  finished  acc" in result.stdout and "002  started" in result.stdout
     assert [line[0] + line[2] for line in starts(stub)] == ["001False", "001True", "002False"]
-    metrics = (stub / "runs/sweep/001/metrics.csv").read_text().splitlines()
-    assert [line.split(",")[1] for line in metrics] == ["epoch", "1", "2"]
+    assert [line.split(",")[1] for line in metrics.read_text().splitlines()] == ["epoch", "1", "2"]
 
 
 def test_two_processes_do_the_runs_of_one_sweep_together(stub):
-    processes = [start(stub, "--count", 8, "--", "--pause", 0.1) for _ in range(2)]
+    processes = [start(stub, "--count", 8, "--", "--pause", 0.2) for _ in range(2)]
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     names = [f"{number:03d}" for number in range(1, 9)]
