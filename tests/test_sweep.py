@@ -11,8 +11,9 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
-from conftest import ROOT, assert_one_line_error, environment, run
+from conftest import ROOT, assert_one_line_error
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from programs import environment, run_python
 
 import sweep
 import train
@@ -94,7 +95,7 @@ def test_sweep_is_resumed_after_an_interruption_and_ranks_its_runs(small_dir, tm
     assert process.returncode == 130
     assert error == "stopped by SIGINT: the same command resumes the sweep\n"
 
-    result = run("sweep.py", *flags, cwd=tmp_path, WANDB_MODE="disabled")
+    result = run_python(ROOT / "sweep.py", *flags, cwd=tmp_path, WANDB_MODE="disabled")
     assert result.returncode == 0 and result.stderr == "", result.stderr
     assert "001  started" not in result.stdout
     ranked = ranking(result.stdout)
@@ -111,7 +112,7 @@ def test_sweep_is_resumed_after_an_interruption_and_ranks_its_runs(small_dir, tm
     assert result.stdout.splitlines()[-1] == best
 
     (tmp_path / "small.yaml").write_text((tmp_path / "small.yaml").read_text().replace("0.05", "0.06"))
-    assert_one_line_error(run("sweep.py", *flags, cwd=tmp_path), "another sweep")
+    assert_one_line_error(run_python(ROOT / "sweep.py", *flags, cwd=tmp_path), "another sweep")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -126,7 +127,7 @@ def test_stopped_sweep_leaves_no_process_and_resumes_at_the_last_epoch(number, s
     assert not is_alive(int(starts(stub)[0][1]))
     assert not (stub / "runs/sweep/001/model.pt").exists()
 
-    result = run("sweep.py", "--count", 2, cwd=stub, source=stub)
+    result = run_python("sweep.py", "--count", 2, cwd=stub)
     assert result.returncode == 0 and result.stderr == ""
     assert result.stdout.startswith("001  resumed  epochs 2  lr ")
     assert "001  finished  acc" in result.stdout and "002  started" in result.stdout
@@ -182,7 +183,7 @@ def test_hopeless_run_is_stopped_early_but_not_in_its_last_epoch(stub):
     }
     (stub / "grid.yaml").write_text(yaml.safe_dump(config))
     flags = ("--config", "grid.yaml", "--", "--pause", 0.1)
-    result = run("sweep.py", *flags, cwd=stub, source=stub)
+    result = run_python("sweep.py", *flags, cwd=stub)
     assert result.returncode == 0, result.stderr
     assert "001  finished  wrong 38 after 12 epochs" in result.stdout
     assert "002  stopped   wrong 88 after 2 epochs" in result.stdout
@@ -196,20 +197,20 @@ def test_hopeless_run_is_stopped_early_but_not_in_its_last_epoch(stub):
 
 def test_failed_run_is_reported_and_does_not_stop_the_sweep(stub):
     (stub / "sweep.yaml").write_text("method: grid\nparameters:\n  lr: {values: [0.2, 7, 0.3]}\n")
-    result = run("sweep.py", cwd=stub, source=stub)
+    result = run_python("sweep.py", cwd=stub)
     assert result.returncode == 0 and result.stderr == ""
     line = "002  failed    error: the loss is nan (its output is in runs/sweep/002.log)"
     assert line in result.stdout.splitlines()
     assert [line[1] for line in ranking(result.stdout)] == ["003", "001"]  # by acc, the more the better
-    assert run("sweep.py", cwd=stub, source=stub).stdout == result.stdout[result.stdout.index("\nrank") :]
+    assert run_python("sweep.py", cwd=stub).stdout == result.stdout[result.stdout.index("\nrank") :]
 
     (stub / "sweep.yaml").write_text("method: grid\nparameters:\n  lr: {values: [7]}\n")
-    assert_one_line_error(run("sweep.py", "--dir", "bad", cwd=stub, source=stub), "no run has a result")
+    assert_one_line_error(run_python("sweep.py", "--dir", "bad", cwd=stub), "no run has a result")
 
 
 def test_same_seed_draws_the_same_settings_and_another_seed_does_not(stub):
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run("sweep.py", "--count", 2, "--dir", folder, "--seed", seed, cwd=stub, source=stub)
+        run_python("sweep.py", "--count", 2, "--dir", folder, "--seed", seed, cwd=stub)
     drawn = [
         [line.split()[3] for line in (stub / name / "starts").read_text().splitlines()] for name in "abc"
     ]
@@ -235,37 +236,13 @@ def test_same_seed_draws_the_same_settings_and_another_seed_does_not(stub):
             {"min": -3, "max": 0, "distribution": "log_uniform"},
             FloatDistribution(math.exp(-3), 1, log=True),
         ),
+        ({"min": 8, "max": 64, "q": 8, "distribution": "q_uniform"}, IntDistribution(8, 64, step=8)),
         # YAML reads 1e-4 as text.
         ({"min": "1e-4", "max": 0.1}, FloatDistribution(1e-4, 0.1)),
     ],
 )
 def test_distributions_of_wandb_become_those_of_optuna(spec, distribution):
-    assert sweep.to_distribution("lr", spec, "bayes") == distribution
-
-
-@pytest.mark.parametrize(
-    ("spec", "smooth", "drawn", "value"),
-    [
-        ({"min": 0, "max": 1, "q": 0.25, "distribution": "q_uniform"}, FloatDistribution(0, 1), 0.4, 0.5),
-        ({"min": 8, "max": 99, "distribution": "q_uniform"}, FloatDistribution(8, 99), 40.4, 40),
-        (
-            {"min": 16, "max": 256, "q": 16, "distribution": "q_log_uniform_values"},
-            FloatDistribution(16, 256, log=True),
-            90.0,
-            96,
-        ),
-        (
-            {"min": 0, "max": 5, "q": 2, "distribution": "q_log_uniform"},
-            FloatDistribution(1, math.exp(5), log=True),
-            7.1,
-            8,
-        ),
-    ],
-)
-def test_values_of_q_distributions_are_multiples_of_q(spec, smooth, drawn, value):
-    assert sweep.to_distribution("l1_size", spec, "bayes") == smooth
-    settings = sweep.get_settings({"l1_size": drawn}, {"l1_size": spec})
-    assert settings == {"l1_size": value} and type(settings["l1_size"]) is type(value)
+    assert sweep.to_distribution("lr", spec) == distribution
 
 
 @pytest.mark.parametrize(
@@ -293,31 +270,24 @@ def test_pruner_looks_at_the_epochs_of_wandb_s_hyperband(stop, epochs):
 @pytest.mark.parametrize(
     ("old", "new", "reasons"),
     [
-        ("metric: {name: acc, goal: maximize}", "", ["needs a metric"]),
-        ("goal: maximize", "goal: best", ["minimize or maximize"]),
-        ("goal: maximize", "target: 99", ["metric"]),
-        ("method: bayes", "", ["method must be random, grid or bayes"]),
+        ("goal: maximize", "goal: best", ["minimize", "maximize"]),
+        ("method: bayes", "", ["method one of random, bayes, grid"]),
         ("method: bayes", "method: bayes\nprogram: other.py", ["program must be train.py"]),
-        ("method: bayes", "method: custom", ["method must be random, grid or bayes"]),
-        ("method: bayes", "method: grid", ["grid needs values", "lr", "log_uniform_values"]),
-        ("method: bayes", "method: bayes\nrun_cap: 3", ["does not support run_cap"]),
+        ("method: bayes", "method: custom", ["method one of random, bayes, grid"]),
+        ("method: bayes", "method: grid", ["grid needs a value or values"]),
         ("method: bayes", "method: bayes\nearly_terminate: {type: envelope}", ["hyperband"]),
-        ("method: bayes", "method: bayes\nearly_terminate: {type: hyperband}", ["min_iter"]),
         ("log_uniform_values", "normal", ["parameter lr", "normal"]),
         ("log_uniform_values", "q_int_uniform", ["parameter lr", "q_int_uniform"]),
         ("distribution: log_uniform_values, min: 0.01, max: 1", "values: [1], probabilities: [1]",
          ["parameter lr", "categorical", "probabilities"]),
-        ("distribution: log_uniform_values, min: 0.01, max: 1", "values: [[1]]",
-         ["parameter lr", "categorical"]),
         ("distribution: log_uniform_values, min: 0.01, max: 1", "parameters: {a: {value: 1}}",
          ["parameter lr", "parameters"]),
         ("min: 0.01", "min: 0", ["parameter lr", "log_uniform_values"]),
-        ("min: 0.01, ", "", ["parameter lr", "log_uniform_values", "min"]),
+        ("min: 0.01, ", "", ["parameter lr", "log_uniform_values"]),
         ("min: 0.01", "min: 2", ["parameter lr", "log_uniform_values"]),
         ("min: 0.01", "min: low", ["parameter lr", "log_uniform_values", "low"]),
-        ("log_uniform_values, min: 0.01", "int_uniform, min: 0.5", ["parameter lr", "int_uniform"]),
-        ("epochs: {value: 2}", "epochs: 2", ["epochs"]),
-        (SMALL, "- just\n- a list", ["parameters are missing"]),
+        ("epochs: {value: 2}", "epochs: 2", ["int"]),
+        (SMALL, "- just\n- a list", ["list"]),
         (SMALL, "a: b: c", ["bad.yaml"]),
     ],
 )  # fmt: skip
@@ -334,32 +304,24 @@ def test_sweep_that_cannot_work_is_refused_in_one_sentence(old, new, reasons, tm
 
 def test_mistakes_of_the_user_are_one_line(stub):
     (stub / "bad.yaml").write_text("a: b: c")
-    assert_one_line_error(run("sweep.py", "--config", "bad.yaml", cwd=stub, source=stub), "bad.yaml", "Fix")
-    assert_one_line_error(
-        run("sweep.py", "--config", "no.yaml", cwd=stub, source=stub), "no.yaml", "--config"
-    )
-    assert_one_line_error(run("sweep.py", "--dir", ".", cwd=stub, source=stub), "other files", "new --dir")
+    assert_one_line_error(run_python("sweep.py", "--config", "bad.yaml", cwd=stub), "bad.yaml", "Fix")
+    assert_one_line_error(run_python("sweep.py", "--config", "no.yaml", cwd=stub), "no.yaml")
+    assert_one_line_error(run_python("sweep.py", "--dir", ".", cwd=stub), "other files", "new --dir")
     (stub / "loss.yaml").write_text(SMALL.replace("acc", "loss"))
-    result = run("sweep.py", "--config", "loss.yaml", "--dir", "loss", cwd=stub, source=stub)
-    assert_one_line_error(result, "the metric loss", "acc or wrong")
+    result = run_python("sweep.py", "--config", "loss.yaml", "--dir", "loss", cwd=stub)
+    assert_one_line_error(result, "the metric loss", "acc, wrong")
     assert not is_alive(int((stub / "loss/starts").read_text().split()[1]))
     (stub / "loss/study.journal").write_text("{}\n")
-    result = run("sweep.py", "--config", "loss.yaml", "--dir", "loss", cwd=stub, source=stub)
+    result = run_python("sweep.py", "--config", "loss.yaml", "--dir", "loss", cwd=stub)
     assert_one_line_error(result, "study.journal is damaged", "new --dir")
     (stub / "optuna.py").write_text("raise ModuleNotFoundError(name='optuna')")
-    result = run("sweep.py", cwd=stub, source=stub)
+    result = run_python("sweep.py", cwd=stub)
     assert_one_line_error(result, "optuna", "pip install -r requirements-sweep.txt")
 
 
 @pytest.mark.parametrize(
     ("flags", "reason"),
-    [
-        (["--count", "0"], "--count must be at least 1"),
-        (["--", "--run_dir=x"], "--run_dir does not work"),
-        (["--", "--lr", "1", "--resume"], "--resume does not work"),
-        (["--", "--help"], "--help does not work"),
-        (["--lr", "1"], "unrecognized arguments: --lr"),
-    ],
+    [(["--count", "two"], "--count: invalid int"), (["--lr", "1"], "unrecognized arguments: --lr")],
 )
 def test_wrong_flags_are_refused(flags, reason, capsys):
     with pytest.raises(SystemExit) as stopped:
