@@ -1,8 +1,7 @@
 """Image sets as uint8 tensors in memory, and shuffled, distorted batches of them.
 
-Images are what the files hold: uint8, (N, C, H, W), 0 to 255; the model scales them. To train on your own
-data, return an `ImageData` from `load_data`. This file reads MNIST; the folder sources/, which a copy can do
-without, downloads MNIST and reads everything else.
+The model scales the pixels. To train on your own data, return an `ImageData` from `load_data`. MNIST is read
+here; the folder sources/, which a copy can do without, downloads it and reads everything else.
 """
 
 import hashlib
@@ -15,9 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-MIN_SIDE = 4  # pixels: ConvNet halves height and width twice
 MAX_MATRIX, MAX_SHIFT = 0.14, 2.0  # see `make_thetas`; chosen on a hold-out of MNIST
-Split = tuple[str, list[str], Tensor, Tensor]  # name, class names, images (N, C, H, W), labels (N,)
 # MD5 of MNIST's unpacked files: first those of the training set, then those of the test set.
 MNIST_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -49,56 +46,50 @@ class ImageData:
 def load_data(dataset="auto", data_dir: str | Path = "data", val_size=0, image_size=28) -> ImageData:
     """Load a data set: "mnist", a name that sources/ knows, or the path of a folder of pictures.
 
-    With a `val_size`, so many training images are held out and replace the test set. They do not depend on
-    the seed, so runs can be compared image by image. Raises DataError.
+    With `val_size`, that many training images, always the same, replace the test set. Raises DataError.
     """
-    name, classes, images, labels = load_split(dataset, data_dir, train=True, image_size=image_size)
+    name, classes, images, labels = load_split(dataset, data_dir, True, image_size)
     if val_size >= len(images):
         raise DataError(f"val_size {val_size} leaves no training image of {len(images)}. Hold out fewer.")
     if val_size:
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        held_out, kept = order[:val_size], order[val_size:]
+        order = torch.randperm(len(images), generator=Generator().manual_seed(0))
+        held_out, kept = order.tensor_split((val_size,))
         eval_images, eval_labels = images[held_out], labels[held_out]
         images, labels = images[kept], labels[kept]
     else:
         eval_name, _, eval_images, eval_labels = load_split(name, data_dir, False, image_size)
         name = name if name == eval_name else "mnist-format"
-    shape, eval_shape = list(images.shape[1:]), list(eval_images.shape[1:])
-    if shape != eval_shape or min(shape[1:]) < MIN_SIDE:
-        found = f"images of {shape} to train on and of {eval_shape} to evaluate on"
-        raise DataError(f"{data_dir}: {found}. Use one shape of {MIN_SIDE} pixels or more a side.")
+    shapes = list(images.shape[1:]), list(eval_images.shape[1:])
+    if shapes[0] != shapes[1] or min(shapes[0][1:]) < 4:
+        found = " and ".join(map(str, shapes))
+        raise DataError(f"{data_dir} holds images of {found}. Use one shape of 4 pixels or more a side.")
     return ImageData(name, classes, images, labels, eval_images, eval_labels)
 
 
-def load_split(dataset: str, data_dir: str | Path, train: bool, image_size=28, download=True) -> Split:
-    """The training or the test half of a data set. A folder's pictures get `image_size` pixels a side.
+def load_split(dataset: str, data_dir: str | Path, train: bool, image_size=28, download=True) -> tuple:
+    """One half of a data set: name, classes, images (N, C, H, W), labels (N,). Raises DataError.
 
-    "auto" is MNIST, or synthetic digits, with a warning, if MNIST cannot be downloaded. Raises DataError if a
-    file is missing or damaged, or if images and labels do not match.
+    "auto" is MNIST, or synthetic digits, with a warning, if MNIST cannot be downloaded. The pictures of a
+    folder are resized to `image_size` pixels a side.
     """
     raw = Path(data_dir) / "MNIST" / "raw"
-    complete = all((raw / file).exists() for file in MNIST_MD5)
-    if dataset == "mnist-format" or (dataset in ("auto", "mnist") and complete):
-        return load_mnist(raw, train)
-    try:
-        from sources import datasets, errors
-    except ModuleNotFoundError as error:
-        if error.name != "sources":
-            raise
-        needed = "the folder sources/, which downloads MNIST and reads other data. Copy it too"
-        raise DataError(f"{raw} does not hold {dataset}, and this needs {needed}.") from error
-    try:
-        name = datasets.resolve_dataset(dataset, Path(data_dir), download)
-        if name == "mnist":
-            return load_mnist(raw, train)
-        return name, *datasets.read_dataset(name, Path(data_dir), train, image_size)
-    except errors.SourceError as error:
-        raise DataError(str(error)) from error
-
-
-def load_mnist(raw: Path, train: bool) -> Split:
-    """One half of MNIST. Other images in files of MNIST's names are called "mnist-format"."""
     images_file, labels_file = (raw / file for file in MNIST_MD5 if file.startswith("train") == train)
+    here = images_file.exists() and labels_file.exists()
+    if dataset != "mnist-format" and not (dataset in ("auto", "mnist") and here):
+        try:
+            from sources import datasets, errors
+        except ModuleNotFoundError as error:
+            if error.name != "sources":
+                raise
+            missing = f"{dataset} is not in {raw}, and the folder sources/ is not here"
+            raise DataError(f"{missing}. Copy it too: it downloads MNIST and reads other data.") from error
+        try:
+            name = datasets.resolve_dataset(dataset, Path(data_dir), download)
+            if name != "mnist":
+                return name, *datasets.read_dataset(name, Path(data_dir), train, image_size)
+        except errors.SourceError as error:
+            raise DataError(str(error)) from error
+
     images, images_genuine = read_idx(images_file, dimensions=3)  # (N, H, W)
     labels, labels_genuine = read_idx(labels_file, dimensions=1)  # (N,)
     if len(images) != len(labels) or labels.max() > 9:
@@ -109,11 +100,10 @@ def load_mnist(raw: Path, train: bool) -> Split:
 
 
 def read_idx(path: Path, dimensions: int) -> tuple[Tensor, bool]:
-    """The uint8 values of an IDX file, and whether the file is MNIST's own by its MD5.
+    """The uint8 values of an IDX file, and whether its MD5 is that of MNIST's own file. Raises DataError.
 
-    An IDX file holds a big-endian int32 magic number, 0x800 (uint8) + dimensions, an int32 size for each
-    dimension, and the values. (torchvision reads it too, but its import takes 1.7 s and 0.2 GB.) Raises
-    DataError if the file has another format, is cut short, or has MNIST's size and other content.
+    An IDX file holds big-endian int32 numbers, 0x800 (uint8) + dimensions and the size of each, then the
+    values. (torchvision reads it too, but its import takes 1.7 s and 0.2 GB.)
     """
     cure = "Delete it to download it again, or use another folder."
     try:
@@ -132,10 +122,7 @@ def read_idx(path: Path, dimensions: int) -> tuple[Tensor, bool]:
 
 
 def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of uint8 images (N, C, H, W) for each channel, in 0..255.
-
-    Exact, from a count of each value. MNIST's training set has 33.32 and 78.57: 0.1307 and 0.3081 of 255.
-    """
+    """Mean and standard deviation (C,) of uint8 images (N, C, H, W). MNIST: 0.1307 and 0.3081 times 255."""
     values = torch.arange(256, dtype=torch.float64)
     counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
     frequencies = torch.stack(counts).double() / images[:, 0].numel()  # (C, 256)
@@ -152,9 +139,7 @@ def batches(
     B is `batch_size`; the last batch has the rest. Each of `world_size` processes gets its part of a batch.
     `weight` is local size x world size / batch size: averaging over the processes gives the mean over the
     batch. With `augment`, images are float32 in 0..255, distorted by up to that multiple of full strength.
-
-    All random numbers of the epoch are drawn at once on the CPU: the same on every device and in every
-    process, and no step waits for them.
+    All random numbers are drawn at once on the CPU: the same on every device, and no step waits for them.
     """
     order = torch.randperm(len(images), generator=generator).to(images.device)
     strengths = augment * (2 * torch.rand(len(images), 2, 3, generator=generator) - 1)
@@ -168,10 +153,9 @@ def batches(
 
 
 def make_thetas(strengths: Tensor, height: int, width: int) -> Tensor:
-    """`F.affine_grid` thetas (N, 2, 3) that shift, turn, scale and shear, from strengths (N, 2, 3) in -1..1.
+    """Thetas (N, 2, 3) for `F.affine_grid` that shift, turn, scale and shear, from strengths in -1..1.
 
-    A theta maps output coordinates to input coordinates, both from -1 to 1 across the image. Its last column
-    is the shift: strength 1 moves the image MAX_SHIFT pixels to the left and up.
+    A theta maps output to input coordinates, both in -1..1. Strength 1 shifts by MAX_SHIFT, left and up.
     """
     full = [[MAX_MATRIX, MAX_MATRIX, 2 * MAX_SHIFT / side] for side in (width, height)]
     return torch.eye(2, 3) + strengths * torch.tensor(full)

@@ -1,11 +1,9 @@
 """What a run records: its directory, its prediction tables, its terminal lines, and a W&B run.
 
-The run directory is the source of truth, and W&B shows a copy of it. README.md lists its files. A loop of
-your own needs `RunLogger` and two of its methods, `log_step` and `log_epoch`.
+The run directory is the source of truth. A loop of your own needs `RunLogger`, `log_step` and `log_epoch`.
 """
 
 import ctypes
-import errno
 import itertools
 import json
 import math
@@ -16,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import distributions
@@ -45,8 +42,6 @@ class RunDirError(RunError):
 
 
 # ---- Predictions: one schema for the CSV files, the W&B table, evaluate.py and compare.py ----
-
-
 def prediction_columns(num_classes: int) -> list[str]:
     return ["id", "guess", "truth", *(f"score_{k}" for k in range(num_classes))]
 
@@ -77,17 +72,12 @@ def compute_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 # ---- Files ----
-
-
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a scratch path. It is renamed to `path` after the block, or removed if the block raises.
-
-    A link is followed. Raises OSError if `path` is a folder, a device or anything else but a file.
-    """
-    path = Path(path).resolve()
+    """Yield a scratch path, and rename it to `path` after the block. Raises OSError."""
+    path = Path(path).resolve()  # of a link, what it points to
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "not a file that can be replaced", str(path))
+        raise OSError(f"{path} is not a file that can be replaced")
     scratch = path.with_name(f".{path.name}.partial")
     try:
         yield scratch
@@ -112,8 +102,6 @@ def read_json(path: Path) -> dict:
 
 
 # ---- The run ----
-
-
 def create_run_dir(run_dir: str | Path | None) -> Path:
     """Create the directory of a new run: the one given, or the next free number in runs/."""
     if run_dir is not None:
@@ -128,20 +116,19 @@ def create_run_dir(run_dir: str | Path | None) -> Path:
 
 
 def describe_environment() -> dict:
-    """Hardware, package versions, and the git commit of this code; "dirty" if tracked files differ from it."""
-    command, git = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"], ""
+    """Hardware, package versions, and the git commit of this code; "dirty" if files differ from it."""
+    git = ""
     with suppress(FileNotFoundError):  # git is not installed
+        command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
         here = Path(__file__).resolve().parent
         git = subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
-    packages, gpu = (
-        {package.name: package.version for package in distributions()},
-        torch.cuda.is_initialized(),
-    )
+    gpu = torch.cuda.is_initialized()
     return {
         "hardware": torch.cuda.get_device_name() if gpu else torch.cpu.get_capabilities()["cpu_name"],
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{name: packages.get(name) for name in ("torch", "torchvision", "wandb")},
+        "torch": torch.__version__,
+        **{found.name: found.version for found in distributions() if found.name in ("torchvision", "wandb")},
         "commit": git.removesuffix("-dirty") or None,
         "dirty": git.endswith("-dirty") if git else None,
     }
@@ -152,32 +139,30 @@ class RunLogger:
 
     Args:
         run_dir: a new or empty directory, or that of the run to resume; None is the next number in runs/.
-        config: settings for config.json and W&B. This class reads, if they are there, epochs, dataset,
-            img_count (rows of the W&B table, 10,000) and log_images (how many of them have a picture, 320).
+        config: settings for config.json and W&B. Read here, if present: epochs, dataset, img_count (rows of
+            the W&B table, 10,000) and log_images (how many of them get a picture, 320).
         classes: the K class names.
         images: what `log_epoch`'s logits are of, uint8 or floats in 0..1, (N, 1 or 3, H, W); or None.
         resumed_epoch: the last finished epoch of the run to resume; None starts a new run.
         rank, world_size: of this process. Rank 0 alone writes; every rank calls `log_step` and `flush`.
 
-    Raises RunDirError if the directory is in use or damaged, RunError if a WANDB_* variable is wrong,
-    ValueError if the images cannot be shown. Nothing new is left behind then.
+    Raises RunDirError, RunError (a wrong WANDB_* variable) or ValueError (images), and leaves nothing new.
     """
 
     def __init__(self, run_dir, config, classes, images=None, resumed_epoch=None, rank=0, world_size=1):
-        self.rank, self.world_size = rank, world_size
+        self.run_dir, self.rank, self.world_size = run_dir, rank, world_size
         self.pending = []  # (epoch, step, loss) since the last fetch; the losses are on the device
         self.latest_loss = math.nan
         self.summary = {"train_seconds": []}
         if rank > 0:
             return
         if images is not None:
-            if images.dim() != 4 or (
-                images.is_floating_point() and not 0 <= images.min() <= images.max() <= 1
-            ):
-                raise ValueError("images must be uint8, or floats in 0..1, of shape (N, 1 or 3, H, W)")
             images = (255 * images).round() if images.is_floating_point() else images
+            if images.dim() != 4 or not 0 <= images.min() <= images.max() <= 255:
+                raise ValueError("images must be uint8, or floats in 0..1, of shape (N, 1 or 3, H, W)")
             images = images.to("cpu", torch.uint8)
-        self.metrics = list(compute_metrics(torch.zeros(1, len(classes)), torch.zeros(1, dtype=torch.int64)))
+        example = torch.zeros(1, len(classes)), torch.zeros(1, dtype=torch.int64)
+        self.columns = ["step", "epoch", "loss", *compute_metrics(*example)]
         with ExitStack() as undo:
             self.run_dir = create_run_dir(run_dir) if resumed_epoch is None else Path(run_dir)
             self.lock = FileLock(self.run_dir / LOCK, timeout=0)
@@ -199,8 +184,7 @@ class RunLogger:
             write_json(self.run_dir / "config.json", {**self.config, "wandb_id": self.wandb.id or wandb_id})
             (self.run_dir / "predictions").mkdir(exist_ok=True)
             with atomic_write(self.run_dir / "metrics.csv") as scratch:
-                header = ",".join(["step", "epoch", "loss", *self.metrics]) + "\n"
-                scratch.write_text(header + "".join(history), encoding="utf-8")
+                scratch.write_text(",".join(self.columns) + "\n" + "".join(history), encoding="utf-8")
             undo.pop_all()
 
     def restore_history(self, epochs: int) -> list[str]:
@@ -208,8 +192,8 @@ class RunLogger:
         metrics, summary = self.run_dir / "metrics.csv", self.run_dir / "summary.json"
         try:
             self.summary = dict(json.loads(summary.read_text(encoding="utf-8")))
-            self.summary["train_seconds"] = list(self.summary["train_seconds"])[:epochs]
             self.summary.pop("finished", None)  # the run has more epochs to train now
+            self.summary["train_seconds"] = list(self.summary["train_seconds"])[:epochs]
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
             return [line for line in lines if int(line.split(",")[1]) <= epochs]
         except Exception as error:  # damage of any kind
@@ -227,14 +211,14 @@ class RunLogger:
             return
         epochs, steps, losses = zip(*self.pending)
         self.pending.clear()
-        fetched = torch.stack(losses)
+        losses = torch.stack(losses)
         if self.world_size > 1:
-            dist.all_reduce(fetched)  # all ranks get the same losses, so they stop together
-        losses = (fetched / self.world_size).tolist()
+            dist.all_reduce(losses)  # all ranks get the same losses, so they stop together
+        losses = (losses / self.world_size).tolist()
         self.latest_loss = losses[-1]
         if self.rank == 0:
-            rows = zip(steps, epochs, [f"{loss:.9g}" for loss in losses])
-            self.append_metrics([[*row, *[""] * len(self.metrics)] for row in rows])
+            empty = [""] * (len(self.columns) - 3)
+            self.append_metrics([[*row, *empty] for row in zip(steps, epochs, map("{:.9g}".format, losses))])
             self.wandb.attempt(self.wandb.log_losses, steps, losses)
         for epoch, step, loss in zip(epochs, steps, losses):
             if not math.isfinite(loss):
@@ -242,22 +226,19 @@ class RunLogger:
                 raise RunError(f"The loss is {loss} in epoch {epoch}, step {step}. {cure}")
 
     def log_epoch(self, epoch: int, step: int, logits: Tensor, labels: Tensor, seconds=0.0) -> None:
-        """Record an epoch that ended with training step `step`, after so many seconds of training.
-
-        logits, labels: (N, K) and (N,), of the evaluation images.
-        """
+        """Record an epoch: its last step, logits (N, K) and labels (N,) of the evaluation images."""
         self.flush()
         metrics, rows = compute_metrics(logits, labels), prediction_rows(logits, labels)
         write_predictions(self.run_dir / "predictions" / f"epoch-{epoch:03d}.csv", rows)
         self.append_metrics([[step, epoch, "", *(f"{value:.9g}" for value in metrics.values())]])
-        record = {"epoch": epoch, "dataset": self.config.get("dataset"), **metrics}
-        self.summary.update(record)
+        record = {"epoch": epoch, "dataset": self.config.get("dataset", "unknown"), **metrics}
         self.summary["train_seconds"].append(round(seconds, 3))
+        self.summary.update(record)
         write_json(self.run_dir / "summary.json", self.summary)
         self.wandb.attempt(self.wandb.log_epoch, step, record, rows)
-        title = "/".join(str(number) for number in (epoch, self.config.get("epochs")) if number)
+        of_total = f"/{self.config['epochs']}" if "epochs" in self.config else ""
         values = "  ".join(f"{name} {value:.5g}" for name, value in metrics.items())
-        print(f"epoch {title}  {values}  {seconds:.1f} s", flush=True)
+        print(f"epoch {epoch}{of_total}  {values}  {seconds:.1f} s", flush=True)
 
     def append_metrics(self, rows: list[list]) -> None:
         """Add rows to metrics.csv: all of them, or none if the disk is full."""
@@ -274,7 +255,7 @@ class RunLogger:
     def log_model(self, path: Path, metadata: dict) -> None:
         """Record the exported model, the last thing a run makes."""
         self.wandb.attempt(self.wandb.log_model, path, metadata)
-        write_json(self.run_dir / "summary.json", {**self.summary, "finished": True})
+        write_json(self.run_dir / "summary.json", {**self.summary, "finished": self.summary["epoch"]})
 
     def __enter__(self) -> "RunLogger":
         return self
@@ -287,7 +268,7 @@ class RunLogger:
 
 def progress(batches: Iterable, num_images: int, title: str, log: RunLogger) -> Iterator:
     """Pass batches (images, labels, ...) through, with a progress bar if there is a terminal."""
-    hidden = True if log.rank > 0 else None  # None hides the bar if there is no terminal
+    hidden = log.rank > 0 or None  # None: if there is no terminal
     with tqdm(total=num_images, desc=title, unit=" images", disable=hidden, leave=False) as bar:
         for batch in batches:
             yield batch
@@ -296,29 +277,17 @@ def progress(batches: Iterable, num_images: int, title: str, log: RunLogger) -> 
 
 
 # ---- W&B ----
-
-
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
 class WandbRun:
-    """A run on W&B. It never prompts: WANDB_MODE decides, else it is online if an API key is set up.
-
-    The arguments are those of RunLogger, and the id of the W&B run to resume. Raises RunError if a WANDB_*
-    variable is wrong.
-    """
+    """A run on W&B. It never prompts: WANDB_MODE decides, else it is online if an API key is set up."""
 
     def __init__(self, run_dir: Path, config: dict, classes, images: Tensor | None, resume_id: str | None):
         self.config, self.classes, self.images = config, classes, images
         self.pictures = {}  # id -> wandb.Image
-        self.folder = run_dir.resolve() / "wandb"
-        variables = {  # W&B reads these from the environment only
-            "WANDB_DATA_DIR": str(self.folder),  # where files wait for their upload
-            "WANDB_CACHE_DIR": str(self.folder / "cache"),
-            "WANDB_SILENT": "true",  # W&B prints ten lines; we print one
-        }
-        self.env_set = {name: value for name, value in variables.items() if not os.environ.get(name)}
+        self.folder = run_dir.resolve()
+        # W&B reads these from the environment only: where files wait for their upload, and to print nothing.
+        wanted = {"WANDB_DATA_DIR": f"{self.folder}/wandb", "WANDB_CACHE_DIR": f"{self.folder}/wandb/cache"}
+        wanted["WANDB_SILENT"] = "true"
+        self.env_set = {name: value for name, value in wanted.items() if not os.environ.get(name)}
         os.environ.update(self.env_set)
         import wandb  # takes half a second, and the other programs do not need it
 
@@ -326,7 +295,7 @@ class WandbRun:
         try:
             self.run = self.start(resume_id)
         except (wandb.Error, ValueError) as error:  # ValueError: a variable of the wrong type
-            self.restore_env()
+            self.restore_environment()
             raise RunError(f"W&B: {one_line(error)}. Fix WANDB_*, or set WANDB_MODE=disabled.") from error
         self.disabled = self.run.disabled
         self.id = None if self.run.offline or self.run.disabled else self.run.id
@@ -338,19 +307,16 @@ class WandbRun:
             if mode:
                 print("W&B: offline, because no API key is set up (wandb login does it)", file=sys.stderr)
             mode = "offline"
-        limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}
-        defaults = {"project": PROJECT, "name": self.folder.parent.name, "dir": str(self.folder.parent)}
+        defaults = {"project": PROJECT, "name": self.folder.name, "dir": str(self.folder)}
         options = {key: os.environ.get(f"WANDB_{key.upper()}") or value for key, value in defaults.items()}
-        options |= {
-            "config": self.config,
-            "settings": self.wandb.Settings(**limits, finish_timeout_raises=True),
-        }
+        limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}
+        options["settings"] = self.wandb.Settings(**limits, finish_timeout_raises=True)
         resume = {"id": resume_id, "resume": "allow"} if resume_id and mode != "offline" else {}
         try:
-            return self.wandb.init(mode=mode, **options, **resume)
+            return self.wandb.init(mode=mode, config=self.config, **options, **resume)
         except self.wandb.Error as error:
             print(f"W&B: offline, because of {one_line(error)}", file=sys.stderr)
-            return self.wandb.init(mode="offline", **options)
+            return self.wandb.init(mode="offline", config=self.config, **options)
 
     def attempt(self, method: Callable, *arguments) -> None:
         """Call one of the methods below. After an error one line says so, and W&B gets nothing more."""
@@ -366,34 +332,35 @@ class WandbRun:
             self.run.log({"loss": loss}, step)
 
     def log_epoch(self, step: int, record: dict, rows: list[list]) -> None:
-        """Log the metrics of an epoch, its table, and the confusion of classes."""
         for metric in record:
             self.run.define_metric(metric, step_metric=None if metric == "epoch" else "epoch")
-        truths, guesses = [row[2] for row in rows], [row[1] for row in rows]
+        guesses, truths = [row[1] for row in rows], [row[2] for row in rows]
         chart = self.wandb.plot.confusion_matrix(y_true=truths, preds=guesses, class_names=self.classes)
         self.run.log({**record, TABLE: self.table(rows), "confusion": chart}, step, commit=True)
 
     def table(self, rows: list[list]):
-        """The W&B table of `rows`, with the pictures of its first rows and of every wrong guess."""
+        """The W&B table of `rows`, with pictures of the first ones and of every wrong guess."""
         names, columns = self.classes, prediction_columns(len(self.classes))
         if names == [str(k) for k in range(len(names))]:
             names = range(len(names))
-        kinds = [int, type(names[0]), type(names[0]), *[float] * len(names)]
-        rows = rows[: self.config.get("img_count", 10_000)]
-        rows = [[i, names[guess], names[truth], *scores] for i, guess, truth, *scores in rows]
-        if self.images is not None:
-            columns, kinds = ["id", "image", *columns[1:]], [int, self.wandb.Image, *kinds[1:]]
-            limit = self.config.get("log_images", 320)
-            limit = len(rows) if limit == "all" else int(limit)
-            for i, row in enumerate(rows):
-                pictured = i < limit or row[1] != row[2]
-                if pictured and i not in self.pictures:
-                    pixels = self.images[i].permute(1, 2, 0).squeeze(2)  # (H, W, 3), or (H, W) if C is 1
-                    self.pictures[i] = self.wandb.Image(pixels.numpy())
-                row.insert(1, self.pictures[i] if pictured else None)
+        columns.insert(1, "image")
+        kinds = [int, self.wandb.Image, type(names[0]), type(names[0]), *[float] * len(names)]
         table = self.wandb.Table(columns=columns, dtype=kinds)
-        table.data = rows  # without W&B's check of every cell, which takes most of the time
+        table.data = [  # set directly, to skip W&B's check of every cell, which takes most of the time
+            [i, self.picture(i, guess != truth), names[guess], names[truth], *scores]
+            for i, guess, truth, *scores in rows[: self.config.get("img_count", 10_000)]
+        ]
         return table
+
+    def picture(self, index: int, wrong: bool):
+        """The picture of an image, made once; None if this image is not shown."""
+        limit = self.config.get("log_images", 320)
+        if self.images is None or not (wrong or limit == "all" or index < int(limit)):
+            return None
+        if index not in self.pictures:
+            pixels = self.images[index].permute(1, 2, 0).squeeze(2)  # (H, W, 3), or (H, W) if C is 1
+            self.pictures[index] = self.wandb.Image(pixels.numpy())
+        return self.pictures[index]
 
     def log_model(self, path: Path, metadata: dict) -> None:
         artifact = self.wandb.Artifact("model", type="model", metadata=metadata)
@@ -406,9 +373,9 @@ class WandbRun:
         if self.disabled:
             with suppress(Exception):  # else wandb raises again at exit, if its service has died
                 self.wandb.teardown(exit_code)
-        self.restore_env()
+        self.restore_environment()
 
-    def restore_env(self) -> None:
+    def restore_environment(self) -> None:
         for name in self.env_set:
             os.environ.pop(name, None)
 
@@ -421,27 +388,22 @@ class WandbRun:
         return self.run.url
 
 
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 # ---- The program: memory, signals, exit status ----
-
-
 def keep_freed_memory() -> None:
-    """Make glibc keep the memory of freed tensors for the next ones.
-
-    Otherwise large blocks go back to the system and are zeroed again in every training step, which takes 5 to
-    20 % of the time on a CPU. The numbers are malloc.h's; 32 MiB is the highest threshold it accepts.
-    """
+    """Make glibc keep the memory of freed tensors, which saves 5 to 20 % of the training time on a CPU."""
     if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: larger blocks are not kept
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD: keep at most so many bytes
+        mallopt = ctypes.CDLL(None).mallopt  # its first arguments are from malloc.h
+        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: keep blocks up to this size, the largest possible
+        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD: keep so many bytes at most
 
 
 @contextmanager
 def stop_signals(hint: str) -> Iterator[Callable[[], None]]:
-    """Yield a function that stops the program if SIGINT or SIGTERM came. A second one ends the process.
-
-    `hint` is shown to the user then. Only the main thread can handle signals; others leave them alone.
-    """
+    """Yield a function that stops the program if SIGINT or SIGTERM came; a second one ends it at once."""
     received, handlers = [], {}
 
     def note(number: int, frame) -> None:
@@ -453,7 +415,7 @@ def stop_signals(hint: str) -> Iterator[Callable[[], None]]:
         if received:
             raise KeyboardInterrupt(received[0], hint)
 
-    if threading.current_thread() is threading.main_thread():
+    with suppress(ValueError):  # outside the main thread
         handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop_if_asked
@@ -463,32 +425,32 @@ def stop_signals(hint: str) -> Iterator[Callable[[], None]]:
 
 
 def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]) -> int:
-    """Run a program and return its exit status. What its user can fix becomes one line and status 2.
-
-    That is RunError, OSError and the error types in `cures`, each with a sentence that may name flags.
-    """
+    """Run a program. What its user can fix (RunError, OSError, `cures`) ends in one line and status 2."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # fd closed: the next opened file would get its number and our prints
             setattr(sys, name, open(os.devnull, "w"))
         getattr(sys, name).reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
+    status = 2
     try:
         program()
         sys.stdout.flush()  # now, while a closed pipe can still be caught
         return 0
     except (RunError, *cures) as error:
         cure = next((cures[kind] for kind in cures if isinstance(error, kind)), "")
-        message, status = " ".join(f"error: {error} {cure}".split()), 2
+        message = " ".join(f"error: {error} {cure}".split())
     except BrokenPipeError:  # by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         message, status = "stopped: nothing reads the output any more", 128 + signal.SIGPIPE
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
-        missing = isinstance(error, FileNotFoundError)
-        cure = "Check the name." if missing else "Free some space, or choose a place that you can write to."
-        message, status = f"error: {where}{error.strerror or error}. {cure}", 2
+        message = f"error: {where}{error.strerror or error}. Check the name, the space and the permissions."
     except KeyboardInterrupt as stop:
-        number, hint = stop.args or (signal.SIGINT, "")
-        message, status = f"stopped by {signal.Signals(number).name}{hint and ': '}{hint}", 128 + number
+        number, *hint = stop.args or [signal.SIGINT]
+        message, status = ": ".join([f"stopped by {signal.Signals(number).name}", *hint]), 128 + number
+    except RuntimeError as error:  # by gloo, if another process of torchrun has ended
+        if "by peer" not in str(error):
+            raise
+        message, status = f"rank {os.environ['RANK']} stops, because another process did", 1
     with suppress(BrokenPipeError):  # stderr may be closed too
         print(message, file=sys.stderr)
     return status

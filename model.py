@@ -1,8 +1,7 @@
 """The ConvNet, its inference, and its export to one file that runs without this source.
 
-`Standardize` scales the pixels, so training, evaluation and the exported file all take the same raw images.
-To train another net, replace `ConvNet` in train.py by any module that torch.jit.script accepts and that maps
-standardized images (N, C, H, W) to logits (N, K).
+`Standardize` scales the pixels, so that the exported file takes raw images. To train another net, replace
+`ConvNet` in train.py by a module that torch.jit.script accepts, standardized images (N, C, H, W) to logits.
 """
 
 import copy
@@ -11,7 +10,7 @@ import json
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,10 +27,7 @@ class ModelError(Exception):
 
 
 class Standardize(nn.Module):
-    """Raw pixels (N, C, H, W), uint8 or float in 0..255, to floats of mean 0 and standard deviation 1.
-
-    mean, std: of the training pixels in 0..255, (C,) or one number for all channels. They are buffers.
-    """
+    """Pixels (N, C, H, W) in 0..255 to floats of mean 0 and deviation 1; mean and std: (C,) or a number."""
 
     def __init__(self, mean: Tensor | float, std: Tensor | float):
         super().__init__()
@@ -46,8 +42,7 @@ class ConvNet(nn.Module):
     """The tutorial's net: two blocks of convolution, batch norm, ReLU and max pooling, then a linear layer.
 
     Args:
-        num_classes: K, the number of logits.
-        image_shape: (C, H, W) of the images, H and W at least 4.
+        num_classes, image_shape: K, and (C, H, W) of the images, with H and W at least 4.
         l1_size, l2_size: output channels of the two convolutions.
         conv_kernel: height and width of their kernels; odd, so that padding keeps the image's size.
     """
@@ -67,7 +62,7 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Standardized floats (N, C, H, W) to float32 logits (N, K)."""
-        # ReLU is monotonic: after the pooling it gives the same values for a quarter of the work.
+        # ReLU is monotonic: after the pooling it gives the same, for a quarter of the work.
         x = F.relu(F.max_pool2d(self.norm1(self.conv1(images)), 2))  # (N, l1_size, H/2, W/2)
         x = F.relu(F.max_pool2d(self.norm2(self.conv2(x)), 2))  # (N, l2_size, H/4, W/4)
         x = x.permute(0, 2, 3, 1).flatten(1)  # (N, H/4 * W/4 * l2_size), the channels_last memory order
@@ -75,23 +70,31 @@ class ConvNet(nn.Module):
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the GPU if there is one. With torchrun, a GPU is that of the process.
-
-    Raises ModelError if there is no such device.
-    """
+    """The device called `name`; "auto" is the GPU if there is one. Raises ModelError if it is missing."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    rank = os.environ.get("LOCAL_RANK")  # set by torchrun
+    rank = os.environ.get("LOCAL_RANK")  # set by torchrun: each process gets its own GPU
     if name == "cuda" or (rank and name.startswith("cuda")):
         name = f"cuda:{rank or 0}"
     try:
-        device = torch.device(name)
-        if device.type != "cpu":
-            torch.cuda.set_device(device)
+        if name != "cpu":
+            torch.cuda.set_device(name)
+        return torch.device(name)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ModelError(f"The device {name} is not available: {reason}. Use auto, cpu or cuda.") from error
-    return device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """The precision called `name`; "auto" is bf16 if the hardware computes in it, else fp16 or fp32."""
+    if name == "fp16" and device.type == "cpu":
+        raise ModelError("fp16 needs a GPU. Use bf16 or fp32 on a CPU.")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    cpu = torch.cpu.get_capabilities()
+    return "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
 
 
 def predict_logits(model: nn.Module, images: Tensor, batch_size: int = EVAL_BATCH_SIZE) -> Tensor:
@@ -106,47 +109,35 @@ def predict_logits(model: nn.Module, images: Tensor, batch_size: int = EVAL_BATC
         return torch.cat([model(batch) for batch in images.split(batch_size)])
 
 
-def export_torchscript(model: nn.Module, path: str | Path, metadata: dict, example: Tensor) -> None:
-    """Save a model as TorchScript, in fp32 on the CPU in eval mode, with `metadata` as JSON inside.
+def export_model(model: nn.Module, path: str | Path, metadata: dict, example: Tensor) -> None:
+    """Save a model in fp32 on the CPU in eval mode, with `metadata` as JSON inside. Raises ModelError.
 
-    The file gets its name only after it was loaded and gave the model's logits for `example`, uint8
-    (N, C, H, W): as bytes, as floats, and for one image alone. Raises ModelError if the logits differ.
+    It holds TorchScript; with a name in .pt2 a program by torch.export, which takes uint8 only. It gets
+    its name after it was loaded and gave the model's logits for `example`, uint8 (N, C, H, W).
     """
-
-    def save(model: nn.Module, file: io.BytesIO, extra_files: dict) -> None:
-        torch.jit.save(torch.jit.script(model), file, extra_files)
-
-    export(model, path, metadata, save, (example, example.float(), example[:1]))
-
-
-def export_program(model: nn.Module, path: str | Path, metadata: dict, example: Tensor) -> None:
-    """Save a model by torch.export. Otherwise like `export_torchscript`, but it takes uint8 images only."""
-
-    def save(model: nn.Module, file: io.BytesIO, extra_files: dict) -> None:
-        batch = example[:2].repeat(2, 1, 1, 1)[:2]  # two images, because torch.export takes 1 as a constant
-        dynamic = ({0: torch.export.Dim("batch", min=1)},)
-        program = torch.export.export(model, (batch.cpu(),), dynamic_shapes=dynamic)
-        torch.export.save(program, file, extra_files=extra_files)
-
-    export(model, path, metadata, save, (example, example[:1]))
-
-
-def export(model: nn.Module, path: str | Path, metadata: dict, save: Callable, examples: tuple) -> None:
-    """Write what `save` makes of a model, load it, compare its logits for each of `examples`, rename it."""
-    model, path = copy.deepcopy(model).float().cpu().eval(), Path(path).resolve()
+    model = copy.deepcopy(model).float().cpu().eval()
+    example = example.cpu()
+    files = {METADATA_FILE: json.dumps(metadata)}
+    path = Path(path).resolve()
     scratch = path.with_name(f".{path.name}.partial")
+    content = io.BytesIO()  # written by us, because torch hides the system's reason for a failed write
     try:
-        content = io.BytesIO()  # written by us, because torch hides the system's reason for a failed write
         with silence_torch_warnings():
-            save(model, content, {METADATA_FILE: json.dumps(metadata)})
+            if path.suffix == ".pt2":
+                batch = example[:2].repeat(2, 1, 1, 1)[:2]  # torch.export takes a batch of 1 as a constant
+                sizes = ({0: torch.export.Dim("batch", min=1)},)
+                program = torch.export.export(model, (batch,), dynamic_shapes=sizes)
+                torch.export.save(program, content, extra_files=files)
+            else:
+                torch.jit.save(torch.jit.script(model), content, files)
         scratch.write_bytes(content.getbuffer())
         loaded, _ = load_exported(scratch)
-        for images in examples:
-            expected = predict_logits(model, images.cpu())
-            difference = (predict_logits(loaded, images.cpu()) - expected).abs().max().item()
-            if not difference <= 1e-5 * max(1, expected.abs().max().item()):  # also true for NaN
-                reason = f"its logits differ by {difference:.2g} from the trained model's"
-                raise ModelError(f"{path} was not written: {reason}. Does its forward() use random numbers?")
+        for images in [example, example[:1]] + [example.float()] * (path.suffix != ".pt2"):
+            expected = predict_logits(model, images)
+            difference = (predict_logits(loaded, images) - expected).abs().max().item()
+            if not difference <= 1e-5 * max(1, expected.abs().max().item()):  # "not", for NaN
+                problem = f"{path} was not written: its logits differ by {difference:.2g} from the model's"
+                raise ModelError(f"{problem}. Does a forward() use random numbers?")
         os.replace(scratch, path)
     except OSError as error:
         error.filename = str(path)  # a full disk does not name the file
@@ -156,35 +147,29 @@ def export(model: nn.Module, path: str | Path, metadata: dict, save: Callable, e
 
 
 def load_exported(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
-    """The model of a file that this project exported, in eval mode on a device, and its metadata.
+    """The model of a file by the functions above, in eval mode, and its metadata. Raises ModelError.
 
     Loading such a file runs the program inside. Load only files from people whose code you would run.
-
-    Raises ModelError if the file is missing, damaged, of another kind, or without our metadata.
     """
-    extra_files = {METADATA_FILE: ""}
+    files = {METADATA_FILE: ""}
     if not os.path.isfile(path):
-        raise ModelError(f"{path} does not exist or is not a file. Export a model first: train.py does.")
+        raise ModelError(f"{path} does not exist or is not a file. Export a model first.")
     try:
         content = read_intact(path)
         with silence_torch_warnings():
             if b"/archive_format" in content:  # written by torch.export
                 from torch.export.passes import move_to_device_pass  # slow to import
 
-                program = torch.export.load(io.BytesIO(content), extra_files=extra_files)
+                program = torch.export.load(io.BytesIO(content), extra_files=files)
                 model = move_to_device_pass(program, str(device)).module()
                 model.training = False  # it is always in eval mode, and its eval() raises
             else:
-                model = torch.jit.load(io.BytesIO(content), map_location=device, _extra_files=extra_files)
+                model = torch.jit.load(io.BytesIO(content), map_location=device, _extra_files=files)
                 model = torch.jit.freeze(model.eval())  # folds batch norms: a quarter faster on a CPU
+        return model, json.loads(files[METADATA_FILE])
     except Exception as error:  # torch raises errors of any type for damaged files
-        raise ModelError(f"{path} is damaged or not an exported model. Export it again.") from error
-    try:
-        return model, json.loads(extra_files[METADATA_FILE])
-    except (ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{path} has no {METADATA_FILE} inside. Use a file that train.py exported."
-        ) from error
+        problem = f"{path} is damaged, not an exported model, or without {METADATA_FILE}"
+        raise ModelError(f"{problem}. Use a file that train.py exported.") from error
 
 
 @contextmanager
@@ -197,10 +182,7 @@ def silence_torch_warnings() -> Iterator[None]:
 
 
 def read_intact(path: str | Path) -> bytes:
-    """The content of a file by torch.save, torch.jit.save or torch.export.save, its checksums verified.
-
-    torch does not verify them. Raises zipfile.BadZipFile, or another of zipfile's errors, if it is damaged.
-    """
+    """The content of a file that torch wrote. zipfile raises an error if it is damaged; torch does not."""
     content = Path(path).read_bytes()
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         if damaged := file.testzip():

@@ -1,16 +1,25 @@
 """What the tests share: data to train on, programs to run, and one finished run to look at."""
 
+import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-import torch
+for name in [name for name in os.environ if name.startswith("WANDB_")]:
+    del os.environ[name]  # the user's account
+# One thread a process, because several run at once.
+os.environ |= {"NETRC": os.devnull, "WANDB_CONFIG_DIR": os.devnull, "OMP_NUM_THREADS": "1"}
 
-from synthetic import draw_digits
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
+from programs import ROOT, run  # noqa: E402
+from programs import environment as environment  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
+from sources.drawn import draw_digits  # noqa: E402
+
 SHORT = ("--epochs", "2", "--batch_size", "64", "--lr", "0.005")  # a run on a few images
 
 
@@ -30,18 +39,24 @@ def write_mnist_files(folder: Path, train: int = 1500, test: int = 500) -> Path:
     return folder
 
 
-def environment(**extra: str) -> dict:
-    """The environment without the user's W&B account."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    return {**kept, "NETRC": os.devnull, "WANDB_CONFIG_DIR": os.devnull, **extra}
+@pytest.fixture
+def main(monkeypatch, capsys) -> Callable[..., subprocess.CompletedProcess]:
+    """Call it like `run` to run a program inside the test's own process: fast, for input that is refused."""
 
+    def call(program: str, *arguments, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd)
+            patch.setattr(sys, "argv", [program, *map(str, arguments)])
+            for name, value in env.items():
+                patch.setenv(name, value)
+            capsys.readouterr()
+            try:
+                status = importlib.import_module(Path(program).stem).main()
+            except SystemExit as exit:
+                status = exit.code
+        return subprocess.CompletedProcess([program, *arguments], status, *capsys.readouterr())
 
-def run(program: str, *arguments, cwd: Path, source: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
-    """Run one of the programs as a person without a terminal would."""
-    command = [sys.executable, str(source / program), *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env=environment(**env), capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    return call
 
 
 def assert_one_line_error(result: subprocess.CompletedProcess, *words: str) -> None:
@@ -52,6 +67,15 @@ def assert_one_line_error(result: subprocess.CompletedProcess, *words: str) -> N
         assert word in lines[0]
 
 
+def assert_usage_error(result: subprocess.CompletedProcess, *words: str) -> None:
+    """What argparse refuses: a line on the usage, a line on the error."""
+    assert result.returncode == 2 and result.stdout == "", result.stderr
+    usage, error = result.stderr.splitlines()
+    assert usage.startswith("usage: ") and ": error: " in error
+    for word in words:
+        assert word in error
+
+
 def contents(run_dir: Path) -> dict[str, bytes]:
     """What a run must reproduce: every CSV file, and the weights."""
     files = {str(path.relative_to(run_dir)): path.read_bytes() for path in sorted(run_dir.rglob("*.csv"))}
@@ -59,29 +83,48 @@ def contents(run_dir: Path) -> dict[str, bytes]:
     return {**files, **{name: weight.numpy().tobytes() for name, weight in state.items()}}
 
 
-FAULTS = {}  # kind -> how many were injected and survived
-
-
 @pytest.fixture
-def faults():
+def faults(record_property) -> Callable[..., None]:
     """Call it with the kind of fault that was survived, and how many."""
-
-    def survived(kind: str, count: int = 1) -> None:
-        FAULTS[kind] = FAULTS.get(kind, 0) + count
-
-    return survived
+    return lambda kind, count=1: record_property("fault survived", [kind, count])
 
 
 def pytest_terminal_summary(terminalreporter):
-    if FAULTS:
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    counts = {}
+    for report in reports:
+        if getattr(report, "when", None) == "call":  # from this process or a worker of pytest-xdist
+            for name, value in report.user_properties:
+                if name == "fault survived":
+                    kind, count = value
+                    counts[kind] = counts.get(kind, 0) + count
+    if counts:
         terminalreporter.section("faults survived")
-        for kind, count in FAULTS.items():
-            terminalreporter.write_line(f"{count:6}  {kind}")
+        for kind in sorted(counts):
+            terminalreporter.write_line(f"{counts[kind]:6}  {kind}")
 
 
 @pytest.fixture(scope="session")
-def small_dir(tmp_path_factory) -> Path:
-    return write_mnist_files(tmp_path_factory.mktemp("small"))
+def once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Call it with a name and a function that fills a folder. One worker calls that, all get the folder."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_dir(once) -> Path:
+    return once("small", write_mnist_files)
 
 
 @pytest.fixture(scope="session")
@@ -93,10 +136,12 @@ def mnist_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, small_dir) -> Path:
+def finished(once, small_dir) -> Path:
     """The run directory of two epochs on `small_dir`."""
-    cwd = tmp_path_factory.mktemp("finished")
-    flags = ("--log_images", 20, "--export_pt2")
-    result = run("train.py", "--data_dir", small_dir, *SHORT, *flags, cwd=cwd)
-    assert result.returncode == 0, result.stderr
-    return cwd / "runs" / "001"
+
+    def fill(cwd: Path) -> None:
+        flags = ("--log_images", 20, "--export_pt2")
+        result = run("train.py", "--data_dir", small_dir, *SHORT, *flags, cwd=cwd)
+        assert result.returncode == 0, result.stderr
+
+    return once("finished", fill) / "runs" / "001"

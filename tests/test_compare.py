@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, run
+from conftest import assert_one_line_error
+from programs import run
 
 import compare
 
@@ -89,7 +90,7 @@ def assert_one_line_error_after_summary(result, *words):
     assert all(word in result.stderr for word in words), result.stderr
 
 
-def test_bad_input_ends_in_one_line(finished, tmp_path):
+def test_bad_input_ends_in_one_line(main, finished, tmp_path):
     rows = read(finished / "predictions" / "epoch-002.csv")
     changed = [dict(rows[0], truth=(int(rows[0]["truth"]) + 1) % 10), *rows[1:]]
     (tmp_path / "empty.csv").write_text("")
@@ -113,7 +114,7 @@ def test_bad_input_ends_in_one_line(finished, tmp_path):
         (finished, write(tmp_path / "other.csv", changed)): ["truth of id 0", "other"],
     }
     for arguments, words in cases.items():
-        result = run("compare.py", *arguments, "--out", "page.html", cwd=tmp_path)
+        result = main("compare.py", *arguments, "--out", "page.html", cwd=tmp_path)
         assert_one_line_error(result, *words)
     assert not (tmp_path / "page.html").exists()
 
@@ -165,22 +166,25 @@ def shown(browser) -> int:
 
 
 @pytest.fixture(scope="session")
-def page(finished, small_dir, tmp_path_factory) -> Path:
+def page(once, finished, small_dir) -> Path:
     """Two epochs side by side; the second run has a hostile name, class names and settings."""
-    folder = tmp_path_factory.mktemp("page")
-    shutil.copytree(finished, folder / HOSTILE, ignore=shutil.ignore_patterns("wandb"))
-    config = json.loads((finished / "config.json").read_text())
-    config |= {
-        "classes": [f"</script><b>{k}" for k in range(10)],
-        "schedule": HOSTILE * 20,
-        "run_dir": HOSTILE,
-    }
-    (folder / HOSTILE / "config.json").write_text(json.dumps(config))
-    result = run("compare.py", f"{HOSTILE}@1", finished, "--data_dir", small_dir, cwd=folder)
-    assert result.returncode == 0, result.stderr
-    return folder / "compare.html"
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(finished, folder / HOSTILE, ignore=shutil.ignore_patterns("wandb"))
+        config = json.loads((finished / "config.json").read_text())
+        config |= {
+            "classes": [f"</script><b>{k}" for k in range(10)],
+            "schedule": HOSTILE * 20,
+            "run_dir": HOSTILE,
+        }
+        (folder / HOSTILE / "config.json").write_text(json.dumps(config))
+        result = run("compare.py", f"{HOSTILE}@1", finished, "--data_dir", small_dir, cwd=folder)
+        assert result.returncode == 0, result.stderr
+
+    return once("page", fill) / "compare.html"
 
 
+@pytest.mark.xdist_group("browser")
 def test_page_agrees_with_the_files_and_asks_for_nothing(browser, page, finished, tmp_path):
     open_page(browser, page)
     before, after = (read(finished / "predictions" / f"epoch-00{epoch}.csv") for epoch in (1, 2))
@@ -220,6 +224,7 @@ def test_page_agrees_with_the_files_and_asks_for_nothing(browser, page, finished
     assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob", "about"}
 
 
+@pytest.mark.xdist_group("browser")
 def test_page_sorts_queries_and_downloads(browser, page, finished, tmp_path):
     browser.execute_cdp_cmd(
         "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}

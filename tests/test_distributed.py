@@ -1,27 +1,33 @@
-"""Two CPU processes by torchrun against one."""
+"""Two CPU processes against one: by torchrun once, else forked with the environment that torchrun sets."""
 
 import json
+import os
+import socket
 import statistics
 import subprocess
-import sys
 import time
+from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, SHORT, contents, environment, run
+from conftest import ROOT, SHORT, contents
+from programs import Program, run, run_python, start
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+import train
 
 
-def torchrun(*arguments, cwd, **env) -> subprocess.CompletedProcess:
-    command = [*TORCHRUN, *map(str, arguments)]
-    env = environment(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", WANDB_MODE="disabled", **env)
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+def start_two(program, *arguments, cwd) -> list[Program]:
+    """Start two processes of one group, as torchrun does."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    env = {"WANDB_MODE": "disabled", **group}
+    return [start(program, *arguments, cwd=cwd, RANK=rank, LOCAL_RANK=rank, **env) for rank in "01"]
 
 
 def test_two_processes_leave_one_run(finished, small_dir, tmp_path):
     flags = ("--data_dir", small_dir, *SHORT, "--run_dir", "two")
-    result = torchrun(ROOT / "train.py", *flags, cwd=tmp_path)
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", ROOT / "train.py")
+    result = run_python(*torchrun, *flags, cwd=tmp_path, WANDB_MODE="disabled")
     assert result.returncode == 0, result.stderr
     assert [line.split()[0] for line in result.stdout.splitlines()].count("epoch") == 2
     config = json.loads((tmp_path / "two/config.json").read_text())
@@ -31,7 +37,7 @@ def test_two_processes_leave_one_run(finished, small_dir, tmp_path):
     one, two = (json.loads((path / "summary.json").read_text()) for path in (finished, tmp_path / "two"))
     assert abs(one["wrong"] - two["wrong"]) <= 25  # of 500: the batch norms are not the same
 
-    again = run("train.py", *flags[:-1], "one", cwd=tmp_path, WANDB_MODE="disabled", OMP_NUM_THREADS="1")
+    again = run("train.py", *flags[:-1], "one", cwd=tmp_path, WANDB_MODE="disabled")
     losses = []
     for name in ("one", "two"):
         rows = (tmp_path / name / "metrics.csv").read_text().splitlines()[1:]
@@ -40,42 +46,47 @@ def test_two_processes_leave_one_run(finished, small_dir, tmp_path):
     assert losses[1][0] == pytest.approx(losses[0][0], rel=0.2)
 
 
-SAME_GRADIENTS = """
-import os, sys, torch, train
 class WithoutNorm(train.ConvNet):
-    def __init__(self, **sizes):
-        super().__init__(**sizes)
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
         self.norm1, self.norm2 = torch.nn.Identity(), torch.nn.Identity()
+
+
 class Recorder(torch.optim.SGD):
+    """Keeps the gradients of each step."""
+
     steps = []
+
     def __init__(self, parameters, lr, **adam):
         super().__init__(parameters, lr=lr)
+
     def step(self):
         self.steps.append([p.grad.clone() for p in self.param_groups[0]["params"]])
         super().step()
-train.ConvNet, torch.optim.Adam = WithoutNorm, Recorder
-status = train.main()
-if os.environ.get("RANK", "0") == "0":
-    torch.save(Recorder.steps, "gradients.bin")
-sys.exit(status)
-"""
+
+
+def gradients_recorded() -> int:
+    train.ConvNet, torch.optim.Adam = WithoutNorm, Recorder
+    status = train.main()
+    if os.environ.get("RANK", "0") == "0":
+        torch.save(Recorder.steps, "gradients.bin")
+    return status
 
 
 def test_without_batch_norm_two_processes_give_the_gradients_of_one(small_dir, tmp_path):
-    (tmp_path / "same.py").write_text(SAME_GRADIENTS)
-    # Shares of 4 and 3 images, which must not weigh the same.
+    # Parts of 4 and 3 images, which must not weigh the same.
     flags = ("--data_dir", small_dir, "--epochs", 1, "--batch_size", 7, "--precision", "fp32")
     gradients = []
     for name in ("one", "two"):
         cwd = tmp_path / name
         cwd.mkdir()
         if name == "one":
-            command = [sys.executable, "../same.py", *map(str, flags)]
-            env = environment(PYTHONPATH=str(ROOT), WANDB_MODE="disabled")
-            subprocess.run(command, cwd=cwd, env=env, check=True, capture_output=True)
-        else:
-            result = torchrun("../same.py", *flags, cwd=cwd)
+            result = run(gradients_recorded, *flags, cwd=cwd, WANDB_MODE="disabled")
             assert result.returncode == 0, result.stderr
+        else:
+            for process in start_two(gradients_recorded, *flags, cwd=cwd):
+                _, error = process.communicate(timeout=120)
+                assert process.returncode == 0, error
         gradients.append(torch.load(cwd / "gradients.bin"))
     assert len(gradients[0]) == len(gradients[1]) == 215
     # Later, rounding decides which of two pixels that are as good as equal is the larger, and then another.
@@ -84,27 +95,31 @@ def test_without_batch_norm_two_processes_give_the_gradients_of_one(small_dir, t
     assert statistics.median(differences) <= 1e-3 and max(differences) <= 0.01
 
 
-FAILING = """
-import os, sys, train
-real, calls = train.F.cross_entropy, 0
-def failing(*arguments, **options):
-    global calls
-    calls += 1
-    if calls == 5 and os.environ["RANK"] == os.environ["FAILS"]:
-        raise train.ConfigError("injected")
-    return real(*arguments, **options)
-train.F.cross_entropy = failing
-sys.exit(train.main())
-"""
+def failing(rank: str) -> int:
+    real, calls = train.F.cross_entropy, 0
+
+    def fail(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == 5 and os.environ["RANK"] == rank:
+            raise train.ConfigError("injected")
+        return real(*arguments, **options)
+
+    train.F.cross_entropy = fail
+    return train.main()
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_fails_ends_all_of_them(rank, small_dir, tmp_path, faults):
-    (tmp_path / "failing.py").write_text(FAILING)
     start = time.monotonic()
-    result = torchrun("failing.py", "--data_dir", small_dir, *SHORT, cwd=tmp_path, FAILS=rank)
-    assert time.monotonic() - start < 60 and result.returncode != 0
-    assert "error: injected" in result.stderr
-    assert subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True).stdout == b""
+    both = start_two(partial(failing, str(rank)), "--data_dir", small_dir, *SHORT, cwd=tmp_path)
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    assert time.monotonic() - start < 60
+    assert both[rank].returncode == 2 and errors[rank] == "error: injected\n"
+    # Not even torchrun is needed to end the other.
+    assert both[1 - rank].returncode == 1
+    assert errors[1 - rank] == f"rank {1 - rank} stops, because another process did\n"
+    for process in both:
+        assert subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True).stdout == b""
     faults("one of two processes fails")

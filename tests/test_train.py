@@ -1,14 +1,16 @@
 import csv
+import importlib
 import json
 import os
+import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SHORT, assert_one_line_error, contents, environment, run, write_mnist_files
+from conftest import ROOT, SHORT, assert_one_line_error, assert_usage_error, contents, write_mnist_files
+from programs import run, run_python
 
 import train
 from model import load_exported
@@ -43,18 +45,27 @@ def test_run_leaves_what_it_promises(finished):
 
 
 def test_seed_decides_every_byte(finished, small_dir, tmp_path):
+    """Whether train.py is started as a user does, or forked as by these tests."""
     arguments = ("--data_dir", small_dir, *SHORT)
-    assert run("train.py", *arguments, "--run_dir", "again", cwd=tmp_path).returncode == 0
-    assert contents(tmp_path / "again") == contents(finished)
+    again = run_python(ROOT / "train.py", *arguments, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert contents(tmp_path / "runs/001") == contents(finished)
+    forked = run("train.py", *arguments, "--run_dir", "forked", cwd=tmp_path)
+    assert (forked.returncode, forked.stderr) == (again.returncode, again.stderr)
+    assert without_times(forked.stdout).replace("forked", "runs/001") == without_times(again.stdout)
     assert run("train.py", *arguments, "--run_dir", "other", "--seed", 1, cwd=tmp_path).returncode == 0
     assert all(
         contents(tmp_path / "other")[name] != value
         for name, value in contents(finished).items()
-        if name.endswith("csv") or name == "conv1.weight"
+        if name.endswith("csv") or name == "1.conv1.weight"
     )
 
 
-def test_stopped_run_goes_on_to_the_same_bytes(finished, small_dir, tmp_path, monkeypatch, capsys):
+def without_times(output: str) -> str:
+    return re.sub(r"\d+\.\d s$|offline-run-\S+", "", output, flags=re.MULTILINE)
+
+
+def test_stopped_run_is_resumed_to_the_same_bytes(finished, small_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     save = train.save_checkpoint
@@ -80,13 +91,13 @@ def test_stopped_run_goes_on_to_the_same_bytes(finished, small_dir, tmp_path, mo
     assert train.main() == 0 and "is finished" in capsys.readouterr().out
 
 
-def test_loss_that_is_no_number_stops_the_run(small_dir, tmp_path, monkeypatch, capsys):
+def test_loss_that_is_not_finite_stops_the_run(small_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(train.F, "cross_entropy", lambda logits, *_, **__: logits.sum() * float("nan"))
     monkeypatch.setattr(sys, "argv", ["train.py", "--data_dir", str(small_dir)])
     assert train.main() == 2
-    assert "the loss is nan in epoch 1, step 1" in capsys.readouterr().err
+    assert "The loss is nan in epoch 1, step 1" in capsys.readouterr().err
 
 
 BAD_FLAGS = {
@@ -117,21 +128,21 @@ BAD_FLAGS = {
 
 
 @pytest.mark.parametrize("flags", BAD_FLAGS)
-def test_bad_flag_ends_in_one_line_and_leaves_nothing(flags, small_dir, tmp_path, monkeypatch, capsys):
+def test_bad_flag_ends_in_a_line_and_leaves_nothing(flags, main, small_dir, tmp_path):
     (tmp_path / "README.md").write_text("not a folder")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py", "--data_dir", str(small_dir), *flags.split()])
-    try:
-        status = train.main()
-    except SystemExit as exit:
-        status = exit.code
-    out, err = capsys.readouterr()
-    assert status == 2 and out == ""
-    assert err.startswith("error: ") and err.count("\n") == 1 and BAD_FLAGS[flags] in err
+    result = main("train.py", "--data_dir", small_dir, *flags.split(), cwd=tmp_path)
+    check = assert_usage_error if flags in ("--epochs two", "--epoch 3") else assert_one_line_error
+    check(result, BAD_FLAGS[flags])
+    assert result.stdout == ""
     assert os.listdir(tmp_path) == ["README.md"]
 
 
-def test_more_epochs_only_where_they_change_nothing_before(small_dir, tmp_path):
+def stopped_before_export() -> int:
+    train.export_model = lambda *_: sys.exit(9)
+    return train.main()
+
+
+def test_more_epochs_only_if_they_leave_the_earlier_ones_unchanged(main, small_dir, tmp_path):
     flags = ("--data_dir", small_dir, "--schedule", "constant")
     env = {"cwd": tmp_path, "WANDB_MODE": "disabled"}
     assert run("train.py", *flags, "--run_dir", "short", "--epochs", 1, **env).returncode == 0
@@ -140,72 +151,81 @@ def test_more_epochs_only_where_they_change_nothing_before(small_dir, tmp_path):
     assert run("train.py", *longer, **env).returncode == 0
     assert contents(tmp_path / "short") == contents(tmp_path / "long")
     assert json.loads((tmp_path / "short/config.json").read_text())["epochs"] == 2
-    assert_one_line_error(run("train.py", *longer, "--lr", 1, **env), "--lr was 0.01, now 1")
+    assert_one_line_error(main("train.py", *longer, "--lr", 1, **env), "--lr was 0.01, now 1")
     # Stopped before its new export, a longer run is not finished, whatever it was before.
-    stop = "import train; train.export_torchscript = lambda *_: exit(9); exit(train.main())"
-    command = [sys.executable, "-c", stop, *map(str, longer[:-1]), "3"]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)), capture_output=True)
+    ended = run(stopped_before_export, *longer[:-1], 3, **env)
     assert ended.returncode == 9
     assert "done" in run("train.py", "--run_dir", "short", "--resume", **env).stdout
     assert load_exported(tmp_path / "short/model.pt")[1]["metrics"]["epoch"] == 3
     assert (
         run("train.py", "--data_dir", small_dir, "--run_dir", "cycle", "--epochs", 1, **env).returncode == 0
     )
-    refused = run("train.py", "--run_dir", "cycle", "--resume", "--epochs", 2, **env)
-    assert_one_line_error(refused, "--epochs was 1, now 2", "one_cycle schedule depends on the epochs")
+    refused = main("train.py", "--run_dir", "cycle", "--resume", "--epochs", 2, **env)
+    assert_one_line_error(refused, "--epochs was 1, now 2", "possible with --schedule constant")
 
 
-def test_resumed_run_takes_its_data_by_either_name_and_no_damaged_record(finished, small_dir, tmp_path):
+def test_resumed_run_takes_its_data_by_either_name_and_no_damaged_record(main, finished, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(finished, run_dir, ignore=shutil.ignore_patterns("wandb"))
     resume = ("--run_dir", "run", "--resume")
-    same = run("train.py", *resume, "--dataset", "mnist", cwd=tmp_path, WANDB_MODE="disabled")
+    same = main("train.py", *resume, "--dataset", "mnist", cwd=tmp_path, WANDB_MODE="disabled")
     assert same.returncode == 0 and "is finished" in same.stdout
     values = ("[" * 5000, "1e999", '{"epochs": 1e999}', "null")
     for name, value in [("config.json", value) for value in values] + [("summary.json", "[" * 5000)]:
         content = (run_dir / name).read_text()
         (run_dir / name).write_text(value)
-        assert_one_line_error(run("train.py", *resume, cwd=tmp_path, WANDB_MODE="disabled"), name, "damaged")
+        damaged = main("train.py", *resume, cwd=tmp_path, WANDB_MODE="disabled")
+        assert_one_line_error(damaged, name, "damaged")
         (run_dir / name).write_text(content)
 
 
-def test_used_run_dir_is_left_alone(small_dir, tmp_path):
+def test_used_run_dir_is_left_alone(main, small_dir, tmp_path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "notes.txt").write_text("mine")
-    result = run("train.py", "--data_dir", small_dir, "--run_dir", "used", cwd=tmp_path)
+    result = main("train.py", "--data_dir", small_dir, "--run_dir", "used", cwd=tmp_path)
     assert_one_line_error(result, "used", "--resume")
     assert os.listdir(tmp_path / "used") == ["notes.txt"]
 
 
+def import_alone() -> int:
+    """Import it.py from the current folder, which holds no other file of ours."""
+    ours = [name for name, module in sys.modules.items() if is_ours(getattr(module, "__file__", None))]
+    for name in ours:
+        del sys.modules[name]
+    sys.path = [os.getcwd(), *(path for path in sys.path if not is_ours(path))]
+    importlib.import_module("it")
+    return 0
+
+
+def is_ours(path: str | None) -> bool:
+    return path is not None and Path(path).is_relative_to(ROOT)
+
+
 def test_modules_run_alone_in_an_empty_folder(small_dir, tmp_path):
     for name in MODULES:
-        shutil.copy(ROOT / name, tmp_path)
+        shutil.copyfile(ROOT / name, tmp_path / name)
     flags = ("--epochs", 1, "--precision", "fp32", "--schedule", "constant", "--augment", 0)
     flags += ("--val_size", 100, "--label_smoothing", 0.1)
-    result = run(
-        "train.py", "--data_dir", small_dir, *flags, cwd=tmp_path, source=tmp_path, WANDB_MODE="disabled"
-    )
+    result = run_python("train.py", "--data_dir", small_dir, *flags, cwd=tmp_path, WANDB_MODE="disabled")
     assert result.returncode == 0, result.stderr
     config = json.loads((tmp_path / "runs/001/config.json").read_text())
     assert config["precision"] == "fp32" and config["device"] in ("cpu", "cuda")
     assert len((tmp_path / "runs/001/predictions/epoch-001.csv").read_text().splitlines()) == 101
+    (tmp_path / "alone").mkdir()
     for name in MODULES[1:]:
-        (tmp_path / "alone").mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / "alone" / "it.py")
-        subprocess.run(
-            [sys.executable, "-c", "import it"], cwd=tmp_path / "alone", check=True, env=environment()
-        )
+        shutil.copyfile(ROOT / name, tmp_path / "alone" / "it.py")
+        result = run(import_alone, cwd=tmp_path / "alone")
+        assert result.returncode == 0, result.stderr
 
 
 def test_one_cycle_rises_a_quarter_and_falls_to_near_zero():
-    config = train.Config(lr=1.0)
-    rates = [train.learning_rate(config, step, 100) for step in range(1, 101)]
+    rates = [train.rate_factor("one_cycle", step, 100) for step in range(1, 101)]
     assert rates[24] == max(rates) == 1
     assert all(a < b for a, b in zip(rates[:24], rates[1:25])) and all(
         a > b for a, b in zip(rates[24:], rates[25:])
     )
     assert 0 < rates[-1] < 0.02
-    assert train.learning_rate(train.Config(lr=1.0, schedule="constant"), 77, 100) == 1
+    assert train.rate_factor("constant", 77, 100) == 1
 
 
 def test_one_epoch_of_mnist_beats_the_tutorials_five(mnist_dir, tmp_path):
