@@ -165,16 +165,16 @@ class RunLogger:
         self.columns = ["step", "epoch", "loss", *compute_metrics(*example)]
         with ExitStack() as undo:
             self.run_dir = create_run_dir(run_dir) if resumed_epoch is None else Path(run_dir)
+            found = set(os.listdir(self.run_dir))
+            if resumed_epoch is None and not found <= LEFTOVERS:
+                raise RunDirError(f"{self.run_dir} is in use. Choose another directory, or resume its run.")
             self.lock = FileLock(self.run_dir / LOCK, timeout=0)
             try:
                 self.lock.acquire()  # the system releases it, however this process ends
             except Timeout:
                 raise RunDirError(f"Another process is writing to {self.run_dir}.") from None
             undo.callback(self.lock.release)
-            found = set(os.listdir(self.run_dir))
-            if resumed_epoch is None and not found <= LEFTOVERS:
-                raise RunDirError(f"{self.run_dir} is in use. Choose another directory, or resume its run.")
-            if found == {LOCK}:
+            if not found:
                 undo.callback(shutil.rmtree, self.run_dir, ignore_errors=True)
             history = self.restore_history(resumed_epoch) if resumed_epoch else []
             wandb_id = read_json(self.run_dir / "config.json").get("wandb_id")
@@ -266,10 +266,9 @@ class RunLogger:
             self.lock.release()
 
 
-def progress(batches: Iterable, num_images: int, title: str, log: RunLogger) -> Iterator:
+def progress(batches: Iterable, count: int, title: str, log: RunLogger) -> Iterator:
     """Pass batches (images, labels, ...) through, with a progress bar if there is a terminal."""
-    hidden = log.rank > 0 or None  # None: if there is no terminal
-    with tqdm(total=num_images, desc=title, unit=" images", disable=hidden, leave=False) as bar:
+    with tqdm(total=count, desc=title, unit=" images", disable=log.rank > 0 or None, leave=False) as bar:
         for batch in batches:
             yield batch
             bar.set_postfix(loss=f"{log.latest_loss:.3f}", refresh=False)
