@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
@@ -36,7 +36,7 @@ import opponents  # noqa: E402
 import train  # noqa: E402
 from data import batches, load_data  # noqa: E402
 from logging_utils import RunLogger, describe_environment, keep_freed_memory  # noqa: E402
-from model import ConvNet, export_model, load_exported, pick_device, predict_logits  # noqa: E402
+from model import ConvNet, Standardize, export_model, load_exported, pick_device, predict_logits  # noqa: E402
 from sources.drawn import draw_digits  # noqa: E402
 
 TUTORIAL = {"batch_size": 32, "lr": 0.001, "schedule": "constant", "augment": 0.0, "label_smoothing": 0.0}
@@ -66,6 +66,10 @@ def alone(function, *arguments):
     """The result of a call in a new process."""
     with one_process() as pool:
         return pool.submit(function, *arguments).result()
+
+
+def default_model() -> nn.Module:
+    return nn.Sequential(Standardize(33.32, 78.57), ConvNet())  # MNIST's mean and standard deviation
 
 
 def take_turns(contestants: dict, rounds: int) -> dict[str, float]:
@@ -220,7 +224,7 @@ def machine() -> None:
         return (lambda: [a @ b for _ in range(4)]), 4 * 2 * size**3
 
     def training(batch_size: int, ours=True, bf16=True, channels_last=True, fused=True, augment=0.0):
-        model = ConvNet(mean=33.32, std=78.57) if ours else torch.nn.Sequential(*opponents.tutorial_layers())
+        model = default_model() if ours else nn.Sequential(*opponents.tutorial_layers())
         layout = torch.channels_last if channels_last else torch.contiguous_format
         model = model.to(device, memory_format=layout)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.001, fused=fused)
@@ -378,7 +382,7 @@ def evaluation() -> None:
     keep_freed_memory()
     device, data = pick_device("auto"), load_data("mnist", find_mnist())
     images = data.eval_images.to(device)
-    model = ConvNet(mean=33.32, std=78.57).eval().to(memory_format=torch.channels_last)  # as in train.py
+    model = default_model().eval().to(memory_format=torch.channels_last)  # as in train.py
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.pt"
         export_model(model, path, {"classes": data.classes}, data.eval_images[:8])
@@ -442,7 +446,7 @@ def gpu() -> None:
         return
     data, rows = load_data("mnist", find_mnist()).to(device), []
     for mode in ("eager", "default", "reduce-overhead"):
-        model = ConvNet(mean=33.32, std=78.57).to(device, memory_format=torch.channels_last)
+        model = default_model().to(device, memory_format=torch.channels_last)
         forward = model if mode == "eager" else torch.compile(model, mode=mode)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.001, fused=True)
         generator, seconds = torch.Generator().manual_seed(0), []
