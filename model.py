@@ -7,6 +7,7 @@
 import copy
 import io
 import json
+import logging
 import os
 import warnings
 import zipfile
@@ -178,7 +179,12 @@ def silence_torch_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in (".*torch.jit.*", "No complete tensor found", "The given buffer is not writable"):
             warnings.filterwarnings("ignore", message=message)
-        yield
+        logger = logging.getLogger("torch.export")  # logs a traceback before it raises
+        before, logger.disabled = logger.disabled, True
+        try:
+            yield
+        finally:
+            logger.disabled = before
 
 
 def read_intact(path: str | Path) -> bytes:

@@ -89,6 +89,10 @@ def faults(record_property) -> Callable[..., None]:
     return lambda kind, count=1: record_property("fault survived", [kind, count])
 
 
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
+
+
 def pytest_terminal_summary(terminalreporter):
     reports = [report for group in terminalreporter.stats.values() for report in group]
     counts = {}

@@ -116,10 +116,11 @@ def test_a_process_that_fails_ends_all_of_them(rank, small_dir, tmp_path, faults
     both = start_two(partial(failing, str(rank)), "--data_dir", small_dir, *SHORT, cwd=tmp_path)
     errors = [process.communicate(timeout=60)[1] for process in both]
     assert time.monotonic() - start < 60
-    assert both[rank].returncode == 2 and errors[rank] == "error: injected\n"
+    # torch itself may warn before, for example where no name server is reached.
+    assert both[rank].returncode == 2 and errors[rank].endswith("error: injected\n")
     # Not even torchrun is needed to end the other.
     assert both[1 - rank].returncode == 1
-    assert errors[1 - rank] == f"rank {1 - rank} stops, because another process did\n"
+    assert errors[1 - rank].endswith(f"rank {1 - rank} stops, because another process did\n")
     for process in both:
         assert subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True).stdout == b""
     faults("one of two processes fails")

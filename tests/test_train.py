@@ -229,6 +229,7 @@ def test_one_cycle_rises_a_quarter_and_falls_to_near_zero():
     assert train.rate_factor("constant", 77, 100) == 1
 
 
+@pytest.mark.first
 def test_one_epoch_of_mnist_beats_the_tutorials_five(mnist_dir, tmp_path):
     """98 wrong is the tutorial's figure after five epochs; benchmarks/README.md has ours after one."""
     flags = ("--epochs", 1, "--augment", 0)
