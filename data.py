@@ -59,15 +59,14 @@ def load_data(dataset="auto", data_dir: str | Path = "data", val_size=0, image_s
     else:
         eval_name, _, eval_images, eval_labels = load_split(name, data_dir, False, image_size)
         name = name if name == eval_name else "mnist-format"
-    shapes = list(images.shape[1:]), list(eval_images.shape[1:])
-    if shapes[0] != shapes[1] or min(shapes[0][1:]) < 4:
-        found = " and ".join(map(str, shapes))
+    if images.shape[1:] != eval_images.shape[1:] or min(images.shape[2:]) < 4:
+        found = f"{list(images.shape[1:])} and {list(eval_images.shape[1:])}"
         raise DataError(f"{data_dir} holds images of {found}. Use one shape of 4 pixels or more a side.")
     return ImageData(name, classes, images, labels, eval_images, eval_labels)
 
 
 def load_split(dataset: str, data_dir: str | Path, train: bool, image_size=28, download=True) -> tuple:
-    """One half of a data set: name, classes, images (N, C, H, W), labels (N,). Raises DataError.
+    """One split of a data set: name, classes, images (N, C, H, W), labels (N,). Raises DataError.
 
     "auto" is MNIST, or synthetic digits, with a warning, if MNIST cannot be downloaded. The pictures of a
     folder are resized to `image_size` pixels a side.
@@ -102,14 +101,14 @@ def load_split(dataset: str, data_dir: str | Path, train: bool, image_size=28, d
 def read_idx(path: Path, dimensions: int) -> tuple[Tensor, bool]:
     """The uint8 values of an IDX file, and whether its MD5 is that of MNIST's own file. Raises DataError.
 
-    An IDX file holds big-endian int32 numbers, 0x800 (uint8) + dimensions and the size of each, then the
-    values. (torchvision reads it too, but its import takes 1.7 s and 0.2 GB.)
+    The format: a header of big-endian int32, 0x800 (uint8) + dimensions and the size of each; the values.
+    (torchvision reads it too, but its import takes 1.7 s and 0.2 GB.)
     """
     cure = "Delete it to download it again, or use another folder."
     try:
         content = bytearray(path.read_bytes())
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}. {cure}") from error
+        raise DataError(f"{path}: {error.strerror}. Put it there, or use another folder.") from error
     magic, *sizes = (int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(dimensions + 1))
     header, size = 4 * (dimensions + 1), math.prod(sizes)
     if magic != 0x800 + dimensions or len(content) != header + size or size == 0:
@@ -134,12 +133,12 @@ def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 def batches(
     images: Tensor, labels: Tensor, batch_size: int, generator: Generator, augment=0.0, rank=0, world_size=1
 ) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """Yield every image once in random order: (images (B, C, H, W), labels (B,), weight).
+    """Yield one epoch in random order: (images (B, C, H, W), labels int64 (B,), weight).
 
-    B is `batch_size`; the last batch has the rest. Each of `world_size` processes gets its part of a batch.
-    `weight` is local size x world size / batch size: averaging over the processes gives the mean over the
-    batch. With `augment`, images are float32 in 0..255, distorted by up to that multiple of full strength.
-    All random numbers are drawn at once on the CPU: the same on every device, and no step waits for them.
+    B is this process's part of `batch_size`; `weight` is local size x world size / batch size, so that the
+    average over processes is the mean over the batch. Images are uint8, or with `augment` float32 in 0..255,
+    distorted by up to that multiple of full strength. All random numbers are drawn on the CPU beforehand:
+    they are the same on every device, and no step waits for them.
     """
     order = torch.randperm(len(images), generator=generator).to(images.device)
     strengths = augment * (2 * torch.rand(len(images), 2, 3, generator=generator) - 1)
@@ -153,15 +152,15 @@ def batches(
 
 
 def make_thetas(strengths: Tensor, height: int, width: int) -> Tensor:
-    """Thetas (N, 2, 3) for `F.affine_grid` that shift, turn, scale and shear, from strengths in -1..1.
+    """Thetas (N, 2, 3) for `F.affine_grid`: random shift, rotation, scale and shear by strengths (N, 2, 3).
 
-    A theta maps output to input coordinates, both in -1..1. Strength 1 shifts by MAX_SHIFT, left and up.
+    A theta maps output to input coordinates, both in -1..1. Strength 1 shifts MAX_SHIFT pixels left and up.
     """
     full = [[MAX_MATRIX, MAX_MATRIX, 2 * MAX_SHIFT / side] for side in (width, height)]
     return torch.eye(2, 3) + strengths * torch.tensor(full)
 
 
 def distort(images: Tensor, thetas: Tensor) -> Tensor:
-    """Move the pixels of each image (B, C, H, W) by its theta (B, 2, 3): float32, 0 from outside."""
+    """Transform each image (B, C, H, W) by its theta (B, 2, 3): float32, 0 outside the image."""
     grid = F.affine_grid(thetas, list(images.shape), align_corners=False)  # (B, H, W, 2)
     return F.grid_sample(images.float(), grid, align_corners=False)

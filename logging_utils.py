@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 PROJECT, TABLE = "table-quickstart", "test_predictions"  # on W&B: the project, and the key of the table
 LOCK = ".lock"  # in a run directory, held by the process that writes to it
-LEFTOVERS = {LOCK, ".config.json.partial", "wandb"}  # of a run that was killed before it had a config.json
+LEFTOVERS = {LOCK, ".config.json.partial", "wandb"}  # what a run leaves that is killed in its first seconds
 FETCH_EVERY = 50  # steps between two fetches of the losses; each fetch waits for the device
 INIT_TIMEOUT, FINISH_TIMEOUT = 20, 30  # seconds to wait for W&B's server, at the start and at the end
 
@@ -53,7 +53,7 @@ def prediction_rows(logits: Tensor, labels: Tensor) -> list[list]:
 
 
 def write_predictions(path: str | Path, rows: list[list]) -> None:
-    """Write rows of `prediction_columns` as CSV. Nine digits restore a float32 score exactly."""
+    """Write rows of `prediction_columns`; id and truth may be text. 9 digits restore a float32 exactly."""
     num_classes = len(rows[0]) - 3
     line = "%s,%d,%s" + ",%.9g" * num_classes + "\n"
     text = ",".join(prediction_columns(num_classes)) + "\n" + "".join([line % tuple(row) for row in rows])
@@ -75,7 +75,7 @@ def compute_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a scratch path, and rename it to `path` after the block. Raises OSError."""
-    path = Path(path).resolve()  # of a link, what it points to
+    path = Path(path).resolve()  # follow a symbolic link
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is not a file that can be replaced")
     scratch = path.with_name(f".{path.name}.partial")
@@ -117,11 +117,9 @@ def create_run_dir(run_dir: str | Path | None) -> Path:
 
 def describe_environment() -> dict:
     """Hardware, package versions, and the git commit of this code; "dirty" if files differ from it."""
-    git = ""
-    with suppress(FileNotFoundError):  # git is not installed
-        command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-        here = Path(__file__).resolve().parent
-        git = subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]  # the hash, not a tag
+    options = {"cwd": Path(__file__).resolve().parent, "capture_output": True, "text": True}
+    git = subprocess.run(command, **options).stdout.strip() if shutil.which("git") else ""
     gpu = torch.cuda.is_initialized()
     return {
         "hardware": torch.cuda.get_device_name() if gpu else torch.cpu.get_capabilities()["cpu_name"],
@@ -141,8 +139,7 @@ class RunLogger:
         run_dir: a new or empty directory, or that of the run to resume; None is the next number in runs/.
         config: settings for config.json and W&B. Read here, if present: epochs, dataset, img_count (rows of
             the W&B table, 10,000) and log_images (how many of them get a picture, 320).
-        classes: the K class names.
-        images: what `log_epoch`'s logits are of, uint8 or floats in 0..1, (N, 1 or 3, H, W); or None.
+        classes, images: K names; the evaluation images, uint8 or floats in 0..1, (N, 1 or 3, H, W), or None.
         resumed_epoch: the last finished epoch of the run to resume; None starts a new run.
         rank, world_size: of this process. Rank 0 alone writes; every rank calls `log_step` and `flush`.
 
@@ -158,11 +155,12 @@ class RunLogger:
             return
         if images is not None:
             images = (255 * images).round() if images.is_floating_point() else images
-            if images.dim() != 4 or not 0 <= images.min() <= images.max() <= 255:
+            shaped = images.dim() == 4 and images.shape[1] in (1, 3)
+            if not shaped or not 0 <= images.min() <= images.max() <= 255:
                 raise ValueError("images must be uint8, or floats in 0..1, of shape (N, 1 or 3, H, W)")
             images = images.to("cpu", torch.uint8)
-        example = torch.zeros(1, len(classes)), torch.zeros(1, dtype=torch.int64)
-        self.columns = ["step", "epoch", "loss", *compute_metrics(*example)]
+        dummy = torch.zeros(1, len(classes)), torch.zeros(1, dtype=torch.int64)  # for the metrics' names
+        self.columns = ["step", "epoch", "loss", *compute_metrics(*dummy)]
         with ExitStack() as undo:
             self.run_dir = create_run_dir(run_dir) if resumed_epoch is None else Path(run_dir)
             found = set(os.listdir(self.run_dir))
@@ -253,7 +251,7 @@ class RunLogger:
             raise
 
     def log_model(self, path: Path, metadata: dict) -> None:
-        """Record the exported model, the last thing a run makes."""
+        """Record the exported model, and in summary.json that the run is finished."""
         self.wandb.attempt(self.wandb.log_model, path, metadata)
         write_json(self.run_dir / "summary.json", {**self.summary, "finished": self.summary["epoch"]})
 
@@ -268,7 +266,8 @@ class RunLogger:
 
 def progress(batches: Iterable, count: int, title: str, log: RunLogger) -> Iterator:
     """Pass batches (images, labels, ...) through, with a progress bar if there is a terminal."""
-    with tqdm(total=count, desc=title, unit=" images", disable=log.rank > 0 or None, leave=False) as bar:
+    hidden = True if log.rank > 0 else None  # None hides it if there is no terminal
+    with tqdm(total=count, desc=title, unit=" images", disable=hidden, leave=False) as bar:
         for batch in batches:
             yield batch
             bar.set_postfix(loss=f"{log.latest_loss:.3f}", refresh=False)
@@ -284,8 +283,8 @@ class WandbRun:
         self.pictures = {}  # id -> wandb.Image
         self.folder = run_dir.resolve()
         # W&B reads these from the environment only: where files wait for their upload, and to print nothing.
-        wanted = {"WANDB_DATA_DIR": f"{self.folder}/wandb", "WANDB_CACHE_DIR": f"{self.folder}/wandb/cache"}
-        wanted["WANDB_SILENT"] = "true"
+        data_dir = f"{self.folder}/wandb"
+        wanted = {"WANDB_DATA_DIR": data_dir, "WANDB_CACHE_DIR": f"{data_dir}/cache", "WANDB_SILENT": "true"}
         self.env_set = {name: value for name, value in wanted.items() if not os.environ.get(name)}
         os.environ.update(self.env_set)
         import wandb  # takes half a second, and the other programs do not need it
@@ -341,7 +340,7 @@ class WandbRun:
         """The W&B table of `rows`, with pictures of the first ones and of every wrong guess."""
         names, columns = self.classes, prediction_columns(len(self.classes))
         if names == [str(k) for k in range(len(names))]:
-            names = range(len(names))
+            names = range(len(names))  # W&B sorts integers by value
         columns.insert(1, "image")
         kinds = [int, self.wandb.Image, type(names[0]), type(names[0]), *[float] * len(names)]
         table = self.wandb.Table(columns=columns, dtype=kinds)
@@ -407,12 +406,11 @@ def stop_signals(hint: str) -> Iterator[Callable[[], None]]:
 
     def note(number: int, frame) -> None:
         received.append(number)
-        for each in handlers:
-            signal.signal(each, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL)
 
     def stop_if_asked() -> None:
         if received:
-            raise KeyboardInterrupt(received[0], hint)
+            raise KeyboardInterrupt(received[0], hint)  # `exit_status` reads both
 
     with suppress(ValueError):  # outside the main thread
         handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -444,12 +442,13 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
         where = "" if error.filename is None else f"{error.filename}: "
         message = f"error: {where}{error.strerror or error}. Check the name, the space and the permissions."
     except KeyboardInterrupt as stop:
-        number, *hint = stop.args or [signal.SIGINT]
-        message, status = ": ".join([f"stopped by {signal.Signals(number).name}", *hint]), 128 + number
+        number, hint = stop.args or (signal.SIGINT, "")
+        message = f"stopped by {signal.Signals(number).name}{hint and ': '}{hint}"
+        status = 128 + number
     except RuntimeError as error:  # by gloo, if another process of torchrun has ended
         if "by peer" not in str(error):
             raise
-        message, status = f"rank {os.environ['RANK']} stops, because another process did", 1
+        message, status = f"rank {os.environ.get('RANK')} stops, because another process did", 1
     with suppress(BrokenPipeError):  # stderr may be closed too
         print(message, file=sys.stderr)
     return status

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 METADATA_FILE = "metadata.json"  # its name inside an exported file
-EVAL_BATCH_SIZE = 100  # images whose activations stay in a CPU's caches: twice as fast as 1000
+EVAL_BATCH_SIZE = 100  # its activations fit into a CPU's caches: twice as fast as 1000
 
 
 class ModelError(Exception):
-    """A model file cannot be written or used. The message says what, where, and what to do."""
+    """A model file, device or precision cannot be used. The message says why, and what to do."""
 
 
 class Standardize(nn.Module):
@@ -40,7 +40,7 @@ class Standardize(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """The tutorial's net: two blocks of convolution, batch norm, ReLU and max pooling, then a linear layer.
+    """The W&B tutorial's net: two blocks of convolution, batch norm, ReLU and max pooling, one linear layer.
 
     Args:
         num_classes, image_shape: K, and (C, H, W) of the images, with H and W at least 4.
@@ -74,9 +74,9 @@ def pick_device(name: str) -> torch.device:
     """The device called `name`; "auto" is the GPU if there is one. Raises ModelError if it is missing."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    rank = os.environ.get("LOCAL_RANK")  # set by torchrun: each process gets its own GPU
-    if name == "cuda" or (rank and name.startswith("cuda")):
-        name = f"cuda:{rank or 0}"
+    local_rank = os.environ.get("LOCAL_RANK")  # set by torchrun: process i uses GPU i
+    if name == "cuda" or (local_rank is not None and name.startswith("cuda")):
+        name = f"cuda:{local_rank or 0}"
     try:
         if name != "cpu":
             torch.cuda.set_device(name)
@@ -99,7 +99,7 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def predict_logits(model: nn.Module, images: Tensor, batch_size: int = EVAL_BATCH_SIZE) -> Tensor:
-    """fp32 logits (N, K) of all images (N, C, H, W), on their device. Leaves the model in eval mode."""
+    """fp32 logits (N, K) of images (N, C, H, W), on the images' device. Leaves the model in eval mode."""
     if getattr(model, "training", False):  # a frozen module has no such attribute
         model.eval()
     # By default a GPU convolves in TF32, which keeps three decimal digits.
@@ -133,10 +133,10 @@ def export_model(model: nn.Module, path: str | Path, metadata: dict, example: Te
                 torch.jit.save(torch.jit.script(model), content, files)
         scratch.write_bytes(content.getbuffer())
         loaded, _ = load_exported(scratch)
-        for images in [example, example[:1]] + [example.float()] * (path.suffix != ".pt2"):
+        for images in (example, example[:1], example if path.suffix == ".pt2" else example.float()):
             expected = predict_logits(model, images)
             difference = (predict_logits(loaded, images) - expected).abs().max().item()
-            if not difference <= 1e-5 * max(1, expected.abs().max().item()):  # "not", for NaN
+            if not difference <= 1e-5 * max(1, expected.abs().max().item()):  # NaN fails too
                 problem = f"{path} was not written: its logits differ by {difference:.2g} from the model's"
                 raise ModelError(f"{problem}. Does a forward() use random numbers?")
         os.replace(scratch, path)
@@ -148,7 +148,7 @@ def export_model(model: nn.Module, path: str | Path, metadata: dict, example: Te
 
 
 def load_exported(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
-    """The model of a file by the functions above, in eval mode, and its metadata. Raises ModelError.
+    """Load a file that `export_model` wrote: the model in eval mode, and its metadata. Raises ModelError.
 
     Loading such a file runs the program inside. Load only files from people whose code you would run.
     """
@@ -158,9 +158,10 @@ def load_exported(path: str | Path, device: torch.device | str = "cpu") -> tuple
     try:
         content = read_intact(path)
         with silence_torch_warnings():
-            if b"/archive_format" in content:  # written by torch.export
+            if b"/archive_format" in content:  # only torch.export writes this entry
                 from torch.export.passes import move_to_device_pass  # slow to import
 
+                logging.getLogger("torch.export").setLevel("CRITICAL")  # else it logs what it then raises
                 program = torch.export.load(io.BytesIO(content), extra_files=files)
                 model = move_to_device_pass(program, str(device)).module()
                 model.training = False  # it is always in eval mode, and its eval() raises
@@ -179,12 +180,7 @@ def silence_torch_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in (".*torch.jit.*", "No complete tensor found", "The given buffer is not writable"):
             warnings.filterwarnings("ignore", message=message)
-        logger = logging.getLogger("torch.export")  # logs a traceback before it raises
-        before, logger.disabled = logger.disabled, True
-        try:
-            yield
-        finally:
-            logger.disabled = before
+        yield
 
 
 def read_intact(path: str | Path) -> bytes:

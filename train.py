@@ -45,20 +45,20 @@ class Config:
     """Every setting: its default, its meaning, its bounds. The command line is built from it."""
 
     epochs: int = setting(6, "passes over the training set", low=1)
-    batch_size: int = setting(128, "images a training step", low=1)
+    batch_size: int = setting(128, "images per training step", low=1)
     lr: float = setting(0.01, "Adam's learning rate; with one_cycle its maximum", low=1e-12, high=1e3)
     beta2: float = setting(0.95, "decay of Adam's mean of squared gradients", low=0.0, high=0.999999)
-    schedule: str = setting("one_cycle", "one_cycle or constant", choices=("one_cycle", "constant"))
-    label_smoothing: float = setting(0.1, "part of a label spread over all classes", low=0.0, high=0.99)
-    augment: float = setting(1.0, "strength of the random shifts, turns and scalings", low=0.0, high=5.0)
+    schedule: str = setting("one_cycle", "of lr: one_cycle, constant", choices=("one_cycle", "constant"))
+    label_smoothing: float = setting(0.1, "probability spread over all classes", low=0.0, high=0.99)
+    augment: float = setting(1.0, "strength of random shifts, rotations, scalings", low=0.0, high=5.0)
     l1_size: int = setting(32, "channels of the first convolution", low=1, high=4096)
     l2_size: int = setting(64, "channels of the second convolution", low=1, high=4096)
     conv_kernel: int = setting(5, "height and width of both kernels, odd", low=1, high=99)
-    seed: int = setting(0, "random seed of weights, order and distortions", low=0, high=2**32 - 1)
-    precision: str = setting("auto", "fp32, bf16, fp16 (GPU)", choices=("auto", "fp32", "bf16", "fp16"))
+    seed: int = setting(0, "random seed of weights, order and augmentation", low=0, high=2**32 - 1)
+    precision: str = setting("auto", "auto, fp32, bf16, fp16", choices=("auto", "fp32", "bf16", "fp16"))
     device: str = setting("auto", "auto (the GPU if there is one), cpu, cuda, cuda:1")
     dataset: str = setting("auto", "mnist, fashion_mnist, kmnist, qmnist, cifar10, synthetic, or a folder")
-    image_size: int = setting(28, "height and width that a folder's pictures get", low=4, high=96)
+    image_size: int = setting(28, "height and width that a folder's pictures are resized to", low=4, high=96)
     data_dir: str = setting("data", "folder of the data sets, downloaded if missing")
     val_size: int = setting(0, "training images to hold out and evaluate on instead of the test set", low=0)
     img_count: int = setting(10_000, "rows of the W&B table; the CSV files have all", low=1)
@@ -83,7 +83,7 @@ class Config:
 
 
 def train(config: Config) -> Path:
-    """Train a model and export it. Returns the run directory. Raises the errors that `main` lists."""
+    """Train, evaluate and export. Raises ConfigError, DataError, ModelError, RunError or OSError."""
     # ---- Processes and device ----
     rank = int(os.environ.get("RANK", 0))  # torchrun sets these two
     world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -97,7 +97,7 @@ def train(config: Config) -> Path:
     torch.backends.cudnn.allow_tf32 = False  # full fp32 precision
     torch.backends.cudnn.deterministic = True
     torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)  # for the order and the distortions
+    generator = torch.Generator().manual_seed(config.seed)  # for order and augmentation
     keep_freed_memory()
 
     # ---- Data ----
@@ -114,6 +114,7 @@ def train(config: Config) -> Path:
         config = shared[0]
     if rank > 0:
         data = load_data(config.dataset, config.data_dir, config.val_size, config.image_size)
+    mean, std = pixel_statistics(data.train_images)  # (C,)
     data = data.to(device)
     num_images = len(data.train_images)
     image_shape = data.train_images.shape[1:]  # (C, H, W)
@@ -121,12 +122,11 @@ def train(config: Config) -> Path:
 
     # ---- Model and optimizer ----
     net = ConvNet(len(data.classes), image_shape, config.l1_size, config.l2_size, config.conv_kernel)
-    model = torch.nn.Sequential(Standardize(*pixel_statistics(data.train_images)), net)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = torch.nn.Sequential(Standardize(mean, std), net).to(device, memory_format=torch.channels_last)
     # Batch norm stays local: each process normalizes its own part of a batch.
     ddp_model = DistributedDataParallel(model) if world_size > 1 else model
     optimizer = torch.optim.Adam(model.parameters(), config.lr, betas=(0.9, config.beta2), fused=True)
-    base_rates = [group["lr"] for group in optimizer.param_groups]
+    base_rates = [group["lr"] for group in optimizer.param_groups]  # a checkpoint has the scheduled ones
 
     # ---- Precision ----
     amp_dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
@@ -136,16 +136,14 @@ def train(config: Config) -> Path:
     # ---- Resume, and the run directory ----
     state = {"model": model, "optimizer": optimizer, "scaler": scaler}
     resumed_epoch = load_checkpoint(config.run_dir, generator, state) if config.resume else None
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    run_info = {"classes": data.classes, "parameters": num_parameters, "processes": world_size}
-    run_info |= asdict(config)
-    images = data.eval_images
-    log = RunLogger(config.run_dir, run_info, data.classes, images, resumed_epoch, rank, world_size)
+    details = {**asdict(config), "classes": data.classes, "processes": world_size}
+    details["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    log = RunLogger(config.run_dir, details, data.classes, data.eval_images, resumed_epoch, rank, world_size)
     if rank == 0:
         sizes = f"{num_images:,} images to train on, {len(data.eval_images):,} to evaluate on"
         print(f"{data.name}: {sizes}; {config.device}, {config.precision}; {log.run_dir}", flush=True)
 
-    resume_hint = f"python train.py --run_dir {shlex.quote(str(log.run_dir))} --resume continues the run"
+    resume_hint = f"continue with --run_dir {shlex.quote(str(log.run_dir))} --resume" if rank == 0 else ""
     with log, stop_signals(resume_hint) as stop_if_asked:
         for epoch in range((resumed_epoch or 0) + 1, config.epochs + 1):
             # ---- Train ----
@@ -166,13 +164,13 @@ def train(config: Config) -> Path:
                 scaler.step(optimizer)
                 scaler.update()
                 log.log_step(epoch, step, loss)
-                stop_if_asked()
+                stop_if_asked()  # here alone: evaluation and export always finish
             log.flush()
             seconds = time.perf_counter() - start
 
             # ---- Evaluate ----
             if rank == 0:
-                # In fp32, as the exported model computes: the same guesses now and years later.
+                # In fp32, like the exported model, so that evaluate.py makes the same guesses later.
                 logits = predict_logits(model, data.eval_images)  # (N, K)
                 log.log_epoch(epoch, step, logits, data.eval_labels, seconds)
                 save_checkpoint(log.run_dir, epoch, generator, state)
@@ -194,7 +192,7 @@ def train(config: Config) -> Path:
 
 
 def rate_factor(schedule: str, step: int, total_steps: int) -> float:
-    """What step 1 .. total_steps multiplies a learning rate by; one_cycle peaks after a quarter of them."""
+    """Factor of the rates at `step` (from 1). one_cycle: linear warm-up for a quarter, then linear decay."""
     if schedule == "constant":
         return 1.0
     peak = max(1, total_steps // 4)
@@ -226,7 +224,7 @@ def load_checkpoint(run_dir: str, generator: torch.Generator, state: dict) -> in
         torch.cuda.set_rng_state_all(checkpoint["cuda"][: torch.cuda.device_count()])
         return checkpoint["epoch"]
     except Exception as error:  # torch raises errors of any type for damaged files
-        raise ModelError(f"{path} is damaged, so the run cannot be resumed. Start a new one.") from error
+        raise ModelError(f"{path} is damaged, or of another model. Start a new run.") from error
 
 
 def print_results(config: Config, num_images: int, log: RunLogger) -> None:
@@ -262,17 +260,15 @@ def resumed_config(run_dir: str, overrides: dict) -> Config:
         record = json.loads(path.read_text(encoding="utf-8"))
         # A setting that is newer than the run gets its default.
         saved = {f.name: f.type(record.get(f.name, f.default)) for f in fields(Config)}
-        saved["dataset"] = str(record["dataset"])
+        saved["dataset"] = str(record["dataset"])  # every run has it
     except Exception as error:  # damage of any kind
         raise ConfigError(f"{path} is missing or damaged. Choose another --run_dir.") from error
     overrides = {name: value for name, value in overrides.items() if value != "auto"}  # decided by the run
-    if saved["dataset"] in (
-        os.path.abspath(overrides.get("dataset", "")),
-        f"{overrides.get('dataset')}-format",
-    ):
-        overrides.pop("dataset", None)  # another name of the same data
+    dataset = overrides.get("dataset")
+    if dataset and saved["dataset"] in (os.path.abspath(dataset), f"{dataset}-format"):
+        del overrides["dataset"]  # a relative path, or mnist for mnist-format: the same data
     config = Config(**{**saved, **overrides})
-    longer = config.epochs > saved["epochs"] and config.schedule == "constant"  # the same epochs, and more
+    longer = config.epochs > saved["epochs"] and config.schedule == "constant"  # which ignores the total
     free = ["run_dir", "resume", "data_dir", *(["epochs"] if longer else [])]
     changed = [name for name in overrides if name not in free and overrides[name] != saved[name]]
     if changed:
@@ -283,8 +279,8 @@ def resumed_config(run_dir: str, overrides: dict) -> Config:
 
 
 def main() -> int:
-    data_flags, run_flags = "See --dataset, --data_dir and --val_size.", "See --run_dir and --resume."
-    cures = {ConfigError: "", ModelError: "", DataError: data_flags, RunDirError: run_flags}
+    cures = {ConfigError: "", ModelError: "", DataError: "See --dataset, --data_dir and --val_size."}
+    cures[RunDirError] = "See --run_dir and --resume."
     return exit_status(lambda: train(parse_config()), cures)
 
 

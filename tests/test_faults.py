@@ -144,7 +144,7 @@ def test_signal_stops_the_run_between_two_steps(number, settings, whole, tmp_pat
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + number, error
-    assert error == f"stopped by {number.name}: python train.py --run_dir run --resume continues the run\n"
+    assert error == f"stopped by {number.name}: continue with --run_dir run --resume\n"
     assert_every_file_is_whole(tmp_path)
     assert_resume_completes(settings, tmp_path, whole)
     faults("SIGTERM, Ctrl-C")
