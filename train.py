@@ -144,7 +144,7 @@ def train(config: Config) -> Path:
         print(f"{data.name}: {sizes}; {config.device}, {config.precision}; {log.run_dir}", flush=True)
 
     resume_hint = f"continue with --run_dir {shlex.quote(str(log.run_dir))} --resume" if rank == 0 else ""
-    with log, stop_signals(resume_hint) as stop_if_asked:
+    with stop_signals(resume_hint) as stop_if_asked, log:
         for epoch in range((resumed_epoch or 0) + 1, config.epochs + 1):
             # ---- Train ----
             start = time.perf_counter()

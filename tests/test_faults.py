@@ -317,7 +317,7 @@ def test_loss_that_is_not_finite(value, settings, whole, tmp_path, faults):
     result = run(partial(sick_in_step_15, float(value)), *settings, cwd=tmp_path, WANDB_MODE="offline")
     error = result.stderr
     assert result.returncode == 2, error
-    assert error.startswith(f"error: The loss is {value} in epoch 2, step 14. ") and error.count("\n") == 1
+    assert error.startswith(f"error: The loss is {value} in epoch 2, step 13. ") and error.count("\n") == 1
     assert records(tmp_path / "run")["exit"][0]["exit_code"] == 1  # failed, says W&B
     assert_every_file_is_whole(tmp_path)
     assert_resume_completes(settings, tmp_path, whole)
@@ -338,7 +338,7 @@ def test_two_processes_on_one_run_dir(count, settings, whole, tmp_path, faults):
         assert sorted(process.returncode for process in both) == [0, 2], errors
         loser = errors[0] if both[0].returncode else errors[1]
         assert loser.startswith("error: ") and loser.count("\n") == 1
-        assert " run " in loser and "--run_dir" in loser
+        assert " run" in loser and "--run_dir" in loser
         assert contents(cwd / "run") == whole
         faults("two processes on one run")
 

@@ -74,7 +74,7 @@ def test_runs_are_numbered_and_never_shared(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with RunLogger("empty", {}, ["no", "yes"]):
         with pytest.raises(RunDirError, match="Another process is writing to empty"):
-            RunLogger("empty", {}, ["no", "yes"])
+            RunLogger("empty", {}, ["no", "yes"], resumed_epoch=0)
     with pytest.raises(RunDirError, match="empty is in use"):
         RunLogger("empty", {}, ["no", "yes"])
 
