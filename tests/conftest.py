@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 for name in [name for name in os.environ if name.startswith("WANDB_")]:
@@ -129,6 +130,12 @@ def once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], None]],
 @pytest.fixture(scope="session")
 def small_dir(once) -> Path:
     return once("small", write_mnist_files)
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(once) -> Path:
+    """For tests that ask how a run ends, and not how well."""
+    return once("tiny", partial(write_mnist_files, train=640, test=100))
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,8 @@ class Program:
         self.name = str(main)
         pipes = [CONTEXT.Pipe(duplex=False) for _ in ("stdout", "stderr")]
         writers = [writer for _, writer in pipes]
-        self.process = CONTEXT.Process(target=become, args=(main, arguments, cwd, env, writers))
+        # A daemon is killed at the end of pytest, if a test has failed and left it.
+        self.process = CONTEXT.Process(target=become, args=(main, arguments, cwd, env, writers), daemon=True)
         with pytest.MonkeyPatch.context() as patch:  # for the server, which the first program starts
             patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
             self.process.start()

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SHORT, assert_one_line_error, contents, write_mnist_files
+from conftest import ROOT, SHORT, assert_one_line_error, contents
 from PIL import Image
 from programs import environment, run, start
 from test_logging_utils import records
@@ -43,11 +43,6 @@ OFF = {"WANDB_MODE": "disabled"}
 def times(short: int, long: int):
     """Run a test with `short` faults always, with `long` on demand."""
     return pytest.mark.parametrize("count", [short, pytest.param(long, marks=pytest.mark.long)])
-
-
-@pytest.fixture(scope="session")
-def tiny_dir(once) -> Path:
-    return once("tiny", partial(write_mnist_files, train=640, test=100))
 
 
 @pytest.fixture(scope="session")
@@ -159,8 +154,7 @@ def test_second_ctrl_c_ends_at_once(settings, tmp_path, faults):
     process = start(slow_at_finish, *settings, "--epochs", 50, cwd=tmp_path, **OFF)
     assert process.stdout.readline() and "epoch 1/50" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    while "finishing" not in process.stdout.readline():
-        pass
+    assert any("finishing" in line for line in iter(process.stdout.readline, ""))
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=5)
     assert process.returncode == -signal.SIGINT

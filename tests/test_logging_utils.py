@@ -163,11 +163,11 @@ def test_table_has_pictures_of_the_first_and_of_wrong_images_and_they_are_not_bl
             assert picture.tobytes() == images[row[0]].numpy().tobytes()
 
 
-def test_online_run_ends_well(small_dir, tmp_path):
+def test_online_run_ends_well(tiny_dir, tmp_path):
     """All that a run records arrives at W&B's server, and no error is passed over on the way."""
-    images = data.load_split("mnist", small_dir, train=False)[2]
+    images = data.load_split("mnist", tiny_dir, train=False)[2]
     with WandbServer() as server:
-        flags = ("--data_dir", small_dir, *SHORT, "--log_images", 5, "--run_dir", "run")
+        flags = ("--data_dir", tiny_dir, *SHORT, "--log_images", 5, "--run_dir", "run")
         result = run("train.py", *flags, cwd=tmp_path, **server.env)
     assert result.returncode == 0 and result.stderr == ""
     run_id = json.loads((tmp_path / "run/config.json").read_text())["wandb_id"]
@@ -201,8 +201,8 @@ def test_online_run_ends_well(small_dir, tmp_path):
     assert [each["alias"] for each in model["aliases"]] == ["latest"]
 
 
-def test_wandb_mode_wins_and_there_is_never_a_prompt(main, small_dir, tmp_path):
-    arguments = ["--data_dir", small_dir, "--epochs", 1, "--img_count", 10]
+def test_wandb_mode_wins_and_there_is_never_a_prompt(main, tiny_dir, tmp_path):
+    arguments = ["--data_dir", tiny_dir, "--epochs", 1, "--img_count", 10]
     result = run("train.py", *arguments, cwd=tmp_path, WANDB_MODE="disabled", WANDB_API_KEY="0" * 40)
     assert result.returncode == 0 and "disabled by WANDB_MODE" in result.stdout
     assert not list((tmp_path / "runs" / "001").glob("wandb/*run*"))

@@ -143,8 +143,8 @@ def stopped_before_export() -> int:
     return train.main()
 
 
-def test_more_epochs_only_if_they_leave_the_earlier_ones_unchanged(main, small_dir, tmp_path):
-    flags = ("--data_dir", small_dir, "--schedule", "constant")
+def test_more_epochs_only_if_they_leave_the_earlier_ones_unchanged(main, tiny_dir, tmp_path):
+    flags = ("--data_dir", tiny_dir, "--schedule", "constant")
     env = {"cwd": tmp_path, "WANDB_MODE": "disabled"}
     assert run("train.py", *flags, "--run_dir", "short", "--epochs", 1, **env).returncode == 0
     assert run("train.py", *flags, "--run_dir", "long", "--epochs", 2, **env).returncode == 0
@@ -159,7 +159,7 @@ def test_more_epochs_only_if_they_leave_the_earlier_ones_unchanged(main, small_d
     assert "done" in run("train.py", "--run_dir", "short", "--resume", **env).stdout
     assert load_exported(tmp_path / "short/model.pt")[1]["metrics"]["epoch"] == 3
     assert (
-        run("train.py", "--data_dir", small_dir, "--run_dir", "cycle", "--epochs", 1, **env).returncode == 0
+        run("train.py", "--data_dir", tiny_dir, "--run_dir", "cycle", "--epochs", 1, **env).returncode == 0
     )
     refused = main("train.py", "--run_dir", "cycle", "--resume", "--epochs", 2, **env)
     assert_one_line_error(refused, "--epochs was 1, now 2", "possible with --schedule constant")
@@ -231,12 +231,12 @@ def test_one_cycle_rises_a_quarter_and_falls_to_near_zero():
 
 @pytest.mark.first
 def test_one_epoch_of_mnist_beats_the_tutorials_five(mnist_dir, tmp_path):
-    """98 wrong is the tutorial's figure after five epochs; benchmarks/README.md has ours after one."""
-    flags = ("--epochs", 1, "--augment", 0)
+    """The tutorial's program has 98 wrong after five epochs. The README's quick settings get 82 +- 3."""
+    flags = "--epochs 1 --augment 0 --l1_size 16 --l2_size 32 --batch_size 160 --lr 0.03".split()
     result = run("train.py", "--dataset", "mnist", "--data_dir", mnist_dir, *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "runs/001/summary.json").read_text())
-    assert summary["dataset"] == "mnist" and summary["wrong"] <= 120
+    assert summary["dataset"] == "mnist" and summary["wrong"] < 98
     checked = run(
         "evaluate.py", "runs/001/model.pt", "--data_dir", mnist_dir, "--predictions", "p.csv", cwd=tmp_path
     )

@@ -34,6 +34,7 @@ class WandbServer(http.server.ThreadingHTTPServer):
         self.fault, self.dead = fault, False
         self.requests, self.artifacts = [], []
         self.files, self.lines = {}, defaultdict(list)
+        self.lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.env = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": self.url}  # for a run that uses this server
@@ -77,10 +78,8 @@ class WandbServer(http.server.ThreadingHTTPServer):
                 bucket = {"id": "b", "name": variables["name"], "config": known[-1]["config"]}
                 bucket |= {"historyLineCount": len(history), "historyTail": json.dumps(history[-1:])}
                 bucket |= {"eventsLineCount": len(events), "eventsTail": json.dumps(events[-1:])}
-                bucket |= {
-                    "logLineCount": 0,
-                    "summaryMetrics": (self.lines["wandb-summary.json"] or ["{}"])[-1],
-                }
+                summary = self.lines["wandb-summary.json"] or ["{}"]
+                bucket |= {"logLineCount": 0, "summaryMetrics": summary[-1]}
                 return {"model": {"id": "p", "name": "p", "entity": entity, "bucket": bucket}}
             case "CreateRunFiles":
                 files = [self.upload("run", name) for name in variables["files"]]
@@ -91,11 +90,10 @@ class WandbServer(http.server.ThreadingHTTPServer):
                 self.artifacts.append({**variables["input"], "files": {}, "committed": False})
                 artifact = {"id": str(len(self.artifacts) - 1), "state": "PENDING", "artifactSequence": {}}
                 return {"createArtifact": {"artifact": artifact}}
-            case "CreateArtifactManifest" | "UpdateArtifactManifest":
-                key = operation[0].lower() + operation[1:]
-                number = variables.get("artifactID") or variables["artifactManifestID"]
+            case "CreateArtifactManifest":
+                number = variables["artifactID"]
                 file = {"id": "m", **self.upload(number, "wandb_manifest.json")}
-                return {key: {"artifactManifest": {"id": number, "file": file}}}
+                return {"createArtifactManifest": {"artifactManifest": {"id": number, "file": file}}}
             case "CreateArtifactFiles":
                 nodes = []
                 for file in variables["input"]["artifactFiles"]:
@@ -125,7 +123,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             operation = re.search(r"(?:query|mutation) (\w+)", request["query"])[1]
             variables = request.get("variables") or {}
             server.requests.append((operation, variables))
-            answer = {"data": server.answer(operation, variables)}
+            with server.lock:
+                answer = {"data": server.answer(operation, variables)}
         elif self.path.endswith("/file_stream"):
             for name, chunk in (json.loads(body).get("files") or {}).items():
                 server.lines[name] += chunk["content"]
