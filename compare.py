@@ -1,10 +1,11 @@
-"""Look at predictions and compare them: a summary in the terminal and one HTML page that needs nothing else.
+"""Look at predictions and compare them: a summary in the terminal and one self-contained HTML page.
 
     python compare.py runs/001                          look at the last epoch of a run
-    python compare.py runs/001@1 runs/001@6             compare its epochs
-    python compare.py runs/001 runs/002 other.csv       compare models; a CSV may come from evaluate.py
+    python compare.py runs/001@1 runs/001@6             compare two epochs of it
+    python compare.py runs/001 runs/002 other.csv       compare models; evaluate.py writes such CSV files
 
-The page holds everything it shows, pictures too, and asks no server for anything: open it, keep it, mail it.
+The page holds everything it shows, pictures included. It loads nothing from a network.
+Open it, keep it, mail it.
 """
 
 import argparse
@@ -24,14 +25,16 @@ import itables
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy.stats import binomtest
 
 from data import DataError, load_data, load_split
-from logging_utils import exit_status, replacing
+from logging_utils import atomic_write, exit_status
 
 ALL_RIGHT = "all right"
-EXACT_PICTURE = 48  # pixels up to which a picture is kept exactly: ten thousand make a few megabytes
-MAX_CLASSES = 100  # their matrices and score bars are still readable
-USED_FACTS = {
+MAX_PNG_SIDE = 48  # pixels; larger pictures become JPEG, so that 10,000 take a few megabytes
+MAX_CLASSES = 100  # more make confusion matrices and score bars unreadable
+# The keys of config.json that are used here. Each may be missing.
+CONFIG_TYPES = {
     "classes": list,
     "dataset": str,
     "data_dir": str,
@@ -39,11 +42,11 @@ USED_FACTS = {
     "image_size": int,
     "parameters": int,
 }
-RUN_FACTS = {"run_dir", "data_dir", "classes", "parameters"}  # in config.json, but not settings to compare
+NOT_SETTINGS = {"run_dir", "data_dir", "classes", "parameters"}  # keys that are not compared as settings
 
 
 class CompareError(Exception):
-    """The predictions cannot be compared. The message says what, where, and what to do."""
+    """The predictions cannot be compared. The message says what is wrong, where, and what to do."""
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -52,18 +55,19 @@ class CompareError(Exception):
 
 @dataclass
 class Run:
-    """One model's predictions, all arrays in the order of the ids."""
+    """One model's predictions. All arrays are sorted by id."""
 
     name: str
-    path: Path  # of the run directory or the CSV file
+    path: Path  # the run directory or the CSV file
     ids: np.ndarray  # (N,)
     truth: np.ndarray  # (N,) int
     guess: np.ndarray  # (N,) int
-    scores: np.ndarray  # (N, K) float, rows of probabilities
+    scores: np.ndarray  # (N, K) float, each row sums to 1
+    # The rest is None if the predictions come from a CSV file.
     epoch: int | None = None
-    config: dict | None = None  # of the run directory, if it came from one
-    metrics: pd.DataFrame | None = None  # its metrics.csv
-    seconds: float | None = None  # of training until this epoch
+    config: dict | None = None  # config.json
+    metrics: pd.DataFrame | None = None  # metrics.csv: step, epoch, loss, wrong
+    seconds: float | None = None  # training time up to this epoch, if the run recorded it
 
     @property
     def label(self) -> str:
@@ -79,150 +83,173 @@ class Run:
 
     @property
     def loss(self) -> float:
-        """Mean cross entropy in nats; a score that underflowed to 0 counts as the smallest float32."""
+        """Mean cross entropy in nats. A score of 0 counts as the smallest normal float32."""
         return float(-np.log(np.maximum(self.truth_score, np.finfo(np.float32).tiny)).mean())
 
 
 def load_run(argument: str) -> Run:
-    """The predictions an argument stands for: a run directory, RUN@EPOCH, or a CSV file."""
+    """Load the predictions that an argument names: a run directory, RUN@EPOCH, or a CSV file."""
     path, epoch = Path(argument), None
     if not os.path.exists(path) and (match := re.fullmatch(r"(.+)@(\d{1,9})", argument)):
         path, epoch = Path(match[1]), int(match[2])
     if os.path.isfile(path) and epoch is None:
         return Run(path.stem, path, *read_predictions(path))
     if not os.path.isdir(path):
-        raise CompareError(f"{argument} is neither a run directory, RUN@EPOCH nor a predictions CSV")
-    files = {
-        int(file.stem[6:]): file
-        for file in (path / "predictions").glob("epoch-*.csv")
-        if file.stem[6:].isdecimal()
-    }
+        raise CompareError(f"{argument} is not a run directory, RUN@EPOCH or a predictions CSV.")
+    files = {}  # epoch -> its predictions file
+    for file in (path / "predictions").glob("epoch-*.csv"):
+        number = file.stem.removeprefix("epoch-")
+        if number.isdecimal():
+            files[int(number)] = file
     if not files:
-        raise CompareError(
-            f"{path} is not a run: it has no predictions/epoch-001.csv. Train one: python train.py"
-        )
+        found = f"{path} is not a run: it has no predictions/epoch-001.csv."
+        raise CompareError(f"{found} Train one with python train.py.")
     epoch = max(files) if epoch is None else epoch
     if epoch not in files:
-        raise CompareError(f"{path} has no epoch {epoch}, only {', '.join(map(str, sorted(files)))}")
+        raise CompareError(f"{path} has no epoch {epoch}, only {', '.join(map(str, sorted(files)))}.")
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        for name, kind in USED_FACTS.items():
-            if not isinstance(config.get(name, kind()), kind):
-                raise ValueError(f"{name} is {config[name]!r:.40}")
-        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        seconds = float(sum(summary["train_seconds"][:epoch]))
-        metrics = pd.read_csv(path / "metrics.csv")[["step", "epoch", "loss", "wrong"]].astype(float)
-        metrics = metrics.where(metrics.abs() < 1e9)  # no curve has a place for infinity
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
-        raise CompareError(
-            f"{path} is damaged ({error}). Name its CSV file instead: {files[epoch]}"
-        ) from error
+        config = read_config(path / "config.json")
+        seconds = read_train_seconds(path / "summary.json", epoch)
+        metrics = read_metrics(path / "metrics.csv", files)
+    except Exception as error:  # a damaged file can raise anything
+        cure = f"Name its CSV file instead: {files[epoch]}"
+        raise CompareError(f"{path} is damaged ({error}). {cure}") from error
     return Run(path.resolve().name, path, *read_predictions(files[epoch]), epoch, config, metrics, seconds)
 
 
+def read_config(path: Path) -> dict:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for name, kind in CONFIG_TYPES.items():
+        if config.get(name) is not None and not isinstance(config[name], kind):
+            raise ValueError(f"{name} is {config[name]!r:.40}")
+    return config
+
+
+def read_train_seconds(path: Path, epoch: int) -> float | None:
+    """Training time up to an epoch. None if the loop did not measure it."""
+    times = json.loads(path.read_text(encoding="utf-8")).get("train_seconds") or []
+    measured = all(times[:epoch])  # no 0 and no null
+    return float(sum(times[:epoch])) if times and measured else None
+
+
+def read_metrics(path: Path, predictions: dict[int, Path]) -> pd.DataFrame:
+    """Step, epoch, loss and wrong of metrics.csv, NaN where a row has no value.
+
+    If the file has no column `wrong`, it is counted from the predictions files (epoch -> file).
+    """
+    metrics = pd.read_csv(path)
+    if "wrong" not in metrics:
+        counts = []
+        for epoch, file in sorted(predictions.items()):
+            table = pd.read_csv(file, usecols=["guess", "truth"])
+            counts.append((epoch, (table["guess"] != table["truth"]).sum()))
+        metrics = pd.concat([metrics, pd.DataFrame(counts, columns=["epoch", "wrong"])])
+    if "loss" not in metrics:
+        metrics["loss"] = np.nan
+    metrics = metrics[["step", "epoch", "loss", "wrong"]].astype(float)
+    return metrics.where(metrics.abs() < 1e9)  # a chart cannot show infinity
+
+
 def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, truths, guesses (N,) and scores (N, K) of a predictions file, sorted by id."""
+    """Read ids, truths, guesses (N,) and scores (N, K) of a predictions file, sorted by id."""
     try:
         table = pd.read_csv(path, compression=None, low_memory=False)
     except (OSError, ValueError, ArithmeticError) as error:  # pandas' own errors are ValueErrors
-        raise CompareError(f"{path} cannot be read as CSV: {str(error).splitlines()[0]}") from error
-    columns = [name for name in table.columns if name.startswith("score_")]
+        raise CompareError(f"{path} cannot be read as CSV: {str(error).splitlines()[0]}.") from error
+    score_names = [name for name in table.columns if name.startswith("score_")]
+    names, count = ["id", "truth", "guess", *score_names], len(score_names)
     missing = {"id", "guess", "truth", "score_0", "score_1"} - set(table.columns)
     if missing:
-        raise CompareError(
-            f"{path} has no column {', '.join(sorted(missing))}. evaluate.py writes such files"
-        )
-    if columns != [f"score_{k}" for k in range(len(columns))]:
-        raise CompareError(
-            f"{path}: the score columns must be score_0 to score_{len(columns) - 1}, in order"
-        )
-    if len(columns) > MAX_CLASSES:
-        raise CompareError(f"{path} has {len(columns)} classes, a page has room for {MAX_CLASSES}")
+        absent = ", ".join(sorted(missing))
+        raise CompareError(f"{path} has no column {absent}. Use a CSV file that evaluate.py wrote.")
+    if score_names != [f"score_{k}" for k in range(count)]:
+        raise CompareError(f"{path}: the score columns must be score_0 to score_{count - 1}, in order.")
+    if count > MAX_CLASSES:
+        raise CompareError(f"{path} has {count} classes. A page has room for {MAX_CLASSES}.")
     if table.empty:
-        raise CompareError(f"{path} has no rows")
+        raise CompareError(f"{path} has no rows.")
     try:
-        numbers = (
-            table[["id", "truth", "guess", *columns]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-        )
+        numbers = table[names].apply(pd.to_numeric, errors="coerce").to_numpy(float)  # (N, 3 + K)
     except (ArithmeticError, ValueError) as error:  # integers of hundreds of digits
-        raise CompareError(f"{path} has a number that is too large") from error
+        raise CompareError(f"{path} has a number that is too large.") from error
     bad = ~np.isfinite(numbers)
     bad[:, :3] |= (numbers[:, :3] > 2**53) | (numbers[:, :3] < 0) | (numbers[:, :3] % 1 != 0)
-    bad[:, 1:3] |= numbers[:, 1:3] >= len(columns)
+    bad[:, 1:3] |= numbers[:, 1:3] >= count
     bad[:, 3:] |= (numbers[:, 3:] < 0) | (numbers[:, 3:] > 1)
     if bad.any():
         row, column = np.argwhere(bad)[0]
-        name = ["id", "truth", "guess", *columns][column]
-        raise CompareError(f"{path}, line {row + 2}: {name} cannot be {str(table[name].iloc[row])[:40]!r}")
+        name = names[column]
+        value = str(table[name].iloc[row])[:40]
+        raise CompareError(f"{path}, line {row + 2}: {name} cannot be {value!r}.")
     order = numbers[:, 0].argsort(kind="stable")
     ids, truth, guess = numbers[order, :3].astype(np.int64).T
-    if (ids[1:] == ids[:-1]).any():
-        raise CompareError(f"{path} has id {ids[1:][ids[1:] == ids[:-1]][0]} twice")
+    repeated = ids[1:][ids[1:] == ids[:-1]]
+    if len(repeated):
+        raise CompareError(f"{path} has id {repeated[0]} twice.")
     return ids, truth, guess, numbers[order, 3:]
 
 
-def tell_apart(runs: list[Run]) -> None:
-    """Make sure that no two labels are the same: by the runs' paths, or, where these are too, by number."""
-    for distinct in (lambda i, run: str(run.path), lambda i, run: f"{run.path} ({i + 1})"):
+def make_labels_unique(runs: list[Run]) -> None:
+    """Rename runs whose labels are equal: first to their paths, then to their paths and numbers."""
+    for new_name in (lambda i, run: str(run.path), lambda i, run: f"{run.path} ({i + 1})"):
         labels = [run.label for run in runs]
         for i, run in enumerate(runs):
             if labels.count(labels[i]) > 1:
-                run.name = distinct(i, run)
+                run.name = new_name(i, run)
 
 
 def check_same_test_set(runs: list[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
-        if run.scores.shape[1] != first.scores.shape[1]:
-            classes = first.scores.shape[1], run.scores.shape[1]
-            raise CompareError(f"{first.label} has {classes[0]} classes, {run.label} has {classes[1]}")
-        only = np.setxor1d(first.ids, run.ids)
-        if len(only):
-            has, lacks = (first, run) if only[0] in first.ids else (run, first)
-            raise CompareError(f"not the same test set: {has.label} has id {only[0]}, {lacks.label} has not")
-        differ = np.flatnonzero(first.truth != run.truth)
-        if len(differ):
-            at = differ[0]
-            truths = f"{first.truth[at]} in {first.label}, {run.truth[at]} in {run.label}"
-            raise CompareError(f"not the same test set: the truth of id {first.ids[at]} is {truths}")
+        counts = first.scores.shape[1], run.scores.shape[1]
+        if counts[0] != counts[1]:
+            raise CompareError(f"{first.label} has {counts[0]} classes, {run.label} has {counts[1]}.")
+        unshared = np.setxor1d(first.ids, run.ids)
+        if len(unshared):
+            has, lacks = (first, run) if unshared[0] in first.ids else (run, first)
+            found = f"{has.label} has id {unshared[0]}, {lacks.label} does not"
+            raise CompareError(f"The test sets differ: {found}.")
+        differing = np.flatnonzero(first.truth != run.truth)
+        if len(differing):
+            n = differing[0]
+            truths = f"{first.truth[n]} in {first.label}, {run.truth[n]} in {run.label}"
+            raise CompareError(f"The test sets differ: the truth of id {first.ids[n]} is {truths}.")
 
 
-def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) -> list[str]:
-    """A picture for every id, as the address of an HTML image. Raises CompareError where there are none."""
-    config = next((run.config for run in runs if run.config), {})
-    dataset = dataset or config.get("dataset", "mnist")
-    data_dir = data_dir or config.get("data_dir", "data")
-    size = config.get("image_size", 28)
-    cure = (
-        "Name the --dataset and --data_dir they are from, or add --no_images for the page without pictures"
-    )
+def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) -> list[str] | None:
+    """Load the picture of every id, as a data URL. None if no data set is named.
+
+    The data set is the first that a run names. CSV files name none: if there are only such, it is MNIST.
+    Raises CompareError if the data set is not available or is another one.
+    """
+    with_config = [run for run in runs if run.config is not None]
+    naming = [run for run in with_config if run.config.get("dataset")]
+    if with_config and not naming and dataset is None:
+        print(f"no pictures: {with_config[0].label} names no data set; --dataset NAME adds them")
+        return None
+    config = (naming or with_config)[0].config if with_config else {}
+    dataset = dataset or config.get("dataset") or "mnist"
+    data_dir = data_dir or config.get("data_dir") or "data"
+    val_size, image_size = config.get("val_size") or 0, config.get("image_size") or 28
+    cure = "Name their --dataset and --data_dir, or add --no_images for a page without pictures."
     try:
-        if config.get("val_size"):
-            data = load_data(dataset, data_dir, config["val_size"], size)
-            images, labels = data.test_images, data.test_labels
+        if val_size:
+            data = load_data(dataset, data_dir, val_size, image_size)
+            images, labels = data.eval_images, data.eval_labels
         else:
-            _, _, images, labels = load_split(dataset, data_dir, False, size, download=False)
+            _, _, images, labels = load_split(dataset, data_dir, False, image_size, download=False)
     except DataError as error:
-        raise CompareError(f"no pictures: {error} {cure}") from error
+        raise CompareError(f"There are no pictures for the page: {error} {cure}") from error
     ids, truth = runs[0].ids, runs[0].truth
     if ids[-1] >= len(images) or (labels.numpy()[ids] != truth).any():
-        raise CompareError(
-            f"no pictures: {dataset} in {data_dir} is not the test set of {runs[0].label}. {cure}"
-        )
-    return [picture_address(images[i].permute(1, 2, 0).squeeze(2).numpy()) for i in ids]
+        found = f"{dataset} in {data_dir} is not the test set of {runs[0].label}."
+        raise CompareError(f"There are no pictures for the page: {found} {cure}")
+    return [data_url(images[i].permute(1, 2, 0).squeeze(2).numpy()) for i in ids]
 
 
-def picture_address(pixels: np.ndarray) -> str:
-    """Pixels (H, W) or (H, W, 3) as the address of an HTML image: exact, or where they are many, small."""
-    buffer, kind = io.BytesIO(), "png" if max(pixels.shape[:2]) <= EXACT_PICTURE else "jpeg"
+def data_url(pixels: np.ndarray) -> str:
+    """Pixels (H, W) or (H, W, 3) as a data URL: a lossless PNG, or JPEG for a large picture."""
+    buffer, kind = io.BytesIO(), "png" if max(pixels.shape[:2]) <= MAX_PNG_SIDE else "jpeg"
     Image.fromarray(pixels).save(buffer, kind, quality=85)
     return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
 
@@ -232,18 +259,23 @@ def picture_address(pixels: np.ndarray) -> str:
 
 
 def verdicts(runs: list[Run]) -> np.ndarray:
-    """(N,) words on how the runs did on each image. "fixed" and "broken" is what the second of two did."""
+    """For each image one phrase (N,) that says how the runs did.
+
+    Of two runs, "fixed" means that only the second is right, "broken" that only the first is.
+    """
     wrong = np.stack([run.wrong for run in runs])  # (R, N)
-    guesses = np.stack([run.guess for run in runs])
-    same = (guesses == guesses[0]).all(0)
-    choices = {ALL_RIGHT: ~wrong.any(0)}
     if len(runs) == 1:
         return np.where(wrong[0], "wrong", ALL_RIGHT)
-    choices["all wrong, same guess"] = wrong.all(0) & same
-    choices["all wrong, different"] = wrong.all(0) & ~same
+    guesses = np.stack([run.guess for run in runs])
+    same = (guesses == guesses[0]).all(0)
+    masks = {
+        ALL_RIGHT: ~wrong.any(0),
+        "all wrong, same guess": wrong.all(0) & same,
+        "all wrong, different": wrong.all(0) & ~same,
+    }
     if len(runs) == 2:
-        choices["fixed"], choices["broken"] = wrong[0] & ~wrong[1], wrong[1] & ~wrong[0]
-    return np.select(list(choices.values()), list(choices), "disagree")
+        masks["fixed"], masks["broken"] = wrong[0] & ~wrong[1], wrong[1] & ~wrong[0]
+    return np.select(list(masks.values()), list(masks), "disagree")
 
 
 @dataclass
@@ -267,18 +299,15 @@ class Pair:
 
     @property
     def p_value(self) -> float:
-        """Exact McNemar test: the chance that `fixed` + `broken` fair coins fall at least this unevenly."""
-        count, fewer = self.fixed + self.broken, min(self.fixed, self.broken)
-        ways = tail = 1  # ways to choose k of count, and their sum over k = 0 .. fewer
-        for k in range(1, fewer + 1):
-            ways = ways * (count - k + 1) // k
-            tail += ways
-        return min(1.0, 2 * tail / 2**count)
+        """Exact McNemar test: a two-sided binomial test that `fixed` and `broken` are equally likely."""
+        count = self.fixed + self.broken
+        return float(binomtest(self.fixed, count).pvalue) if count else 1.0
 
     @property
-    def words(self) -> str:
-        p = "p < 1e-15" if self.p_value < 1e-15 else f"p = {self.p_value:.2g}"
-        if self.p_value >= 0.05:
+    def verdict_text(self) -> str:
+        p_value = self.p_value
+        p = "p < 1e-15" if p_value < 1e-15 else f"p = {p_value:.2g}"
+        if p_value >= 0.05:
             return f"no evidence of a difference, {p}"
         better = self.after if self.fixed > self.broken else self.before
         return f"{better.label} is better, {p}"
@@ -291,12 +320,15 @@ def most_confused(run: Run, classes: list[str], count: int = 5) -> list[str]:
 
 
 def differing_settings(runs: list[Run]) -> dict[str, list[str]]:
-    """The settings in which the run directories among `runs` differ: name -> a value for each run."""
+    """The settings that differ between the run directories among `runs`: name -> one value per run."""
     configs = [run.config for run in runs]
-    names = dict.fromkeys(name for config in configs if config for name in config if name not in RUN_FACTS)
-    rows = {name: ["" if c is None else str(c.get(name, "")) for c in configs] for name in names}
-    known = [i for i, config in enumerate(configs) if config is not None]
-    return {name: row for name, row in rows.items() if len({row[i] for i in known}) > 1}
+    known = [config for config in configs if config is not None]
+    names = dict.fromkeys(name for config in known for name in config if name not in NOT_SETTINGS)
+    rows = {}
+    for name in names:
+        if len({str(config.get(name, "")) for config in known}) > 1:
+            rows[name] = ["" if config is None else str(config.get(name, "")) for config in configs]
+    return rows
 
 
 def print_summary(runs: list[Run], pairs: list[Pair], classes: list[str]) -> None:
@@ -307,84 +339,84 @@ def print_summary(runs: list[Run], pairs: list[Pair], classes: list[str]) -> Non
         accuracy = 100 * (1 - wrong / count)
         print(f"{run.label:{width}}  {wrong:6,}  {count:8,}  {accuracy:6.2f} %  {run.loss:6.4f}")
     for pair in pairs:
-        print(
-            f"{pair.before.label} -> {pair.after.label}: {pair.fixed} fixed, {pair.broken} broken, ", end=""
-        )
-        print(f"{pair.both_wrong} wrong in both; {pair.words}")
+        counts = f"{pair.fixed} fixed, {pair.broken} broken, {pair.both_wrong} wrong in both"
+        print(f"{pair.before.label} -> {pair.after.label}: {counts}; {pair.verdict_text}")
     for run in runs:
         print(f"most confused in {run.label}: {', '.join(most_confused(run, classes)) or 'nothing'}")
 
 
 # ----------------------------------------------------------------------------------------------------------
-# The page. Text from files and names goes through `escape`, everywhere.
+# The page. All text from files and names must pass through `escape`.
 
 escape = html.escape
 
 
-def run_heads(runs: list[Run]) -> str:
-    """A table's column heads, one a run, in the colour of the run."""
-    return "".join(
-        f'<th scope="col" class="r{i % 6}">{escape(run.label)}</th>' for i, run in enumerate(runs)
-    )
+def column_heads(runs: list[Run]) -> str:
+    """One table column head per run, in the colour of the run."""
+    heads = (f'<th scope="col" class="r{i % 6}">{escape(run.label)}</th>' for i, run in enumerate(runs))
+    return "".join(heads)
 
 
 def runs_section(runs: list[Run], pairs: list[Pair]) -> str:
     def cell(value) -> str:
         return f"<td>{'&ndash;' if value in (None, '') else escape(str(value))}</td>"
 
+    configs = [run.config or {} for run in runs]
+    parameters = [config.get("parameters") for config in configs]
     facts = {
         "epoch": [run.epoch for run in runs],
-        "data set": [run.config and run.config.get("dataset") for run in runs],
+        "data set": [config.get("dataset") for config in configs],
         "accuracy": [f"{100 * (1 - run.wrong.mean()):.2f} %" for run in runs],
         "wrong": [f"{run.wrong.sum():,} of {len(run.ids):,}" for run in runs],
         "loss": [f"{run.loss:.4f}" for run in runs],
-        "parameters": [run.config and f"{run.config.get('parameters', 0):,}" for run in runs],
-        "training time": [run.seconds and f"{run.seconds:.1f} s" for run in runs],
+        "parameters": [None if count is None else f"{count:,}" for count in parameters],
+        "training time": [None if run.seconds is None else f"{run.seconds:.1f} s" for run in runs],
     }
     rows = [f'<tr><th scope="row">{name}</th>{"".join(map(cell, row))}</tr>' for name, row in facts.items()]
     for name, row in differing_settings(runs).items():
         rows.append(f'<tr class="setting"><th scope="row">{escape(name)}</th>{"".join(map(cell, row))}</tr>')
-    verdict = "".join(
-        f"<li><b>{escape(pair.before.label)} &rarr; {escape(pair.after.label)}</b>: {pair.fixed} fixed, "
-        f"{pair.broken} broken, {pair.both_wrong} wrong in both. {escape(pair.words)}</li>"
-        for pair in pairs
-    )
-    table = f"<table class=plain><tr><td></td>{run_heads(runs)}</tr>{''.join(rows)}</table>"
-    return f'<h2>Runs</h2><div class="scroll">{table}</div><ul>{verdict}</ul>'
+    items = []
+    for pair in pairs:
+        names = f"<b>{escape(pair.before.label)} &rarr; {escape(pair.after.label)}</b>"
+        counts = f"{pair.fixed} fixed, {pair.broken} broken, {pair.both_wrong} wrong in both"
+        items.append(f"<li>{names}: {counts}. {escape(pair.verdict_text)}</li>")
+    table = f"<table class=plain><tr><td></td>{column_heads(runs)}</tr>{''.join(rows)}</table>"
+    return f'<h2>Runs</h2><div class="scroll">{table}</div><ul>{"".join(items)}</ul>'
 
 
 def line_chart(title: str, curves: dict[int, list[tuple[float, float]]], marks: bool, log: bool) -> str:
-    """An SVG of curves by run number. `marks` writes values at their points, `log` makes y logarithmic."""
+    """An SVG of curves, run number -> points. `marks` writes values at the points, `log` scales y."""
     width, height, left, bottom = 520, 240, 46, 26
     scale, unscale = (math.log10, lambda y: 10**y) if log else (float, float)
     xs = [x for points in curves.values() for x, _ in points]
     ys = [scale(y) for points in curves.values() for _, y in points]
     x0, x1, y0, y1 = min(xs), max(xs), min(ys) if log else 0.0, max(ys)
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def to_svg(x: float, y: float) -> tuple[float, float]:
         right, up = (x - x0) / ((x1 - x0) or 1), (scale(y) - y0) / ((y1 - y0) or 1)
         return left + 14 + right * (width - left - 44), height - bottom - up * (height - bottom - 24)
 
     parts = [f'<line x1="{left}" y1="{height - bottom}" x2="{width}" y2="{height - bottom}" class="axis"/>']
     spacing = next(s for s in (n * 10**e for e in range(9) for n in (1, 2, 5)) if (x1 - x0) / s <= 8)
     for x in range(math.ceil(x0 / spacing) * spacing, math.floor(x1) + 1, spacing):
-        parts.append(f'<text x="{place(x, 1)[0]:.1f}" y="{height - 8}">{x:,}</text>')
+        parts.append(f'<text x="{to_svg(x, 1)[0]:.1f}" y="{height - 8}">{x:,}</text>')
     decades = [10.0**e for e in range(math.ceil(y0), math.floor(y1) + 1)] if log else []
     for value in decades if len(decades) > 1 else [unscale(y0), unscale((y0 + y1) / 2), unscale(y1)]:
-        parts.append(f'<text x="{left}" y="{place(x0, value)[1] + 4:.1f}" class="left">{value:.3g}</text>')
+        parts.append(f'<text x="{left}" y="{to_svg(x0, value)[1] + 4:.1f}" class="left">{value:.3g}</text>')
     for i, points in curves.items():
-        placed = [place(x, y) for x, y in points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        svg_points = [to_svg(x, y) for x, y in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in svg_points)
         parts.append(f'<polyline class="r{i % 6}" points="{path}"/>')
-        for (x, y), (_, value) in zip(placed, points) if marks else ():
+        for (x, y), (_, value) in zip(svg_points, points) if marks else ():
             parts.append(f'<circle class="r{i % 6}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
-            beside = y - 7 if i % 2 == 0 else y + 15  # so that two curves keep their numbers apart
-            parts.append(f'<text class="r{i % 6}" x="{x:.1f}" y="{beside:.1f}">{value:,.0f}</text>')
+            text_y = y - 7 if i % 2 == 0 else y + 15  # the numbers of two curves must not overlap
+            parts.append(f'<text class="r{i % 6}" x="{x:.1f}" y="{text_y:.1f}">{value:,.0f}</text>')
     chart = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{title}">{"".join(parts)}</svg>'
     return f"<figure><figcaption>{title}</figcaption>{chart}</figure>"
 
 
 def curves_section(runs: list[Run]) -> str:
+    """The charts over time, one curve per run directory. A chart without a point is left out."""
     wrong, loss, seen = {}, {}, set()
     for i, run in enumerate(runs):
         if run.metrics is None or run.path.resolve() in seen:
@@ -393,44 +425,44 @@ def curves_section(runs: list[Run]) -> str:
         epochs = run.metrics.dropna(subset=["epoch", "wrong"])
         wrong[i] = list(zip(epochs["epoch"], epochs["wrong"]))
         steps = run.metrics.dropna(subset=["step", "loss"])
-        bins = steps.groupby(
-            np.arange(len(steps)) * 300 // max(len(steps), 300)
-        ).mean()  # 300 points at most
-        loss[i] = [(x, y) for x, y in zip(bins["step"], bins["loss"]) if y > 0]
-    if not any(wrong.values()) or not any(loss.values()):
+        bins = np.arange(len(steps)) * 300 // max(len(steps), 300)  # at most 300 points
+        means = steps.groupby(bins).mean()
+        loss[i] = [(x, y) for x, y in zip(means["step"], means["loss"]) if y > 0]
+    charts = ""
+    if any(wrong.values()):
+        charts += line_chart("Wrong guesses by epoch", wrong, marks=True, log=False)
+    if any(loss.values()):
+        charts += line_chart("Training loss by step", loss, marks=False, log=True)
+    if not charts:
         return ""
     labels = "".join(f'<li class="r{i % 6}">{escape(runs[i].name)}</li>' for i in wrong)
-    charts = line_chart("Wrong guesses by epoch", wrong, marks=True, log=False)
-    charts += line_chart("Training loss by step", loss, marks=False, log=True)
     return f'<h2>Wrong guesses over time</h2><ul class="legend">{labels}</ul><div class="row">{charts}</div>'
 
 
 def score_bars(runs: list[Run], classes: list[str]) -> list[str]:
-    """An SVG for every image: a group of bars for each class, one bar a run, the exact scores on hover."""
+    """An SVG for every image: per class a group of bars, one bar a run. Hovering shows the exact scores."""
     count, wide = len(classes), 8 / len(runs)
     heights = [np.rint(run.scores * 30).astype(int).tolist() for run in runs]
     exact = [[[f"{score:.3g}" for score in row] for row in run.scores.tolist()] for run in runs]
     names = [escape(name) for name in classes]
     cells = []
     for n in range(len(runs[0].ids)):
-        bars = ""
+        paths = ""
         for r, rows in enumerate(heights):
-            tops = ((k, height) for k, height in enumerate(rows[n]) if height)
-            path = "".join(
-                f"M{10 * k + 1 + r * wide:g} 30v-{height}h{wide:g}v{height}" for k, height in tops
-            )
-            bars += f'<path class="r{r % 6}" d="{path}"/>'
+            lefts = (10 * k + 1 + r * wide for k in range(count))
+            bars = (f"M{x:g} 30v-{high}h{wide:g}v{high}" for x, high in zip(lefts, rows[n]) if high)
+            paths += f'<path class="r{r % 6}" d="{"".join(bars)}"/>'
         values = "\n".join(f"{names[k]}: {'  '.join(rows[n][k] for rows in exact)}" for k in range(count))
-        cells.append(f'<svg class="bars" viewBox="0 0 {10 * count} 38">{bars}<title>{values}</title></svg>')
+        title = f"<title>{values}</title>"
+        cells.append(f'<svg class="bars" viewBox="0 0 {10 * count} 38">{paths}{title}</svg>')
     return cells
 
 
 def axis_labels(classes: list[str]) -> str:
-    """The class names below the score bars: one picture behind all of them, as a CSS background."""
-    texts = "".join(
-        f'<text x="{10 * k + 5}" y="37" text-anchor="middle">{escape(name[:2])}</text>'
-        for k, name in enumerate(classes)
-    )
+    """The class names below the score bars: one SVG behind all of them, as a CSS background."""
+    texts = ""
+    for k, name in enumerate(classes):
+        texts += f'<text x="{10 * k + 5}" y="37" text-anchor="middle">{escape(name[:2])}</text>'
     size = f'viewBox="0 0 {10 * len(classes)} 38"'
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-size="8" fill="#888">{texts}</svg>'
     return f'url("data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}")'
@@ -442,9 +474,7 @@ def predictions_table(runs: list[Run], classes: list[str], pictures: list[str] |
     first = runs[0]
     columns: dict[str, object] = {}
     if pictures:
-        columns["image"] = [
-            f'<img src="{address}" alt="image {i}">' for i, address in zip(first.ids, pictures)
-        ]
+        columns["image"] = [f'<img src="{url}" alt="image {i}">' for i, url in zip(first.ids, pictures)]
     columns["id"] = first.ids
     columns["truth"] = names[first.truth]
     for label, run in zip(labels, runs):
@@ -459,32 +489,30 @@ def predictions_table(runs: list[Run], classes: list[str], pictures: list[str] |
 def groups_section(runs: list[Run], classes: list[str], pictures: list[str] | None) -> str:
     rows = []
     for guess, name in enumerate(classes):
-        chosen = [np.flatnonzero(run.wrong & (run.guess == guess)) for run in runs]
-        if any(len(picks) for picks in chosen):
-            cells = "".join(wrong_group(run, picks, classes, pictures) for run, picks in zip(runs, chosen))
+        groups = [np.flatnonzero(run.wrong & (run.guess == guess)) for run in runs]
+        if any(len(indices) for indices in groups):
+            cells = "".join(group_cell(run, group, classes, pictures) for run, group in zip(runs, groups))
             rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     body = "".join(rows) or f'<tr><td colspan="{len(runs) + 1}">nothing is wrong</td></tr>'
-    table = f'<table class="groups"><tr><th scope="col">guess</th>{run_heads(runs)}</tr>{body}</table>'
+    table = f'<table class="groups"><tr><th scope="col">guess</th>{column_heads(runs)}</tr>{body}</table>'
     return f'<h2>Wrong guesses, grouped by guess</h2><div class="scroll">{table}</div>'
 
 
-def wrong_group(run: Run, picks: np.ndarray, classes: list[str], pictures: list[str] | None) -> str:
-    """A cell: how many of a run's wrong guesses these are, what they truly are, and their pictures."""
-    if not len(picks):
+def group_cell(run: Run, indices: np.ndarray, classes: list[str], pictures: list[str] | None) -> str:
+    """A table cell for some wrong guesses of a run: how many, a bar per true class, and the pictures."""
+    if not len(indices):
         return "<td>0</td>"
-    counts = np.bincount(run.truth[picks], minlength=len(classes))
-    unit = 44 / counts.max()  # pixels
-    bars = "".join(
-        f'<span title="{escape(classes[k])}: {counts[k]}"><i style="height:{counts[k] * unit:.1f}px"></i>'
-        f"{escape(classes[k][:6])}</span>"
-        for k in np.flatnonzero(counts)
-    )
-    thumbs = "".join(
-        f'<img src="{pictures[n]}" alt="image {run.ids[n]}" title="id {run.ids[n]}, truth '
-        f'{escape(classes[run.truth[n]])}, score of the guess {run.scores[n, run.guess[n]]:.3f}">'
-        for n in (picks if pictures else ())
-    )
-    return f'<td><b>{len(picks)}</b><div class="truths">{bars}</div><div>{thumbs}</div></td>'
+    counts = np.bincount(run.truth[indices], minlength=len(classes))
+    unit = 44 / counts.max()  # pixels per image
+    bars = thumbs = ""
+    for k in np.flatnonzero(counts):
+        bar = f'<i style="height:{counts[k] * unit:.1f}px"></i>'
+        bars += f'<span title="{escape(classes[k])}: {counts[k]}">{bar}{escape(classes[k][:6])}</span>'
+    for n in indices if pictures else ():
+        score = f"score of the guess {run.scores[n, run.guess[n]]:.3f}"
+        title = f"id {run.ids[n]}, truth {escape(classes[run.truth[n]])}, {score}"
+        thumbs += f'<img src="{pictures[n]}" alt="image {run.ids[n]}" title="{title}">'
+    return f'<td><b>{len(indices)}</b><div class="truths">{bars}</div><div>{thumbs}</div></td>'
 
 
 def confusion_section(runs: list[Run], classes: list[str]) -> str:
@@ -510,10 +538,11 @@ def confusion_section(runs: list[Run], classes: list[str]) -> str:
     return f'<h2>Confusion</h2>{hint}<div class="scroll row">{"".join(tables)}</div>'
 
 
-def build_page(runs: list[Run], pairs: list[Pair], classes: list[str], pictures: list[str] | None) -> str:
-    table = predictions_table(runs, classes, pictures)
-    drawn = [i for i, name in enumerate(table.columns) if name in ("image", "scores")]
-    interactive = itables.to_html_datatable(
+def interactive_table(table: pd.DataFrame) -> str:
+    """The predictions as an HTML table that can be sorted, searched, queried, grouped and downloaded."""
+    svg_columns = [i for i, name in enumerate(table.columns) if name in ("image", "scores")]
+    download = {"extend": "csvHtml5", "text": "Download CSV", "exportOptions": {"columns": ":not(.drawn)"}}
+    return itables.to_html_datatable(
         table,
         table_id="predictions",
         classes="display compact",
@@ -531,12 +560,9 @@ def build_page(runs: list[Run], pairs: list[Pair], classes: list[str], pictures:
             "bottomStart": "info",
             "bottomEnd": "paging",
         },
-        buttons=[
-            "pageLength",
-            {"extend": "csvHtml5", "text": "Download CSV", "exportOptions": {"columns": ":not(.drawn)"}},
-        ],
-        columnDefs=[{"targets": drawn, "className": "drawn", "orderable": False, "searchable": False}],
-        searchBuilder={"columns": [i for i in range(table.shape[1]) if i not in drawn]},
+        buttons=["pageLength", download],
+        columnDefs=[{"targets": svg_columns, "className": "drawn", "orderable": False, "searchable": False}],
+        searchBuilder={"columns": [i for i in range(table.shape[1]) if i not in svg_columns]},
         rowGroup={
             "enable": False,
             "dataSrc": table.columns.get_loc("truth"),
@@ -547,23 +573,26 @@ def build_page(runs: list[Run], pairs: list[Pair], classes: list[str], pictures:
         order=[],
         scrollX=True,
     )
+
+
+def build_page(runs: list[Run], pairs: list[Pair], classes: list[str], pictures: list[str] | None) -> str:
+    table = predictions_table(runs, classes, pictures)
     groups = [i for i, name in enumerate(table.columns) if name.startswith(("truth", "guess", "verdict"))]
     groups = [i for i in groups if not table.columns[i].startswith("truth score")]
     options = "".join(f'<option value="{i}">{table.columns[i]}</option>' for i in groups)
     legend = "".join(f'<li class="r{i % 6}">{escape(run.label)}</li>' for i, run in enumerate(runs))
-    bundle = itables.javascript.generate_init_offline_itables_html(
-        Path(itables.__file__).parent / "html/dt_bundle.js"
-    )
+    bundle_file = Path(itables.__file__).parent / "html/dt_bundle.js"
+    bundle = itables.javascript.generate_init_offline_itables_html(bundle_file)
     facts = {
         "names": classes,
-        "cells": [escape(name) for name in classes],  # as the table holds them
+        "cells": [escape(name) for name in classes],  # the class names as they stand in the table
         "labels": [run.label for run in runs],
         "truth": table.columns.get_loc("truth"),
         "start": [{"condition": "!=", "data": "verdict", "type": "string", "value": [ALL_RIGHT]}],
         "guesses": [table.columns.get_loc(f"guess {escape(run.label)}") for run in runs],
     }
     title = escape(" vs ".join(run.label for run in runs))
-    page = f"""<!doctype html>
+    return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -580,7 +609,7 @@ def build_page(runs: list[Run], pairs: list[Pair], classes: list[str], pictures:
 <ul class="legend">{legend}</ul>
 <label>group by <select id="group"><option value="">nothing</option>{options}</select></label>
 <button id="everything">show all images</button> <output id="cell"></output>
-{interactive}
+{interactive_table(table)}
 {groups_section(runs, classes, pictures)}
 {confusion_section(runs, classes)}
 {bundle}
@@ -589,7 +618,6 @@ def build_page(runs: list[Run], pairs: list[Pair], classes: list[str], pictures:
 </body>
 </html>
 """
-    return page
 
 
 CSS = """
@@ -632,7 +660,7 @@ img { width: 42px; height: 42px; object-fit: contain; image-rendering: pixelated
 @media print { .dt-layout-row:not(.dt-layout-table), label, #everything { display: none } }
 """
 
-# How many images the filter leaves in a group, on all pages of the table.
+# The head of a group: how many of its images pass the filter, on all pages of the table.
 GROUP_HEAD = """function (rows, group) {
   const column = new rows.constructor("#predictions").rowGroup().dataSrc();
   const values = new rows.constructor("#predictions").column(column, { search: "applied" }).data().toArray();
@@ -646,7 +674,7 @@ const facts = JSON.parse(document.getElementById("facts").textContent);
 while (!DataTable.isDataTable("#predictions")) await new Promise(requestAnimationFrame);
 const table = new DataTable.Api("#predictions");
 const [group, cellShown] = ["group", "cell"].map(id => document.getElementById(id));
-let cell = null;  // run, truth, guess: the cell of a confusion matrix whose images are shown
+let cell = null;  // {run, truth, guess} of the confusion cell whose images are shown
 
 const showCell = chosen => {
   cell = chosen;
@@ -671,7 +699,7 @@ const regroup = () => {
 };
 group.onchange = regroup;
 
-// The view is what follows the # in the address, so that a link to it can be shared.
+// The address holds the view after its #, so that a link to the view can be shared.
 if (location.hash) {
   const view = JSON.parse(decodeURIComponent(location.hash.slice(1)));
   showCell(view.cell);
@@ -692,39 +720,39 @@ document.documentElement.dataset.ready = "yes";
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"error: {message} (see python compare.py --help)\n")
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run directory (its last epoch), RUN@EPOCH or CSV"
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], usage="%(prog)s [options] RUN [RUN ...]", allow_abbrev=False
     )
-    parser.add_argument("--out", default="compare.html", help="page to write [compare.html]")
-    parser.add_argument("--dataset", help="where the pictures are from [the first run's data set]")
-    parser.add_argument("--data_dir", help="folder of the data sets [the first run's]")
-    parser.add_argument("--no_images", action="store_true", help="leave the pictures out")
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="run directory (its last epoch), RUN@EPOCH, or CSV file")
+    add("--out", default="compare.html", help="page to write [compare.html]")
+    add("--dataset", help="data set of the pictures [that of the first run that names one]")
+    add("--data_dir", help="folder of the data sets [that of the same run]")
+    add("--no_images", action="store_true", help="make the page without pictures")
     return parser.parse_args(argv)
 
 
 def compare(args: argparse.Namespace) -> None:
     runs = [load_run(argument) for argument in args.runs]
-    tell_apart(runs)
+    make_labels_unique(runs)
     check_same_test_set(runs)
     count = runs[0].scores.shape[1]
-    named = [run.config["classes"] for run in runs if run.config and "classes" in run.config]
-    classes = [str(name) for name in (named[0] if named and len(named[0]) == count else range(count))]
+    named = next((run.config["classes"] for run in runs if run.config and run.config.get("classes")), [])
+    classes = [str(name) for name in (named if len(named) == count else range(count))]
     pairs = [Pair(*pair) for pair in itertools.combinations(runs, 2)]
     print_summary(runs, pairs, classes)
     pictures = None if args.no_images else load_pictures(runs, args.dataset, args.data_dir)
     page = build_page(runs, pairs, classes, pictures)
     try:
-        with replacing(Path(args.out)) as scratch:
+        with atomic_write(Path(args.out)) as scratch:
             scratch.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise CompareError(f"--out {args.out}: {error.strerror}. Choose another path") from error
+        raise CompareError(f"--out {args.out}: {error.strerror}. Choose another path.") from error
     print(f"page  {args.out} ({len(page.encode()) / 1e6:.1f} MB)")
 
 
 def main() -> int:
-    return exit_status(lambda: compare(parse_args()), CompareError)
+    return exit_status(lambda: compare(parse_args()), {CompareError: ""})
 
 
 if __name__ == "__main__":

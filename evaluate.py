@@ -1,111 +1,101 @@
-"""Evaluate an exported model: on a test set, or on pictures of one's own.
+"""Evaluate an exported model on a test set or on your own pictures.
 
     python evaluate.py runs/001/model.pt
     python evaluate.py model.pt --dataset mnist --predictions predictions.csv
     python evaluate.py model.pt photo.png more/*.png
 
-Needs the exported file and the data, not the code the model was trained with. Such a file is a program:
+It needs the exported file and the data, not the code that trained the model. An exported file is a program:
 evaluate only files from people whose code you would run.
 """
 
 import argparse
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from data import DataError, beside, load_split
-from logging_utils import exit_status, measure, prediction_rows, write_predictions
-from model import INFER_BATCH, ModelError, infer, load_exported, pick_device
-from sources import NAMES
+from data import DataError, load_split
+from logging_utils import compute_metrics, exit_status, keep_freed_memory, prediction_rows, write_predictions
+from model import EVAL_BATCH_SIZE, ModelError, load_exported, pick_device, predict_logits
 
-DIGITS = ("mnist", "mnist-format", "qmnist", "synthetic")  # light ink on black, 20 of 28 pixels high
-SHOWN = 10  # classes a picture's scores are shown of: all, or the best
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.error = lambda message: parser.exit(
-        2, f"error: {message} (python evaluate.py --help lists every setting)\n"
-    )
-    parser.add_argument("model", metavar="MODEL.pt", help="file that train.py exported, .pt or .pt2")
-    parser.add_argument("pictures", metavar="PICTURE", nargs="*", help="instead of a test set")
-    parser.add_argument(
-        "--dataset", help=f"test set: a folder, or of {', '.join(NAMES)} [what the model was trained on]"
-    )
-    parser.add_argument("--data_dir", default="data", help="folder of the data sets [data]")
-    parser.add_argument(
-        "--device", default="auto", help="auto (the GPU where there is one), cpu, cuda, cuda:1"
-    )
-    parser.add_argument(
-        "--batch_size", type=int, default=INFER_BATCH, help=f"images at a time [{INFER_BATCH}]"
-    )
-    parser.add_argument(
-        "--predictions", metavar="OUT.csv", help="write id, guess, truth, scores of every image there"
-    )
-    args = parser.parse_args(argv)
-    if args.batch_size < 1:
-        parser.error(f"--batch_size must be at least 1, not {args.batch_size}")
-    read = {Path(path).resolve() for path in (args.model, *args.pictures)}
-    if args.predictions is not None and Path(args.predictions).resolve() in read:
-        parser.error("--predictions would replace the model or a picture")
-    return args
+MNIST_LIKE = ("mnist", "mnist-format", "qmnist", "synthetic")  # light digits on black
+MAX_BARS = 10  # classes whose scores are shown for a picture; if there are more, the best ones
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    device = pick_device(args.device)
-    model, metadata = load_exported(args.model, device)
+class PictureError(Exception):
+    """A picture cannot be read. The message says which one and why."""
+
+
+@dataclass
+class Exported:
+    """An exported model and what its metadata says about it."""
+
+    path: str
+    model: nn.Module
+    classes: list[str]
+    shape: tuple[int, ...]  # (C, H, W) of its images
+    dataset: str  # what it was trained on
+    torch_version: str  # of the training
+
+
+def load(path: str, device: torch.device) -> Exported:
+    """Load an exported model. Raises ModelError if train.py did not write the file, or if it is damaged."""
+    model, metadata = load_exported(path, device)
     try:
         classes = [str(name) for name in metadata["classes"]]
         channels, height, width = (int(size) for size in metadata["input"]["shape"][1:])
-        trained_on, version = str(metadata["dataset"]), str(metadata["torch"])
+        dataset, version = str(metadata["dataset"]), str(metadata["torch"])
     except (LookupError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{args.model} has no classes, input shape, dataset or torch in its metadata"
-        ) from error
-    print(f"model     {args.model}, trained on {trained_on} with torch {version}")
-    shape = (channels, height, width)
-    if args.pictures:
-        evaluate_pictures(args, model, classes, shape, trained_on in DIGITS, device)
-    else:
-        evaluate_test_set(args, model, classes, shape, trained_on, device)
+        problem = f"{path} has no classes, input shape, dataset or torch in its metadata"
+        raise ModelError(f"{problem}. Use a file that train.py exported.") from error
+    return Exported(path, model, classes, (channels, height, width), dataset, version)
 
 
-def evaluate_test_set(
-    args: argparse.Namespace, model: nn.Module, classes: list[str], shape: tuple, trained_on: str, device
-) -> None:
-    dataset = args.dataset or trained_on
-    dataset, names, images, labels = load_split(
-        dataset, args.data_dir, False, shape[1]
-    )  # (N, C, H, W), (N,)
-    if shape != tuple(images.shape[1:]) or classes != names:
-        takes, has = (
-            f"{len(k)} classes of {list(s)}" for k, s in ((classes, shape), (names, images.shape[1:]))
-        )
-        if takes == has:
-            takes, has = (f"{k[0]}, {k[1]} ..." for k in (classes, names))
-        cure = f"Choose the --dataset it was trained on, {trained_on}"
-        raise ModelError(f"{args.model} is for {takes} (C, H, W), {dataset} has {has}. {cure}")
+def compute_logits(exported: Exported, images: Tensor, batch_size: int) -> Tensor:
+    """Logits (N, K) of images (N, C, H, W), on the CPU. Raises ModelError if the exported program fails."""
+    try:
+        logits = predict_logits(exported.model, images, batch_size).float().cpu()
+    except Exception as error:  # a program of somebody else can raise anything
+        last_line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise ModelError(f"{exported.path} fails on these images: {last_line}") from error
+    expected = [len(images), len(exported.classes)]
+    if list(logits.shape) != expected:
+        shapes = f"logits of shape {list(logits.shape)}, not {expected}"
+        raise ModelError(f"{exported.path} gives {shapes}. Use a file that train.py exported.")
+    if not logits.isfinite().all():
+        raise ModelError(f"{exported.path} gives logits that are NaN or infinite. Train it again.")
+    return logits
+
+
+# ----------------------------------------------------------------------------------------------------------
+# A test set
+
+
+def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torch.device) -> None:
+    """Print metrics, speed and the accuracy of each class."""
+    name = args.dataset or exported.dataset
+    height = exported.shape[1]
+    dataset, classes, images, labels = load_split(name, args.data_dir, train=False, image_size=height)
+    check_fit(exported, dataset, classes, images)
 
     images, batch_size = images.to(device), min(args.batch_size, len(images))
-    compute_logits(
-        args.model, model, images[:batch_size], len(classes)
-    )  # TorchScript compiles at first calls
+    compute_logits(exported, images[:batch_size], batch_size)  # TorchScript compiles in its first calls
     start = time.perf_counter()
-    logits = compute_logits(args.model, model, images, len(classes), batch_size)
+    logits = compute_logits(exported, images, batch_size)
     seconds = time.perf_counter() - start
 
-    metrics, correct = measure(logits, labels), logits.argmax(1) == labels
-    print(
-        f"data      {dataset}, {len(images):,} test images\n"
-        f"accuracy  {metrics['acc']:.2f} %\n"
-        f"wrong     {metrics['wrong']}\n"
-        f"loss      {metrics['test_loss']:.4f}\n"
-        f"speed     {len(images) / seconds:,.0f} images/s on {device}\n"
-        f"class     accuracy"
-    )
+    metrics, correct = compute_metrics(logits, labels), logits.argmax(1) == labels
+    print(f"data      {dataset}, {len(images):,} test images")
+    print(f"accuracy  {metrics.pop('acc'):.2f} %")
+    print(f"wrong     {metrics.pop('wrong')}")
+    print(f"loss      {metrics.pop('test_loss'):.4f}")
+    for metric, value in metrics.items():  # what you add to compute_metrics
+        print(f"{metric:8}  {value:.4g}")
+    print(f"speed     {len(images) / seconds:,.0f} images/s on {device}")
+    print("class     accuracy")
     for k, name in enumerate(classes):
         of_class = correct[labels == k]
         right, count = of_class.sum().item(), len(of_class)
@@ -115,60 +105,110 @@ def evaluate_test_set(
         print(f"wrote     {args.predictions}")
 
 
-def compute_logits(
-    path: str, model: nn.Module, images: Tensor, num_classes: int, batch_size: int = INFER_BATCH
-) -> Tensor:
-    """Logits (N, K) on the CPU. Raises ModelError where the file's program gives none."""
-    try:
-        logits = infer(model, images, batch_size).float().cpu()
-    except Exception as error:  # a program by someone else, which may raise anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise ModelError(f"{path} fails on these images: {reason}") from error
-    if logits.shape != (len(images), num_classes):
-        shapes = f"{list(logits.shape)} logits, not {[len(images), num_classes]}"
-        raise ModelError(f"{path} gives {shapes}. Use a model.pt that train.py exported")
-    if not logits.isfinite().all():
-        raise ModelError(f"{path} gives logits that are no numbers. Train it again")
-    return logits
+def check_fit(exported: Exported, dataset: str, classes: list[str], images: Tensor) -> None:
+    """Raise ModelError if the model was trained on other classes or on images of another shape."""
+    shape = tuple(images.shape[1:])
+    if (exported.classes, exported.shape) == (classes, shape):
+        return
+    trained_on = f"{len(exported.classes)} classes of {list(exported.shape)}"
+    found = f"{len(classes)} classes of {list(shape)}"
+    if trained_on == found:  # then the names of the classes differ
+        trained_on, found = (f"{names[0]}, {names[1]} ..." for names in (exported.classes, classes))
+    cure = f"Choose the --dataset that it was trained on, {exported.dataset}."
+    raise ModelError(f"{exported.path} is for {trained_on} (C, H, W), {dataset} has {found}. {cure}")
 
 
 # ----------------------------------------------------------------------------------------------------------
-# Pictures of one's own
+# Your own pictures
 
 
-def evaluate_pictures(
-    args: argparse.Namespace, model: nn.Module, classes: list[str], shape: tuple, digits: bool, device
-) -> None:
-    pictures = beside("pictures")
-    images, remarks = [], []
-    for path in args.pictures:
-        picture = pictures.read_picture(path)
-        if digits and shape == (1, 28, 28):
-            image, remark = pictures.like_mnist(picture.convert("L"))
-        else:
-            image = pictures.to_pixels(picture, *shape)
-            remark = "" if picture.size == (shape[2], shape[1]) else "resized"
-        images.append(image)
-        remarks.append(remark)
-    logits = compute_logits(args.model, model, torch.stack(images).to(device), len(classes), args.batch_size)
-    full = "\u2588" if "utf" in (sys.stdout.encoding or "").lower() else "#"
+def evaluate_pictures(exported: Exported, args: argparse.Namespace, device: torch.device) -> None:
+    """Print the guess and the scores for each picture."""
+    images, remarks = read_pictures(args.pictures, exported)
+    logits = compute_logits(exported, images.to(device), args.batch_size)
+    block = "\u2588" if "utf" in (sys.stdout.encoding or "").lower() else "#"
     for path, scores, remark in zip(args.pictures, logits.softmax(1), remarks):
         guess = int(scores.argmax())
-        print(f"\n{path}  {classes[guess]}  {100 * scores[guess]:.1f} %{remark and f'  ({remark})'}")
-        shown = range(len(classes)) if len(classes) <= SHOWN else scores.topk(SHOWN).indices.tolist()
-        for k in shown:
-            print(
-                f"  {classes[k]:8} {100 * scores[k]:5.1f} %  {full * round(40 * float(scores[k]))}".rstrip()
-            )
+        shown_remark = f"  ({remark})" if remark else ""
+        print(f"\n{path}  {exported.classes[guess]}  {100 * scores[guess]:.1f} %{shown_remark}")
+        few = len(exported.classes) <= MAX_BARS
+        for k in range(len(exported.classes)) if few else scores.topk(MAX_BARS).indices.tolist():
+            bar = block * round(40 * float(scores[k]))
+            print(f"  {exported.classes[k]:8} {100 * scores[k]:5.1f} %  {bar}".rstrip())
     if args.predictions is not None:
         rows = prediction_rows(logits, torch.zeros(len(logits), dtype=torch.int64))
-        quoted = ('"{}"'.format(path.replace('"', '""')) for path in args.pictures)
-        write_predictions(args.predictions, [[i, row[1], "", *row[3:]] for i, row in zip(quoted, rows)])
+        ids = ['"{}"'.format(path.replace('"', '""')) for path in args.pictures]
+        rows = [[path, guess, "", *scores] for path, (_, guess, _, *scores) in zip(ids, rows)]
+        write_predictions(args.predictions, rows)
         print(f"\nwrote {args.predictions}")
 
 
+def read_pictures(paths: list[str], exported: Exported) -> tuple[Tensor, list[str]]:
+    """Read pictures as images (N, C, H, W) for the model, and what was done to each. Raises PictureError."""
+    try:
+        from sources import errors, folders, photos
+    except ModuleNotFoundError as error:
+        if error.name != "sources":
+            raise
+        cure = "Copy it next to evaluate.py."
+        raise PictureError(f"Your own pictures need the folder sources. {cure}") from error
+    channels, height, width = exported.shape
+    is_digit_model = exported.dataset in MNIST_LIKE and exported.shape == (1, 28, 28)
+    images, remarks = [], []
+    for path in paths:
+        try:
+            picture = folders.read_picture(path)
+        except errors.SourceError as error:
+            raise PictureError(str(error)) from error
+        if is_digit_model:
+            image, remark = photos.like_mnist(picture.convert("L"))
+        else:
+            image = folders.to_pixels(picture, channels, height, width)
+            remark = "" if picture.size == (width, height) else "resized"
+        images.append(image)
+        remarks.append(remark)
+    return torch.stack(images), remarks
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The command line
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    usage = "%(prog)s [options] MODEL.pt [PICTURE ...]"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=usage, allow_abbrev=False)
+    add = parser.add_argument
+    add("model", metavar="MODEL.pt", help="file that train.py exported, .pt or .pt2")
+    add("pictures", metavar="PICTURE", nargs="*", help="your own pictures, instead of a test set")
+    names = "auto, mnist, fashion_mnist, kmnist, qmnist, cifar10, synthetic"
+    add("--dataset", help=f"test set: {names}, or a folder [what the model was trained on]")
+    add("--data_dir", default="data", help="folder of the data sets [data]")
+    add("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda, cuda:1 [auto]")
+    add("--batch_size", type=int, default=EVAL_BATCH_SIZE, help=f"images at a time [{EVAL_BATCH_SIZE}]")
+    add("--predictions", metavar="OUT.csv", help="write id, guess, truth and scores of every image there")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1:
+        parser.error(f"--batch_size must be at least 1, not {args.batch_size}")
+    inputs = {Path(path).resolve() for path in (args.model, *args.pictures)}
+    if args.predictions is not None and Path(args.predictions).resolve() in inputs:
+        parser.error("--predictions would replace the model or a picture")
+    return args
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    keep_freed_memory()
+    device = pick_device(args.device)
+    exported = load(args.model, device)
+    print(f"model     {args.model}, trained on {exported.dataset} with torch {exported.torch_version}")
+    if args.pictures:
+        evaluate_pictures(exported, args, device)
+    else:
+        evaluate_test_set(exported, args, device)
+
+
 def main() -> int:
-    return exit_status(lambda: evaluate(parse_args()), DataError, ModelError)
+    cures = {DataError: "Check --dataset and --data_dir.", ModelError: "", PictureError: ""}
+    return exit_status(lambda: evaluate(parse_args()), cures)
 
 
 if __name__ == "__main__":

@@ -1,288 +1,252 @@
-"""Run the sweep of sweep.yaml on this machine: W&B's own sampler, no account.
+"""Run the sweep of sweep.yaml with Optuna, without a W&B account.
 
-    python sweep.py                                     20 runs, one after another, in runs/sweep/
-    python sweep.py --count 8 --parallel 2 --dir my/sweep
+    python sweep.py                                         20 runs, one after another, in runs/sweep/
+    python sweep.py --count 8 --dir my/sweep                8 runs in another folder
     python sweep.py -- --device cuda:1 --data_dir mnist     flags of train.py that every run gets
 
-Each run is an ordinary run directory. Stop the sweep at any time: the same command goes on with it.
+Each run is an ordinary run directory. The same command resumes the sweep after an interruption. Start it in
+several processes, also on machines that share the folder, and they work on one sweep.
 """
 
 import argparse
 import csv
+import fcntl
+import itertools
 import json
+import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
-import warnings
+from contextlib import suppress
 from pathlib import Path
 
-import yaml
-from filelock import FileLock, Timeout
+try:
+    import optuna
+    import yaml
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    from optuna.trial import TrialState
+except ModuleNotFoundError as error:
+    print(f"error: {error.name} is missing. Run: pip install -r requirements-sweep.txt", file=sys.stderr)
+    sys.exit(2)
 
-from logging_utils import LOCK, exit_status, finished_epochs, stop_signals, write_json
-
-METRICS = ("acc", "test_loss", "wrong")  # of metrics.csv, once an epoch
-POLL = 0.5  # seconds between two looks at the runs
+SAMPLERS = {"random": optuna.samplers.RandomSampler, "bayes": optuna.samplers.TPESampler, "grid": None}
+DISTRIBUTIONS = {  # W&B's name -> Optuna's distribution
+    "constant": lambda value: CategoricalDistribution([value]),
+    "categorical": lambda values: CategoricalDistribution(values),
+    "int_uniform": lambda min, max: IntDistribution(min, max),
+    "q_uniform": lambda min, max, q=1: IntDistribution(min, max, step=q),
+    "uniform": lambda min, max: FloatDistribution(float(min), float(max)),
+    "log_uniform": lambda min, max: FloatDistribution(math.exp(min), math.exp(max), log=True),
+    "log_uniform_values": lambda min, max: FloatDistribution(float(min), float(max), log=True),
+}
 
 
 class SweepError(Exception):
-    """The sweep cannot be run as asked for. The message says what, where, and what to do."""
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"error: {message} (see python sweep.py --help)\n")
-    parser.add_argument("--config", default="sweep.yaml", help="what to vary, in W&B's format [sweep.yaml]")
-    parser.add_argument("--count", type=int, default=20, help="runs in all [20]")
-    parser.add_argument("--parallel", type=int, default=1, help="runs at a time [1]")
-    parser.add_argument("--dir", default="runs/sweep", help="folder of the runs [runs/sweep]")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampler [0]")
-    parser.add_argument("flags", nargs="*", help="after --: flags of train.py that every run gets")
-    args = parser.parse_args(argv)
-    if min(args.count, args.parallel) < 1 or args.seed < 0:
-        parser.error("--count and --parallel must be at least 1, --seed 0")
-    if kept := [
-        flag for flag in args.flags if flag.split("=")[0] in ("--run_dir", "--resume", "--help", "-h")
-    ]:
-        parser.error(f"{kept[0]} is not for the runs of a sweep")
-    return args
+    """The sweep cannot run. The message says why, and what to do."""
 
 
 def load_sweep(path: str) -> dict:
-    """The sweep in a YAML file. Raises SweepError where W&B would not take it, or we could not run it."""
-    import sweeps
-
+    """Read a sweep in W&B's format: its content, metric, search space, options of the study."""
     try:
-        sweep = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SweepError(f"{path} is no YAML: {error}. Mend it.") from error
-    problems = (
-        list(sweeps.schema_violations_from_proposed_config(sweep)) if isinstance(sweep, dict) else ["no map"]
-    )
-    if not problems and sweep["method"] == "bayes" and "metric" not in sweep:
-        problems = ["method bayes needs a metric"]
-    if not problems and sweep.get("metric", {"name": "acc"})["name"] not in METRICS:
-        problems = [f"the metric must be of {', '.join(METRICS)}"]
-    if problems:
-        raise SweepError(f"{path}: {'; '.join(problems)}. Mend it.")
-    return {"metric": {"name": "acc", "goal": "maximize"}, **sweep}
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if content.get("method") not in SAMPLERS or content.get("program", "train.py") != "train.py":
+            raise ValueError(f"the program must be train.py, the method one of {', '.join(SAMPLERS)}")
+        space = {name: to_distribution(name, spec) for name, spec in content["parameters"].items()}
+        if content["method"] == "grid" and not all(hasattr(kind, "choices") for kind in space.values()):
+            raise ValueError("method grid needs a value or values for every parameter")
+        metric = {"name": "acc", "goal": "maximize", **content.get("metric", {})}
+        options = {"direction": metric["goal"], "pruner": to_pruner(**content.get("early_terminate", {}))}
+        optuna.create_study(**options)  # raises ValueError for another goal
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise SweepError(f"{path}: {error}. Fix the file.") from error
+    return {"content": content, "metric": metric["name"], "space": space, "options": options}
 
 
-class Sweep:
-    """The runs of a sweep: what each was given, what became of it, the processes at work."""
+def to_distribution(name: str, spec: dict) -> optuna.distributions.BaseDistribution:
+    """Optuna's distribution of a parameter. Without a name in `spec`, W&B's rules choose it."""
+    kind = "constant" if "value" in spec else "categorical" if "values" in spec else "uniform"
+    kind = "int_uniform" if type(spec.get("min")) is type(spec.get("max")) is int else kind
+    kind = spec.get("distribution", kind)
+    try:
+        return DISTRIBUTIONS[kind](**{key: value for key, value in spec.items() if key != "distribution"})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"parameter {name}: distribution {kind} of {spec} is not supported") from error
 
-    def __init__(self, sweep: dict, args: argparse.Namespace):
-        self.sweep, self.args, self.dir = sweep, args, Path(args.dir)
-        self.metric, self.sign = (
-            sweep["metric"]["name"],
-            1 if sweep["metric"].get("goal") == "maximize" else -1,
-        )
-        self.state, self.processes = self.dir / "sweep.json", {}
-        self.dir.mkdir(parents=True, exist_ok=True)
-        self.lock = FileLock(self.dir / LOCK, timeout=0)
+
+def to_pruner(type: str = "hyperband", eta: int = 3, min_iter: int = 0, max_iter: int = 0, s: int = 0):
+    """Optuna's pruner for W&B's early_terminate."""
+    first = min_iter or max_iter // eta**s
+    if type != "hyperband":
+        raise ValueError("early_terminate must be of type hyperband")
+    # W&B's hyperband has one bracket, with rungs at first * eta**k. Optuna's HyperbandPruner has several.
+    return optuna.pruners.SuccessiveHalvingPruner(first, eta) if first else optuna.pruners.NopPruner()
+
+
+def lock(path: Path, wait: bool = False):
+    """Lock a file until no process has it open any more. None if it is locked already."""
+    file = open(path, "a")
+    with suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    file.close()
+
+
+def open_study(sweep: argparse.Namespace) -> optuna.Study:
+    """Load the study in the folder, or create it. Raises SweepError if the folder holds something else."""
+    sweep.dir.mkdir(parents=True, exist_ok=True)
+    journal = str(sweep.dir / "study.journal")
+    with lock(sweep.dir / ".lock", wait=True):
+        if not os.path.exists(journal) and os.listdir(sweep.dir) != [".lock"]:
+            raise SweepError(f"{sweep.dir} holds other files. Choose a new --dir.")
         try:
-            self.lock.acquire()
-        except Timeout:
-            raise SweepError(f"another sweep is writing to --dir {self.dir}. Choose a new one.") from None
-        self.runs = self.load()
-
-    def load(self) -> dict[str, dict]:
-        """The runs so far, by name: their parameters, and whether they failed or were stopped early."""
-        if not self.state.exists():
-            if set(os.listdir(self.dir)) - {LOCK}:
-                raise SweepError(f"--dir {self.dir} holds other things. Choose a new one.")
-            return {}
-        try:
-            saved = json.loads(self.state.read_text(encoding="utf-8"))
-            same, runs = saved["sweep"] == json.loads(json.dumps(self.sweep)), dict(saved["runs"])
-            for run in runs.values():
-                dict(run["parameters"])
+            backend = JournalFileBackend(journal, JournalFileOpenLock(journal))
+            options = {"storage": optuna.storages.JournalStorage(backend), **sweep.options}
+            study = optuna.create_study(study_name="sweep", load_if_exists=True, **options)
         except (ValueError, LookupError, TypeError) as error:
-            raise SweepError(f"{self.state} is damaged. Choose a new --dir.") from error
-        if not same:
-            raise SweepError(f"{self.dir} is another sweep than {self.args.config}. Choose a new --dir.")
-        return runs
-
-    def save(self) -> None:
-        write_json(self.state, {"sweep": self.sweep, "runs": self.runs})
-
-    def history(self, name: str) -> list[float]:
-        """The metric after each epoch of a run."""
-        try:
-            with open(self.dir / name / "metrics.csv", newline="", encoding="utf-8") as file:
-                return [float(row[self.metric]) for row in csv.DictReader(file) if row[self.metric]]
-        except FileNotFoundError:
-            return []
-
-    def is_over(self, name: str) -> bool:
-        return "ended" in self.runs[name] or finished_epochs(self.dir / name) > 0
-
-    def is_busy(self, name: str) -> bool:
-        """Whether a process trains the run that is not ours: left by a sweep that was killed."""
-        if name in self.processes or self.is_over(name) or not (self.dir / name / LOCK).exists():
-            return False
-        try:
-            FileLock(self.dir / name / LOCK, timeout=0).acquire().lock.release()
-            return False
-        except Timeout:
-            return True
-
-    def known(self) -> list:
-        """The runs as the sampler wants them."""
-        from sweeps import SweepRun
-
-        known = []
-        for name, run in self.runs.items():
-            values = self.history(name)
-            known.append(
-                SweepRun(
-                    name=name,
-                    config={key: {"value": value} for key, value in run["parameters"].items()},
-                    state="finished" if self.is_over(name) else "running",
-                    sampledHistory=[{self.metric: value} for value in values],
-                    summaryMetrics={self.metric: values[-1]} if values else {},
-                )
-            )
-        return known
-
-    def start_next(self) -> bool:
-        """Start a run: one that was interrupted, else a new one. False where there is none."""
-        waiting = [name for name in self.runs if name not in self.processes and not self.is_over(name)]
-        waiting = [name for name in waiting if not self.is_busy(name)]
-        if waiting:
-            name = waiting[0]
-        elif len(self.runs) < self.args.count:
-            import numpy
-            import sweeps
-
-            numpy.random.seed((self.args.seed, len(self.runs)))  # what the sampler draws from
-            try:
-                chosen = sweeps.next_run(self.sweep, self.known())
-            except ValueError as error:
-                raise SweepError(f"{self.args.config}: {error}. Mend it.") from error
-            if chosen is None:  # a grid that is done
-                return False
-            name = f"{len(self.runs) + 1:03d}"
-            parameters = {key: entry["value"] for key, entry in chosen.config.items()}
-            self.runs[name] = {"parameters": json.loads(json.dumps(parameters, default=float))}
-            self.save()
-        else:
-            return False
-        begun = (self.dir / name / "config.json").exists()
-        # What `wandb agent` passes, in its order.
-        settings = [f"--{key}={value}" for key, value in sorted(self.runs[name]["parameters"].items())]
-        command = [
-            sys.executable,
-            str(Path(__file__).with_name("train.py")),
-            "--run_dir",
-            str(self.dir / name),
-        ]
-        threads = (
-            {}
-            if self.args.parallel == 1
-            else {"OMP_NUM_THREADS": str(max(1, cores() // self.args.parallel))}
-        )
-        with open(self.dir / f"{name}.log", "a", encoding="utf-8") as log:
-            self.processes[name] = subprocess.Popen(
-                [*command, *(["--resume"] if begun else [*settings, *self.args.flags])],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                env={**threads, **os.environ},
-                start_new_session=True,  # Ctrl-C is for us, and we stop the runs
-            )
-        print(f"{name}  {'goes on' if begun else 'started'}  {describe(self.runs[name])}", flush=True)
-        return True
-
-    def collect(self) -> None:
-        """Note the runs that have ended, and stop those that early termination has no hope for."""
-        import sweeps
-
-        for name, process in list(self.processes.items()):
-            status = process.poll()
-            if status is None:
-                continue
-            del self.processes[name]
-            values = self.history(name)
-            if (status != 0 or not values) and "ended" not in self.runs[name]:
-                self.runs[name]["ended"] = "failed"
-                last = (
-                    (self.dir / f"{name}.log")
-                    .read_text(encoding="utf-8", errors="replace")
-                    .splitlines()[-1:]
-                )
-                print(
-                    f"{name}  failed   {''.join(last)} (all of it is in {self.dir / name}.log)", flush=True
-                )
-                self.save()
-            else:
-                word = self.runs[name].get("ended", "finished")
-                print(
-                    f"{name}  {word:8} {self.metric} {values[-1]:.6g} after {len(values)} epochs", flush=True
-                )
-        if "early_terminate" in self.sweep and self.processes:
-            for run in sweeps.stop_runs(self.sweep, self.known()):
-                if run.name in self.processes and "ended" not in self.runs[run.name]:
-                    self.runs[run.name]["ended"] = "stopped"
-                    self.save()
-                    self.processes[run.name].terminate()
-
-    def stop(self) -> None:
-        """Stop the runs at work; each keeps its last finished epoch."""
-        for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            process.wait()
-
-    def ranking(self) -> list[str]:
-        """Names of the runs with a result, the best first; those that failed count for nothing."""
-        ranked = [
-            name for name in self.runs if self.runs[name].get("ended") != "failed" and self.history(name)
-        ]
-        return sorted(ranked, key=lambda name: -self.sign * self.history(name)[-1])
+            raise SweepError(f"{journal} is damaged. Choose a new --dir.") from error
+        if study.user_attrs.get("sweep", sweep.content) != sweep.content:
+            raise SweepError(f"{sweep.dir} holds another sweep than {sweep.config}. Choose a new --dir.")
+        study.set_user_attr("sweep", sweep.content)
+    return study
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def take_trial(study: optuna.Study, sweep: argparse.Namespace):
+    """Take a run, an interrupted or a new one: its trial and its lock. None if there is none left."""
+    with lock(sweep.dir / ".lock", wait=True):
+        trials = study.get_trials(deepcopy=False)
+        for trial in [trial for trial in trials if trial.state == TrialState.RUNNING]:
+            if held := lock(sweep.dir / f".{trial.user_attrs['run']}.lock"):
+                held.close()  # no process works on it. Optuna cannot continue a trial, so queue it again.
+                study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+                study.tell(trial.number, state=TrialState.FAIL)
+        number = len({trial.user_attrs["run"] for trial in trials})
+        grid = sweep.content["method"] == "grid"
+        points = itertools.product(*(kind.choices for kind in sweep.space.values())) if grid else ()
+        point = dict(zip(sweep.space, next(itertools.islice(points, number, None), ())))
+        if not study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
+            if number >= sweep.count or (grid and not point):
+                return None
+            study.enqueue_trial(point, user_attrs={"run": f"{number + 1:03d}"})
+        # Each run has its own seed, so that two processes do not draw the same settings.
+        sampler = SAMPLERS[sweep.content["method"]] or optuna.samplers.RandomSampler
+        study.sampler = sampler(seed=(100_003 * sweep.seed + number) % 2**32)
+        trial = study.ask(sweep.space)
+        return trial, lock(sweep.dir / f".{trial.user_attrs['run']}.lock")
 
 
-def describe(run: dict) -> str:
-    return "  ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in sorted(run["parameters"].items())
-    )
+def read_metric(path: Path, name: str) -> dict[int, float]:
+    """The metric after each epoch, from a run's metrics.csv."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # the last line may be half written
+    metrics = [column for column in rows.fieldnames or [name] if column not in ("step", "epoch", "loss")]
+    if name not in metrics:
+        raise SweepError(f"the metric {name} is not one of {', '.join(metrics)}. Change it, and the --dir.")
+    return {int(row["epoch"]): float(row[name]) for row in rows if row[name]}
 
 
-def run_sweep(args: argparse.Namespace) -> None:
-    warnings.simplefilter("ignore")  # of the sampler's own affairs
-    sweep = Sweep(load_sweep(args.config), args)
-    with stop_signals("the same command goes on with the sweep") as stop_if_asked:
-        try:
-            while True:
-                sweep.collect()
-                while len(sweep.processes) < args.parallel and sweep.start_next():
-                    pass
-                if not sweep.processes and not any(map(sweep.is_busy, sweep.runs)):
+def describe(settings: dict) -> str:
+    words = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in settings.items()}
+    return "  ".join(f"{key} {word}" for key, word in sorted(words.items()))
+
+
+def train_run(study: optuna.Study, trial: optuna.Trial, held, sweep: argparse.Namespace) -> None:
+    """Train a run until it ends or the pruner stops it, and tell the study. Its lock is `held`."""
+    run = trial.user_attrs["run"]
+    run_dir, log = sweep.dir / run, sweep.dir / f"{run}.log"
+    config = run_dir / "config.json"
+    verb, resume = ("resumed", ["--resume"]) if config.exists() else ("started", [])
+    print(f"{run}  {verb}  {describe(trial.params)}", flush=True)
+    flags = [f"--{name}={value}" for name, value in sorted(trial.params.items())] + sweep.flags
+    program = Path(__file__).with_name("train.py")
+    command = [sys.executable, program, "--run_dir", run_dir, *(resume or flags)]
+    # The child inherits the lock: if only this process is killed, no other one takes its run.
+    options = {"pass_fds": [held.fileno()], "start_new_session": True, "stdin": subprocess.DEVNULL}
+    values, pruned = [], False
+    with open(log, "a", encoding="utf-8") as out:
+        child = subprocess.Popen(command, stdout=out, stderr=out, **options)
+    try:
+        while child.returncode is None and not pruned:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(0.2)
+            for epoch, value in list(read_metric(run_dir / "metrics.csv", sweep.metric).items())[
+                len(values) :
+            ]:
+                values.append(value)
+                trial.report(value, epoch)
+                # After its last epoch a run exports its model, and is not stopped any more.
+                if trial.should_prune() and epoch < json.loads(config.read_bytes())["epochs"]:
+                    pruned = True
                     break
-                time.sleep(POLL)
-                stop_if_asked()
-        finally:
-            sweep.stop()
-    ranked = sweep.ranking()
-    if not ranked:
-        raise SweepError(f"no run has a result. What they said is in {sweep.dir}/001.log")
+    finally:  # if it was interrupted, the trial is still running in the study, and the next start resumes it
+        child.terminate()
+        child.wait()
+    finished = child.returncode == 0 and values and math.isfinite(values[-1])
+    state = TrialState.PRUNED if pruned else TrialState.COMPLETE if finished else TrialState.FAIL
+    study.tell(trial, values[-1] if state == TrialState.COMPLETE else None, state=state)
+    if state == TrialState.FAIL:
+        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+        print(f"{run}  failed    {''.join(last)} (its output is in {log})", flush=True)
+    else:
+        verb = "stopped " if pruned else "finished"
+        print(f"{run}  {verb}  {sweep.metric} {values[-1]:.6g} after {len(values)} epochs", flush=True)
+
+
+def print_ranking(study: optuna.Study, sweep: argparse.Namespace) -> None:
+    """Print the runs that have a result, the best first."""
+    trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
+    if not trials:
+        raise SweepError(f"no run has a result. Their output is in {sweep.dir}/001.log and so on.")
+    trials.sort(key=lambda trial: trial.value, reverse=sweep.options["direction"] == "maximize")
     print(f"\nrank  run  {sweep.metric:>9}  epochs  parameters")
-    for rank, name in enumerate(ranked, 1):
-        values = sweep.history(name)
-        print(f"{rank:4}  {name}  {values[-1]:9.6g}  {len(values):6}  {describe(sweep.runs[name])}")
-    best = " ".join(shlex.quote(str(sweep.dir / name)) for name in ranked[:2])
-    print(f"\nnext  python compare.py {best}")
+    for rank, trial in enumerate(trials, 1):
+        figures = f"{trial.user_attrs['run']}  {trial.value:9.6g}  {trial.last_step:6}"
+        print(f"{rank:4}  {figures}  {describe(trial.params)}")
+    best = " ".join(shlex.quote(str(sweep.dir / trial.user_attrs["run"])) for trial in trials[:2])
+    print(f"\nnext  python compare.py {best}", flush=True)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    usage = "sweep.py [--config FILE] [--count N] [--dir DIR] [--seed N] [-- FLAGS OF TRAIN.PY]"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=usage, allow_abbrev=False)
+    parser.add_argument("--config", default="sweep.yaml", help="what to vary, in W&B's format [sweep.yaml]")
+    parser.add_argument("--count", type=int, default=20, help="number of runs, over all processes [20]")
+    parser.add_argument("--dir", type=Path, default="runs/sweep", help="folder of the runs [runs/sweep]")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the sampler [0]")
+    parser.add_argument("flags", nargs="*", help="after --: flags of train.py that every run gets")
+    return parser.parse_args(argv)
+
+
+def stop(number: int, frame) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def main() -> int:
-    return exit_status(lambda: run_sweep(parse_args()), SweepError)
+    sweep = parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        vars(sweep).update(load_sweep(sweep.config))
+        study = open_study(sweep)
+        while (taken := take_trial(study, sweep)) or study.get_trials(states=[TrialState.RUNNING]):
+            if taken:
+                with taken[1]:
+                    train_run(study, *taken, sweep)
+            else:
+                time.sleep(0.2)  # other processes train the last runs; if one is killed, we take over
+        print_ranking(study, sweep)
+    except (SweepError, OSError) as error:
+        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stopped:
+        name = signal.Signals(stopped.args[0]).name
+        print(f"stopped by {name}: the same command resumes the sweep", file=sys.stderr)
+        return 128 + stopped.args[0]
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Make the pictures in this folder, from training on: python docs/make_pictures.py [--data_dir DIR]
+"""Make the pictures in this folder: python docs/make_pictures.py [--data_dir DIR]
 
-Trains runs/baseline and runs/double where they are not there yet. Needs requirements-dev.txt, chromium and
-chromedriver.
+It trains runs/baseline and runs/double first if they are not there. It needs requirements-dev.txt, chromium
+and chromedriver.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from selenium.webdriver.common.by import By
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 
-from synthetic import draw_digits  # noqa: E402
+from sources.drawn import draw_digits  # noqa: E402
 
 RUNS = {
     "runs/baseline": [],
@@ -29,7 +29,7 @@ RUNS = {
 
 
 def contact_sheet(path: Path, columns: int = 24) -> None:
-    """The first drawn digits of each class, a row a class."""
+    """Synthetic digits, one row per class."""
     images, labels = draw_digits(2000, seed=0)
     rows = [torch.cat(list(images[labels == digit, 0][:columns]), dim=1) for digit in range(10)]
     sheet = Image.fromarray(255 - torch.cat(rows).numpy())
@@ -46,9 +46,8 @@ def open_page(page: str, width: int) -> webdriver.Chrome:
     options.binary_location = shutil.which("chromium")
     for flag in ("headless=new", "no-sandbox", "hide-scrollbars", f"window-size={width},900"):
         options.add_argument(f"--{flag}")
-    browser = webdriver.Chrome(
-        options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
-    )
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    browser = webdriver.Chrome(options=options, service=service)
     theme = {"name": "prefers-color-scheme", "value": "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [theme]})
     browser.get(Path(page).resolve().as_uri())
@@ -57,11 +56,11 @@ def open_page(page: str, width: int) -> webdriver.Chrome:
     return browser
 
 
-def screenshot(page: str, section: str, path: Path, width: int = 1000, height: int = 900):
-    """Save what a person sees from the heading `section` on."""
+def screenshot(page: str, section: str, path: Path, width: int = 1000, height: int = 900) -> None:
+    """Save what the page shows below the heading `section`."""
     browser = open_page(page, width)
     browser.set_window_size(width, browser.execute_script("return document.body.scrollHeight") + 200)
-    time.sleep(1)  # until all is drawn
+    time.sleep(1)  # until the browser has drawn everything
     top = browser.find_element(By.XPATH, f"//h2[.='{section}']").rect["y"] - 10
     picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
     browser.quit()
@@ -73,9 +72,9 @@ def main() -> None:
     parser.add_argument("--data_dir", default="data")
     data_dir = parser.parse_args().data_dir
     contact_sheet(DOCS / "synthetic.png")
-    for run_dir, settings in RUNS.items():
+    for run_dir, flags in RUNS.items():
         if not Path(run_dir, "model.pt").exists():
-            python("train.py", "--dataset", "mnist", "--data_dir", data_dir, "--run_dir", run_dir, *settings)
+            python("train.py", "--dataset", "mnist", "--data_dir", data_dir, "--run_dir", run_dir, *flags)
     python("compare.py", "runs/baseline@1", "runs/baseline@6", "--out", "runs/epochs.html")
     python("compare.py", "runs/baseline", "runs/double", "--out", "runs/models.html")
     screenshot("runs/epochs.html", "Predictions", DOCS / "predictions.png")

@@ -19,7 +19,7 @@ from filelock import FileLock  # noqa: E402
 from programs import ROOT, run  # noqa: E402
 from programs import environment as environment  # noqa: E402
 
-from synthetic import draw_digits  # noqa: E402
+from sources.drawn import draw_digits  # noqa: E402
 
 SHORT = ("--epochs", "2", "--batch_size", "64", "--lr", "0.005")  # a run on a few images
 
@@ -66,6 +66,15 @@ def assert_one_line_error(result: subprocess.CompletedProcess, *words: str) -> N
     assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
     for word in words:
         assert word in lines[0]
+
+
+def assert_usage_error(result: subprocess.CompletedProcess, *words: str) -> None:
+    """What argparse refuses: a line on the usage, a line on the error."""
+    assert result.returncode == 2 and result.stdout == "", result.stderr
+    usage, error = result.stderr.splitlines()
+    assert usage.startswith("usage: ") and ": error: " in error
+    for word in words:
+        assert word in error
 
 
 def contents(run_dir: Path) -> dict[str, bytes]:

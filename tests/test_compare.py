@@ -35,10 +35,10 @@ def made_up(wrong: dict[int, int], count: int = 30) -> compare.Run:
     return compare.Run("made up", Path("made up"), ids, ids % 10, guess, np.eye(10)[guess])
 
 
-def test_labels_are_told_apart():
+def test_equal_labels_are_made_unique():
     runs = [made_up({}) for _ in range(3)]
     runs[0].path, runs[1].path, runs[2].path = Path("a/run"), Path("b/run"), Path("b/run")
-    compare.tell_apart(runs)
+    compare.make_labels_unique(runs)
     assert [run.label for run in runs] == ["a/run", "b/run (2)", "b/run (3)"]
 
 
@@ -55,11 +55,11 @@ def test_mcnemar_agrees_with_the_binomial_distribution():
     # By hand: 1 against 7 gives 2 (1 + 8) / 256; 5 against 5 is no evidence at all.
     pair = compare.Pair(made_up({0: 1}), made_up({i: 0 for i in range(1, 8)}))
     assert (pair.fixed, pair.broken, pair.both_wrong) == (1, 7, 0)
-    assert pair.p_value == pytest.approx(18 / 256) and "no evidence" in pair.words
+    assert pair.p_value == pytest.approx(18 / 256) and "no evidence" in pair.verdict_text
     even = compare.Pair(made_up({i: 0 for i in range(1, 6)}), made_up({i: 0 for i in range(11, 16)}))
     assert even.p_value == 1
     far = compare.Pair(made_up({i: (i + 1) % 10 for i in range(200)}, 200), made_up({}, 200))
-    assert far.p_value < 1e-15 and far.words == "made up is better, p < 1e-15"
+    assert far.p_value < 1e-15 and far.verdict_text == "made up is better, p < 1e-15"
 
 
 def test_summary_in_the_terminal_agrees_with_the_files(finished, tmp_path):

@@ -46,8 +46,8 @@ def test_two_processes_leave_one_run(finished, small_dir, tmp_path):
 
 
 class WithoutNorm(train.ConvNet):
-    def __init__(self, **sizes):
-        super().__init__(**sizes)
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
         self.norm1, self.norm2 = torch.nn.Identity(), torch.nn.Identity()
 
 

@@ -1,17 +1,15 @@
 import csv
 import json
 
-import numpy
 import pytest
 import torch
-from conftest import assert_one_line_error, write_idx, write_mnist_files
-from PIL import Image, ImageDraw
+from conftest import assert_one_line_error, assert_usage_error, write_idx, write_mnist_files
+from PIL import Image
 from programs import run
+from test_photos import photograph
 
 from data import load_split
-from model import ConvNet, export_torchscript
-from pictures import like_mnist
-from synthetic import pen_paths
+from model import ConvNet, Standardize, export_model
 
 
 def test_export_reproduces_the_last_epoch(finished, small_dir, tmp_path):
@@ -41,9 +39,9 @@ def test_accuracy_per_class_adds_up(finished, small_dir, tmp_path):
 
 def test_model_that_does_not_fit_the_data_is_refused(main, small_dir, tmp_path):
     def export(name, shape, classes):
-        model = ConvNet(len(classes), shape[0], shape[1:])
+        model = torch.nn.Sequential(Standardize(0.0, 1.0), ConvNet(len(classes), shape))
         metadata = {"classes": classes, "input": {"shape": [None, *shape]}, "dataset": "mnist", "torch": "2"}
-        export_torchscript(model, tmp_path / name, metadata, torch.zeros(2, *shape, dtype=torch.uint8))
+        export_model(model, tmp_path / name, metadata, torch.zeros(2, *shape, dtype=torch.uint8))
         return tmp_path / name
 
     wide = export("wide.pt", [1, 32, 32], list("0123456789"))
@@ -58,9 +56,9 @@ def test_model_that_does_not_fit_the_data_is_refused(main, small_dir, tmp_path):
 
 def test_bad_input_ends_in_one_line(main, finished, small_dir, tmp_path):
     model = finished / "model.pt"
-    assert_one_line_error(main("evaluate.py", "missing.pt", cwd=tmp_path), "missing.pt is not there")
-    assert_one_line_error(main("evaluate.py", model, "--batch_size", 0, cwd=tmp_path), "--batch_size")
-    assert_one_line_error(main("evaluate.py", model, "--colour", cwd=tmp_path), "--colour")
+    assert_one_line_error(main("evaluate.py", "missing.pt", cwd=tmp_path), "missing.pt does not exist")
+    assert_usage_error(main("evaluate.py", model, "--batch_size", 0, cwd=tmp_path), "--batch_size")
+    assert_usage_error(main("evaluate.py", model, "--colour", cwd=tmp_path), "--colour")
     damaged = write_mnist_files(tmp_path / "damaged", train=10, test=10)
     write_idx(damaged / "MNIST/raw/t10k-labels-idx1-ubyte", torch.zeros(9))
     assert_one_line_error(
@@ -68,50 +66,17 @@ def test_bad_input_ends_in_one_line(main, finished, small_dir, tmp_path):
     )
     before = model.read_bytes()
     arguments = ("--data_dir", small_dir, "--predictions", model)
-    assert_one_line_error(main("evaluate.py", model, *arguments, cwd=tmp_path), "replace the model")
+    assert_usage_error(main("evaluate.py", model, *arguments, cwd=tmp_path), "replace the model")
     assert model.read_bytes() == before
     arguments = ("--data_dir", small_dir, "--predictions", "no/such/folder.csv")
     assert_one_line_error(main("evaluate.py", model, *arguments, cwd=tmp_path), "no/such/folder.csv")
 
 
 # ----------------------------------------------------------------------------------------------------------
-# Pictures of one's own
+# Your own pictures
 
 
-def photograph(digit: int, seed: int) -> Image.Image:
-    """A digit by a ballpoint pen on paper: tilted, in uneven light with the edge of a shadow, with noise."""
-    rng = numpy.random.default_rng(seed)
-    digits, paths = pen_paths()
-    path = paths[digits == digit][seed % 2].T  # (points, 2), in 20 x 20
-    height, width = 800, 600
-    corner = torch.tensor([rng.integers(60, 240), rng.integers(60, 440)])
-    points = (path * 14 + corner).tolist()
-    ink = Image.new("L", (width, height))
-    for a, b in zip(points, points[1:]):
-        if abs(a[0] - b[0]) + abs(a[1] - b[1]) < 60:  # else the pen is lifted
-            ImageDraw.Draw(ink).line([*a, *b], fill=255, width=7)
-    ink = numpy.asarray(ink.rotate(rng.uniform(-8, 8))) / 255
-    down, across = numpy.mgrid[0:height, 0:width]
-    light = (0.5 + 0.5 * across / width) * numpy.where(across + down / 2 > rng.integers(300, 800), 1, 0.8)
-    pixels = 220 * (1 - 0.75 * ink) * light + rng.normal(0, 10, ink.shape)
-    return Image.fromarray(pixels.clip(0, 255).astype("uint8"))
-
-
-def test_photo_of_a_digit_is_made_like_mnists():
-    for digit in range(10):
-        image, remark = like_mnist(photograph(digit, seed=digit))
-        assert remark == "dark on light: inverted; centred and scaled as MNIST's digits are"
-        ink = image[0].float()
-        assert image.shape == (1, 28, 28) and image.dtype == torch.uint8 and ink.max() == 255
-        rows, columns = (ink.amax(d).nonzero().flatten() for d in (1, 0))
-        assert max(rows[-1] - rows[0], columns[-1] - columns[0]) in (18, 19)  # a box of 20
-        places = torch.arange(28) + 0.5
-        centre = [float((ink.sum(1 - d) * places).sum() / ink.sum()) for d in (0, 1)]
-        assert centre == pytest.approx([14, 14], abs=0.75)
-        assert 0.05 < (ink > 127).float().mean() < 0.3  # lines as thick as MNIST's
-
-
-def test_pictures_of_ones_own_are_evaluated(finished, small_dir, tmp_path):
+def test_your_own_pictures_are_evaluated(finished, small_dir, tmp_path):
     *_, images, labels = load_split("mnist", small_dir, train=False)
     (tmp_path / "more").mkdir()
     names = ["as it is.png", "inverted.png"] + [f"more/{digit}.jpg" for digit in range(10)]
@@ -150,6 +115,6 @@ def test_picture_that_cannot_be_read_is_named(finished, tmp_path):
         result = run("evaluate.py", model, name, cwd=tmp_path)
         assert_one_line_error(result, words)
     both = run("evaluate.py", model, "blank.png", "--predictions", "blank.png", cwd=tmp_path)
-    assert_one_line_error(both, "replace the model or a picture")
+    assert_usage_error(both, "replace the model or a picture")
     blank = run("evaluate.py", model, "blank.png", cwd=tmp_path)
     assert blank.returncode == 0 and "no digit found" in blank.stdout

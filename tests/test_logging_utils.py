@@ -1,27 +1,32 @@
 import csv
+import io
 import json
 import math
 import os
+import re
 import resource
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHORT, assert_one_line_error
+from conftest import ROOT, SHORT, assert_one_line_error
 from PIL import Image
 from programs import environment, run
 from wandb_server import WandbServer
 
 import data
+import logging_utils
 from logging_utils import (
+    RunDirError,
     RunError,
-    append,
+    RunLogger,
+    atomic_write,
+    compute_metrics,
     create_run_dir,
-    measure,
     prediction_rows,
-    replacing,
     write_predictions,
 )
 
@@ -32,7 +37,7 @@ LABELS = torch.tensor([0, 1])
 def test_metrics_agree_with_a_calculation_by_hand():
     first = -math.log(math.exp(2) / (math.exp(2) + 2))
     second = -math.log(math.exp(1) / (1 + math.exp(1) + math.exp(3)))
-    metrics = measure(LOGITS, LABELS)
+    metrics = compute_metrics(LOGITS, LABELS)
     assert metrics["acc"] == 50 and metrics["wrong"] == 1
     assert metrics["test_loss"] == pytest.approx((first + second) / 2)
 
@@ -53,7 +58,7 @@ def test_predictions_file_restores_every_score_exactly(tmp_path):
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "file"
     path.write_text("good")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as scratch:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as scratch:
         scratch.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == "good" and os.listdir(tmp_path) == ["file"]
@@ -65,25 +70,30 @@ def test_runs_are_numbered_and_never_shared(tmp_path, monkeypatch):
     (tmp_path / "runs" / "my best").mkdir()
     (tmp_path / "runs" / "041").mkdir()
     assert str(create_run_dir(None)) == "runs/042"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     (tmp_path / "empty").mkdir()
-    create_run_dir("empty")
-    (tmp_path / "empty" / "notes").touch()
-    with pytest.raises(RunError, match="in use"):
-        create_run_dir("empty")
+    with RunLogger("empty", {}, ["no", "yes"]):
+        with pytest.raises(RunDirError, match="Another process is writing to empty"):
+            RunLogger("empty", {}, ["no", "yes"], resumed_epoch=0)
+    with pytest.raises(RunDirError, match="empty is in use"):
+        RunLogger("empty", {}, ["no", "yes"])
 
 
 def append_beyond_a_limit() -> int:
-    append(Path("file"), "first\n")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
-    try:
-        append(Path("file"), "second\n")
-    except OSError as error:
-        sys.exit(error.filename)
+    with RunLogger("run", {}, ["no", "yes"]) as log:
+        log.append_metrics([["first"]])
+        size = os.path.getsize("run/metrics.csv") + 10
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        try:
+            log.append_metrics([["second"], ["third"]])
+        except OSError as error:
+            return int(error.filename != "run/metrics.csv")
 
 
-def test_text_is_appended_whole_or_not_at_all(tmp_path):
-    result = run(append_beyond_a_limit, cwd=tmp_path)
-    assert result.stderr == "file\n" and (tmp_path / "file").read_text() == "first\n"
+def test_metrics_are_appended_whole_or_not_at_all(tmp_path):
+    result = run(append_beyond_a_limit, cwd=tmp_path, WANDB_MODE="disabled")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run/metrics.csv").read_text().splitlines()[1:] == ["first"]
 
 
 def records(run_dir: Path) -> dict:
@@ -139,7 +149,7 @@ def test_offline_wandb_run_holds_everything(finished):
     assert any(m.get("name") == "acc" and m.get("step_metric") == "epoch" for m in record["metric"])
 
 
-def test_table_has_pictures_of_watched_and_wrong_images_and_they_are_not_black(finished, small_dir):
+def test_table_has_pictures_of_the_first_and_of_wrong_images_and_they_are_not_black(finished, small_dir):
     images = data.load_split("mnist", small_dir, train=False)[2]
     table, entries = read_table(finished)
     assert table["columns"][:4] == ["id", "image", "guess", "truth"] and len(table["data"]) == 500
@@ -154,13 +164,14 @@ def test_table_has_pictures_of_watched_and_wrong_images_and_they_are_not_black(f
 
 
 def test_online_run_ends_well(tiny_dir, tmp_path):
-    """All that a run records arrives at W&B's server, and nothing is forgiven on the way."""
+    """All that a run records arrives at W&B's server, and no error is passed over on the way."""
+    images = data.load_split("mnist", tiny_dir, train=False)[2]
     with WandbServer() as server:
         flags = ("--data_dir", tiny_dir, *SHORT, "--log_images", 5, "--run_dir", "run")
         result = run("train.py", *flags, cwd=tmp_path, **server.env)
     assert result.returncode == 0 and result.stderr == ""
     run_id = json.loads((tmp_path / "run/config.json").read_text())["wandb_id"]
-    assert f"W&B          {server.url}/someone/table-quickstart/runs/{run_id}\n" in result.stdout
+    assert f"W&B   {server.url}/someone/table-quickstart/runs/{run_id}\n" in result.stdout
 
     with open(tmp_path / "run/metrics.csv", newline="") as file:
         metrics = list(csv.DictReader(file))
@@ -182,22 +193,164 @@ def test_online_run_ends_well(tiny_dir, tmp_path):
         for row in table["data"]:
             assert (row[1] is not None) == (row[0] < 5 or row[2] != row[3])
             if row[1]:
-                picture = (tmp_path / f"run/wandb/pictures/{row[0]}.png").read_bytes()
-                assert artifact["files"][row[1]["path"]] == picture
+                picture = Image.open(io.BytesIO(artifact["files"][row[1]["path"]]))
+                assert picture.tobytes() == images[row[0]].numpy().tobytes()
     assert len(tables) == len(epochs) == 2
     (model,) = [each for each in server.artifacts if each["artifactTypeName"] == "model"]
     assert model["files"]["model.pt"] == (tmp_path / "run/model.pt").read_bytes()
     assert [each["alias"] for each in model["aliases"]] == ["latest"]
 
 
-def test_wandb_mode_wins_and_nothing_is_ever_asked(main, tiny_dir, tmp_path):
+def test_wandb_mode_wins_and_there_is_never_a_prompt(main, tiny_dir, tmp_path):
     arguments = ["--data_dir", tiny_dir, "--epochs", 1, "--img_count", 10]
     result = run("train.py", *arguments, cwd=tmp_path, WANDB_MODE="disabled", WANDB_API_KEY="0" * 40)
     assert result.returncode == 0 and "disabled by WANDB_MODE" in result.stdout
     assert not list((tmp_path / "runs" / "001").glob("wandb/*run*"))
-    assert not list((tmp_path / "runs" / "001").rglob("*.png"))  # nor is anything drawn for nobody
+    assert not list((tmp_path / "runs" / "001").rglob("*.png"))  # no picture is made in vain
     result = run("train.py", *arguments, "--log_images", "all", cwd=tmp_path, WANDB_MODE="online")
     assert result.returncode == 0 and "no API key" in result.stderr and "wandb sync" in result.stdout
     table, _ = read_table(tmp_path / "runs" / "002")
     assert len(table["data"]) == 10 and all(row[1] for row in table["data"])
     assert_one_line_error(main("train.py", *arguments, cwd=tmp_path, WANDB_MODE="onlin"), "WANDB_MODE")
+
+
+def log_both_tables() -> int:
+    """Log a table of ours and the one that W&B makes of the same rows, in one run."""
+    import wandb
+
+    classes = json.loads(os.environ["CLASSES"])
+    images = torch.randint(
+        0, 256, (40, 1, 12, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    logits = torch.randn(40, len(classes), generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(40) % len(classes)
+    config = {"img_count": 30, "log_images": 7}
+    with RunLogger("run", config, classes, images) as log:
+        log.log_epoch(1, 1, logits, labels)
+        names = [int(name) if name.isdecimal() else name for name in classes]
+        rows = []
+        for i, guess, truth, *scores in prediction_rows(logits, labels)[:30]:
+            pictured = i < 7 or guess != truth
+            picture = wandb.Image(images[i, 0].numpy()) if pictured else None
+            rows.append([i, picture, names[guess], names[truth], *scores])
+        columns = ["id", "image", "guess", "truth", *(f"score_{k}" for k in range(len(classes)))]
+        log.wandb.run.log({"theirs": wandb.Table(columns=columns, data=rows)})
+    return 0
+
+
+@pytest.mark.parametrize("classes", [["0", "1", "2"], ["ant", "bee", "cow"]])
+def test_table_is_what_wandb_makes_of_the_same_rows(classes, tmp_path):
+    env = {"WANDB_MODE": "offline", "CLASSES": json.dumps(classes)}
+    result = run(log_both_tables, cwd=tmp_path, **env)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    tables = {}
+    for artifact in records(tmp_path / "run")["artifact"]:
+        for entry in artifact["manifest"]["contents"]:
+            if entry["path"] in ("test_predictions.table.json", "theirs.table.json"):
+                table = json.loads(Path(entry["local_path"]).read_text())
+                for row in table["data"]:
+                    if row[1]:
+                        row[1].pop("path")
+                tables[entry["path"].split(".")[0]] = table
+    assert len(tables["test_predictions"]["data"]) == 30
+    assert tables["test_predictions"] == tables["theirs"]
+
+
+def train_in_a_loop_of_its_own() -> int:
+    """The README's loop with the logger's three lines, on the data of sys.argv[1]."""
+    images, labels = data.load_split("mnist", sys.argv[1], train=False)[2:]
+    pixels = images.float() / 255
+    weights = torch.zeros(28 * 28, 10, requires_grad=True)
+
+    def predict(images):
+        return images.flatten(1) @ weights
+
+    def train_step(images, labels):
+        loss = torch.nn.functional.cross_entropy(predict(images), labels)
+        loss.backward()
+        with torch.no_grad():
+            weights.sub_(0.1 * weights.grad)
+        weights.grad = None
+        return loss
+
+    names = {
+        "settings": {"lr": 0.1},
+        "classes": list("0123456789"),
+        "test_images": pixels,
+        "test_labels": labels,
+        "train_batches": [(pixels[:250], labels[:250]), (pixels[250:], labels[250:])],
+        "num_epochs": 2,
+        "step": 0,
+        "predict": predict,
+        "train_step": train_step,
+    }
+    readme = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"\n(    from logging_utils import RunLogger\n.*?)\n\n`", readme, re.DOTALL)
+    exec(textwrap.dedent(block), names)
+    return 0
+
+
+def test_loop_of_your_own_gets_files_tables_and_a_page(small_dir, tmp_path):
+    result = run(train_in_a_loop_of_its_own, small_dir, cwd=tmp_path, WANDB_MODE="offline")
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert [line.split("  ")[0] for line in result.stdout.splitlines()] == ["epoch 1", "epoch 2"]
+    with open(tmp_path / "runs/mine/metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == list("122344") and [row["epoch"] for row in rows] == list(
+        "111222"
+    )
+    assert float(rows[0]["loss"]) == pytest.approx(math.log(10)) and rows[2]["acc"]
+    table, entries = read_table(tmp_path / "runs/mine")
+    images = data.load_split("mnist", small_dir, train=False)[2]
+    pictured = [row for row in table["data"] if row[1]]
+    assert len(table["data"]) == 500 and len(pictured) > 300
+    for row in pictured[:10]:  # the floats became the bytes they were
+        picture = Image.open(entries[row[1]["path"]])
+        assert picture.tobytes() == images[row[0]].numpy().tobytes()
+    flags = ("--dataset", "mnist", "--data_dir", small_dir)
+    page = run("compare.py", "runs/mine@1", "runs/mine", *flags, cwd=tmp_path)
+    assert page.returncode == 0 and (tmp_path / "compare.html").stat().st_size > 1e6, page.stderr
+
+
+def test_metric_that_is_added_appears_everywhere(monkeypatch, capsys, tmp_path):
+    def with_top2(logits, labels):
+        best = logits.topk(2).indices
+        return {
+            **compute_metrics(logits, labels),
+            "top2": 100 * (best == labels[:, None]).any(1).float().mean().item(),
+        }
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(logging_utils, "compute_metrics", with_top2)
+    with RunLogger("run", {}, ["a", "b", "c"]) as log:
+        log.log_step(1, 1, torch.tensor(0.5))
+        log.log_epoch(1, 1, LOGITS, LABELS, seconds=1.0)
+    rows = list(csv.DictReader((tmp_path / "run/metrics.csv").read_text().splitlines()))
+    assert rows[0]["top2"] == "" and rows[1]["top2"] == "100"
+    assert json.loads((tmp_path / "run/summary.json").read_text())["top2"] == 100
+    assert "top2 100" in capsys.readouterr().out
+    assert [
+        row["item"]["top2"] for row in records(tmp_path / "run")["history"] if "top2" in row["item"]
+    ] == [100]
+
+
+@pytest.mark.parametrize("wrong", ["images", "WANDB_MODE"])
+def test_refused_logger_leaves_nothing_behind(wrong, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    images = torch.zeros(4, 1, 5, 5)
+    if wrong == "images":
+        images = images - 0.42  # normalized
+    else:
+        monkeypatch.setenv("WANDB_MODE", "onlin")
+        before["WANDB_MODE"] = "onlin"
+    with pytest.raises(ValueError if wrong == "images" else RunError, match=wrong):
+        RunLogger("mine", {}, ["a", "b"], images)
+    assert os.listdir(tmp_path) == [] and dict(os.environ) == before
+
+
+def test_environment_is_described_without_torchvision(monkeypatch):
+    monkeypatch.setattr(logging_utils, "distributions", lambda: [])
+    described = logging_utils.describe_environment()
+    assert described["torch"] == torch.__version__ and "torchvision" not in described

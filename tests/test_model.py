@@ -7,14 +7,7 @@ from programs import run_python
 from torch import nn
 
 import model as model_module
-from model import (
-    ConvNet,
-    ModelError,
-    export_program,
-    export_torchscript,
-    infer,
-    load_exported,
-)
+from model import ConvNet, ModelError, Standardize, export_model, load_exported, predict_logits
 
 
 @pytest.fixture
@@ -22,19 +15,24 @@ def images():
     return torch.randint(0, 256, (20, 1, 28, 28), dtype=torch.uint8)
 
 
+def new_model() -> nn.Module:
+    return nn.Sequential(Standardize(33.3, 78.6), ConvNet())
+
+
 @pytest.mark.parametrize("train", [True, False])
 def test_model_is_the_tutorials_network(images, train):
-    model = ConvNet(mean=33.3, std=78.6).train(train)
+    net = ConvNet()
+    model = nn.Sequential(Standardize(33.3, 78.6), net).train(train)
     with torch.no_grad():
-        for norm in (model.norm1, model.norm2):  # negative scales too, where reordering could go wrong
+        for norm in (net.norm1, net.norm2):  # negative scales too, where reordering could go wrong
             norm.weight.uniform_(-1, 1)
             norm.bias.uniform_(-1, 1)
         linear = nn.Linear(7 * 7 * 64, 10)  # the tutorial's takes the same features in the order (C, H, W)
-        linear.weight.copy_(model.linear.weight.view(10, 7, 7, 64).permute(0, 3, 1, 2).flatten(1))
-        linear.bias.copy_(model.linear.bias)
+        linear.weight.copy_(net.linear.weight.view(10, 7, 7, 64).permute(0, 3, 1, 2).flatten(1))
+        linear.bias.copy_(net.linear.bias)
     tutorial = nn.Sequential(
-        nn.Sequential(model.conv1, model.norm1, nn.ReLU(), nn.MaxPool2d(2)),
-        nn.Sequential(model.conv2, model.norm2, nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(net.conv1, net.norm1, nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(net.conv2, net.norm2, nn.ReLU(), nn.MaxPool2d(2)),
         nn.Flatten(),
         linear,
     ).train(train)
@@ -43,28 +41,29 @@ def test_model_is_the_tutorials_network(images, train):
 
 def test_model_takes_any_channels_size_and_classes():
     images = torch.randint(0, 256, (3, 3, 40, 22), dtype=torch.uint8)
-    model = ConvNet(
-        7, 3, (40, 22), l1_size=4, l2_size=5, conv_kernel=3, mean=torch.ones(3), std=torch.ones(3)
-    )
+    net = ConvNet(7, (3, 40, 22), l1_size=4, l2_size=5, conv_kernel=3)
+    model = nn.Sequential(Standardize(torch.ones(3), torch.ones(3)), net)
     assert model(images).shape == (3, 7)
     torch.testing.assert_close(model(images.float()), model(images))
     with pytest.raises(ValueError, match="odd"):
         ConvNet(conv_kernel=4)
+    with pytest.raises(ValueError, match="at least 4"):
+        ConvNet(image_shape=(1, 3, 28))
 
 
-def test_infer_does_not_depend_on_mode_or_batches(images):
-    model = ConvNet()
+def test_prediction_does_not_depend_on_mode_or_batches(images):
+    model = new_model()
     expected = model.eval()(images)
     for mode in (True, False):
-        logits = infer(model.train(mode), images, batch_size=7)
+        logits = predict_logits(model.train(mode), images, batch_size=7)
         torch.testing.assert_close(logits, expected)
 
 
 def test_export_runs_anywhere_without_our_source(images, tmp_path):
-    model = ConvNet(mean=33.3, std=78.6)
+    model = new_model()
     model(images)  # moves the running statistics away from their defaults
-    export_torchscript(model, tmp_path / "model.pt", {"classes": ["é"]}, images)
-    torch.save((images, infer(model, images)), tmp_path / "expected.bin")
+    export_model(model, tmp_path / "model.pt", {"classes": ["é"]}, images)
+    torch.save((images, predict_logits(model, images)), tmp_path / "expected.bin")
     code = """
 import sys, torch
 assert "model" not in sys.modules
@@ -84,13 +83,14 @@ assert model(images[:1].expand(1000, -1, -1, -1)).shape == (1000, 10)
 
 
 def test_program_by_torch_export_gives_the_same(images, tmp_path):
-    model = ConvNet(mean=33.3, std=78.6).to(memory_format=torch.channels_last)
+    model = new_model().to(memory_format=torch.channels_last)
     model(images)
-    export_program(model, tmp_path / "model.pt2", {"classes": ["é"]}, images[:1])
+    export_model(model, tmp_path / "model.pt2", {"classes": ["é"]}, images[:1])
     loaded, metadata = load_exported(tmp_path / "model.pt2")
     assert metadata == {"classes": ["é"]}
     for count in (1, 2, 20):
-        torch.testing.assert_close(infer(loaded, images[:count]), infer(model, images[:count]))
+        logits = predict_logits(loaded, images[:count])
+        torch.testing.assert_close(logits, predict_logits(model, images[:count]))
     code = """
 import torch
 images = torch.zeros(5, 1, 28, 28, dtype=torch.uint8)
@@ -104,17 +104,17 @@ assert model(images).shape == (5, 10) and "classes" in record["metadata.json"]
 
 def test_failed_export_leaves_the_file_that_was_there(images, tmp_path, monkeypatch):
     (tmp_path / "model.pt").write_text("a good one")
-    wrong = torch.jit.script(ConvNet())
+    wrong = torch.jit.script(new_model())
     monkeypatch.setattr(model_module, "load_exported", lambda path: (wrong, {}))
     with pytest.raises(ModelError, match="logits differ"):
-        export_torchscript(ConvNet(), tmp_path / "model.pt", {}, images)
+        export_model(new_model(), tmp_path / "model.pt", {}, images)
     assert os.listdir(tmp_path) == ["model.pt"] and (tmp_path / "model.pt").read_text() == "a good one"
 
 
 def test_unusable_files_are_refused_by_name(images, tmp_path):
-    export_torchscript(ConvNet(), tmp_path / "model.pt", {"classes": []}, images)
+    export_model(new_model(), tmp_path / "model.pt", {"classes": []}, images)
     content = (tmp_path / "model.pt").read_bytes()
-    torch.jit.save(torch.jit.script(ConvNet()), tmp_path / "bare.pt")
+    torch.jit.save(torch.jit.script(new_model()), tmp_path / "bare.pt")
     torch.save({"weights": images}, tmp_path / "weights.pt")
     (tmp_path / "cut.pt").write_bytes(content[: len(content) // 2])
     (tmp_path / "text.pt").write_text("hello")
@@ -124,8 +124,8 @@ def test_unusable_files_are_refused_by_name(images, tmp_path):
         "text.pt": "not an exported model",
         "weights.pt": "not an exported model",
         "bare.pt": "metadata",
-        "missing.pt": "not there",
-        "folder.pt": "not there",
+        "missing.pt": "does not exist",
+        "folder.pt": "not a file",
     }
     for name, reason in cases.items():
         with pytest.raises(ModelError, match=reason) as error:
@@ -135,7 +135,7 @@ def test_unusable_files_are_refused_by_name(images, tmp_path):
 
 def test_metadata_is_plain_json(images, tmp_path):
     metadata = {"classes": ["a", "b"], "input": {"shape": [None, 1, 28, 28]}, "metrics": {"acc": 99.5}}
-    export_torchscript(ConvNet(), tmp_path / "model.pt", metadata, images)
+    export_model(new_model(), tmp_path / "model.pt", metadata, images)
     record = {"metadata.json": ""}
     torch.jit.load(tmp_path / "model.pt", _extra_files=record)
     assert json.loads(record["metadata.json"]) == metadata

@@ -1,117 +1,331 @@
 import json
+import math
+import os
+import shutil
 import signal
 import subprocess
 import sys
-import warnings
+import time
+from pathlib import Path
 
+import optuna
 import pytest
 import yaml
-from conftest import ROOT, assert_one_line_error, environment, run
+from conftest import ROOT, assert_one_line_error
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from programs import environment, run_python
 
+import sweep
 import train
 
-with warnings.catch_warnings():  # of its dependencies, at import
-    warnings.simplefilter("ignore")
-    import sweeps
-
 SMALL = """
-method: bayes
+method: random
 metric: {name: acc, goal: maximize}
 parameters:
-  val_size: {value: 300}
+  lr: {distribution: log_uniform_values, min: 0.01, max: 1}
   epochs: {value: 2}
-  lr: {distribution: log_uniform_values, min: 0.0005, max: 0.02}
-  batch_size: {values: [64, 128]}
 """
+WANDB_KEYS = {"program", "project", "entity", "name", "description", "method", "metric", "parameters"}
+WANDB_KEYS |= {"early_terminate", "command", "run_cap"}
 
 
-def test_sweep_is_one_that_wandb_takes_and_train_understands(small_dir, tmp_path):
-    sweep = yaml.safe_load((ROOT / "sweep.yaml").read_text())
-    assert list(sweeps.schema_violations_from_proposed_config(sweep)) == []
-    assert sweep["method"] == "bayes" and sweep["metric"] == {"name": "acc", "goal": "maximize"}
-    assert sweep["parameters"]["val_size"]["value"] > 0
-    for parameter, choice in sweep["parameters"].items():
+@pytest.fixture
+def stub(tmp_path) -> Path:
+    """A folder with sweep.py, a train.py that does not train, and a sweep.yaml."""
+    shutil.copyfile(ROOT / "sweep.py", tmp_path / "sweep.py")
+    shutil.copyfile(ROOT / "tests" / "stub_train.py", tmp_path / "train.py")
+    (tmp_path / "sweep.yaml").write_text(SMALL)
+    return tmp_path
+
+
+def start(cwd: Path, *flags, source: Path | None = None) -> subprocess.Popen:
+    command = [sys.executable, str((source or cwd) / "sweep.py"), *map(str, flags)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=cwd, env=environment(WANDB_MODE="disabled"), **pipes)
+
+
+def wait_for(process: subprocess.Popen, words: str) -> None:
+    for line in process.stdout:
+        if line.startswith(words):
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def starts(cwd: Path) -> list[list[str]]:
+    """The starts of train.py: the run, the process, whether it was resumed, the learning rate."""
+    return [line.split() for line in (cwd / "runs/sweep/starts").read_text().splitlines()]
+
+
+def ranking(output: str) -> list[list[str]]:
+    table = output.split("\nrank")[1].splitlines()[1:]
+    return [line.split() for line in table if line[:4].strip().isdecimal()]
+
+
+def is_alive(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_sweep_is_one_that_wandb_takes_and_train_understands():
+    config = yaml.safe_load((ROOT / "sweep.yaml").read_text())
+    assert {"program", "method", "parameters"} <= set(config) <= WANDB_KEYS
+    assert (ROOT / config["program"]).exists()
+    assert config["method"] == "bayes" and config["metric"] == {"name": "acc", "goal": "maximize"}
+    assert set(config["early_terminate"]) == {"type", "min_iter", "eta"}
+    assert config["parameters"]["val_size"]["value"] > 0
+    for parameter, choice in config["parameters"].items():
+        assert set(choice) in ({"value"}, {"values"}, {"distribution", "min", "max"})
         for value in choice.get("values", [choice.get("value"), choice.get("min"), choice.get("max")]):
             if value is not None:
-                train.Config(**{parameter: value})
-    # The small data have less to hold out, and one epoch is enough to see.
-    sweep["parameters"] |= {"val_size": {"value": 300}, "epochs": {"value": 1}}
-    chosen = sweeps.next_run(sweep, []).config
-    agents = [f"--{name}={chosen[name]['value']}" for name in sorted(chosen)]  # its ${args}
-    result = run(sweep["program"], *agents, "--data_dir", small_dir, cwd=tmp_path, WANDB_MODE="disabled")
-    assert result.returncode == 0, result.stderr
-    config = json.loads((tmp_path / "runs/001/config.json").read_text())
-    assert all(config[name] == pytest.approx(entry["value"]) for name, entry in chosen.items())
+                train.parse_config([f"--{parameter}={value}"])  # what W&B's agent passes
 
 
-def test_local_sweep_goes_on_after_an_interruption_and_ranks_its_runs(small_dir, tmp_path):
-    (tmp_path / "small.yaml").write_text(SMALL)
-    flags = ["--config", "small.yaml", "--count", "3", "--", "--data_dir", str(small_dir)]
-    command = [sys.executable, str(ROOT / "sweep.py"), *flags]
-    env = environment(WANDB_MODE="disabled")
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, **pipes)
-    while not process.stdout.readline().startswith("002  started"):
-        pass
+def test_sweep_is_resumed_after_an_interruption_and_ranks_its_runs(small_dir, tmp_path):
+    config = yaml.safe_load((ROOT / "sweep.yaml").read_text())
+    del config["early_terminate"]
+    # The small data have less to hold out, and two epochs are enough to see.
+    config["parameters"] |= {"val_size": {"value": 300}, "epochs": {"value": 2}}
+    config["parameters"]["batch_size"]["values"] = [64, 128]
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    flags = ["--config", "small.yaml", "--count", "2", "--", "--data_dir", str(small_dir)]
+    process = start(tmp_path, *flags, source=ROOT)
+    wait_for(process, "002  started")
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
-    assert (
-        process.returncode == 130 and error == "stopped by SIGINT: the same command goes on with the sweep\n"
-    )
+    assert process.returncode == 130
+    assert error == "stopped by SIGINT: the same command resumes the sweep\n"
 
-    flags[3:3] = ["3", "--parallel", "2"]
-    del flags[6]
-    result = run("sweep.py", *flags, cwd=tmp_path, WANDB_MODE="disabled")
+    result = run_python(ROOT / "sweep.py", *flags, cwd=tmp_path, WANDB_MODE="disabled")
     assert result.returncode == 0 and result.stderr == "", result.stderr
     assert "001  started" not in result.stdout
-    ranking = [line.split() for line in result.stdout.splitlines() if line[:4].strip().isdecimal()]
-    ranking = [line for line in ranking if line[0] in "123"]
-    assert sorted(line[1] for line in ranking) == ["001", "002", "003"]
-    accuracies = [float(line[2]) for line in ranking]
+    ranked = ranking(result.stdout)
+    assert sorted(line[1] for line in ranked) == ["001", "002"]
+    accuracies = [float(line[2]) for line in ranked]
     assert accuracies == sorted(accuracies, reverse=True) and accuracies[0] > 50
-    for name in ("001", "002", "003"):
-        assert (tmp_path / "runs/sweep" / name / "model.pt").exists()
-    best = f"next  python compare.py runs/sweep/{ranking[0][1]} runs/sweep/{ranking[1][1]}"
+    for line in ranked:
+        assert (tmp_path / "runs/sweep" / line[1] / "model.pt").exists()
+        settings = json.loads((tmp_path / "runs/sweep" / line[1] / "config.json").read_text())
+        shown = dict(zip(line[4::2], map(float, line[5::2])))
+        assert set(shown) == set(config["parameters"])
+        assert all(settings[name] == pytest.approx(value, rel=1e-3) for name, value in shown.items())
+    best = f"next  python compare.py runs/sweep/{ranked[0][1]} runs/sweep/{ranked[1][1]}"
     assert result.stdout.splitlines()[-1] == best
 
-    (tmp_path / "small.yaml").write_text(SMALL.replace("0.02", "0.03"))
-    assert_one_line_error(run("sweep.py", *flags, cwd=tmp_path), "another sweep")
+    (tmp_path / "small.yaml").write_text((tmp_path / "small.yaml").read_text().replace("0.05", "0.06"))
+    assert_one_line_error(run_python(ROOT / "sweep.py", *flags, cwd=tmp_path), "another sweep")
 
 
-def test_hopeless_run_is_stopped_early(small_dir, tmp_path):
-    sweep = {
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_sweep_leaves_no_process_and_resumes_at_the_last_epoch(number, stub):
+    process = start(stub, "--count", 2, "--", "--pause", 1)
+    metrics = stub / "runs/sweep/001/metrics.csv"
+    while not metrics.exists() or metrics.read_text().count("\n") < 2:  # until the first of two epochs
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert not is_alive(int(starts(stub)[0][1]))
+    assert not (stub / "runs/sweep/001/model.pt").exists()
+
+    result = run_python("sweep.py", "--count", 2, cwd=stub)
+    assert result.returncode == 0 and result.stderr == ""
+    assert result.stdout.startswith("001  resumed  epochs 2  lr ")
+    assert "001  finished  acc" in result.stdout and "002  started" in result.stdout
+    assert [line[0] + line[2] for line in starts(stub)] == ["001False", "001True", "002False"]
+    assert [line.split(",")[1] for line in metrics.read_text().splitlines()] == ["epoch", "1", "2"]
+
+
+def test_two_processes_do_the_runs_of_one_sweep_together(stub):
+    processes = [start(stub, "--count", 8, "--", "--pause", 0.2) for _ in range(2)]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    names = [f"{number:03d}" for number in range(1, 9)]
+    assert sorted(line[0] for line in starts(stub)) == names  # all of them, none twice
+    assert len({line[3] for line in starts(stub)}) == 8  # and no settings twice
+    for output, error in outputs:
+        assert error == "" and "started" in output
+        assert sorted(line[1] for line in ranking(output)) == names  # each waits for the other's last run
+    together = [line for output, _ in outputs for line in output.splitlines() if "  finished  " in line]
+    assert sorted(line[:3] for line in together) == names
+
+
+@pytest.mark.parametrize("child_dies_too", [True, False])
+def test_run_of_a_killed_sweep_is_taken_up_once_nothing_works_on_it(child_dies_too, stub):
+    process = start(stub, "--count", 2, "--", "--pause", 0.6)
+    wait_for(process, "001  started")
+    while not (stub / "runs/sweep/001/config.json").exists():
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    child = int(starts(stub)[0][1])
+    if child_dies_too:
+        os.kill(child, signal.SIGKILL)
+    processes = [start(stub, "--count", 2) for _ in range(2)]
+    outputs = [each.communicate(timeout=60) for each in processes]
+    assert [each.returncode for each in processes] == [0, 0], outputs
+    resumed = [line for output, _ in outputs for line in output.splitlines() if line.startswith("001  ")]
+    assert [line[5:13].strip() for line in resumed] == ["resumed", "finished"]
+    assert sorted(line[0] + line[2] for line in starts(stub)) == ["001False", "001True", "002False"]
+    assert not is_alive(child)
+    for output, error in outputs:
+        assert error == "" and sorted(line[1] for line in ranking(output)) == ["001", "002"]
+    # A run that its own process finished has each epoch once.
+    metrics = (stub / "runs/sweep/001/metrics.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in metrics] == ["epoch", "1", "2"]
+
+
+def test_hopeless_run_is_stopped_early_but_not_in_its_last_epoch(stub):
+    config = {
         "method": "grid",
         "metric": {"name": "wrong", "goal": "minimize"},
         "early_terminate": {"type": "hyperband", "min_iter": 2},
-        "parameters": {"epochs": {"value": 12}, "lr": {"values": [0.005, 1e-9]}},
+        "parameters": {"epochs": {"values": [12, 2]}, "lr": {"values": [0.5, 0.1]}},
     }
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(sweep))
-    flags = (
-        "--config",
-        "grid.yaml",
-        "--dir",
-        "grid",
-        "--",
-        "--data_dir",
-        small_dir,
-        "--schedule",
-        "constant",
-    )
-    result = run("sweep.py", *flags, cwd=tmp_path, WANDB_MODE="disabled")
+    (stub / "grid.yaml").write_text(yaml.safe_dump(config))
+    flags = ("--config", "grid.yaml", "--", "--pause", 0.1)
+    result = run_python("sweep.py", *flags, cwd=stub)
     assert result.returncode == 0, result.stderr
-    assert "001  finished wrong" in result.stdout and "002  stopped" in result.stdout
-    assert not (tmp_path / "grid/002/model.pt").exists()
+    assert "001  finished  wrong 38 after 12 epochs" in result.stdout
+    assert "002  stopped   wrong 88 after 2 epochs" in result.stdout
+    assert not (stub / "runs/sweep/002/model.pt").exists()
+    # Two epochs are all that these have, so they export their models.
+    assert "003  finished" in result.stdout and "004  finished" in result.stdout
+    assert (stub / "runs/sweep/004/model.pt").exists()
+    assert [line[1] for line in ranking(result.stdout)] == ["001", "003", "002", "004"]
+    assert "005" not in result.stdout  # the grid has four points, fewer than --count
+
+
+def test_failed_run_is_reported_and_does_not_stop_the_sweep(stub):
+    (stub / "sweep.yaml").write_text("method: grid\nparameters:\n  lr: {values: [0.2, 7, 0.3]}\n")
+    result = run_python("sweep.py", cwd=stub)
+    assert result.returncode == 0 and result.stderr == ""
+    line = "002  failed    error: the loss is nan (its output is in runs/sweep/002.log)"
+    assert line in result.stdout.splitlines()
+    assert [line[1] for line in ranking(result.stdout)] == ["003", "001"]  # by acc, the more the better
+    assert run_python("sweep.py", cwd=stub).stdout == result.stdout[result.stdout.index("\nrank") :]
+
+    (stub / "sweep.yaml").write_text("method: grid\nparameters:\n  lr: {values: [7]}\n")
+    assert_one_line_error(run_python("sweep.py", "--dir", "bad", cwd=stub), "no run has a result")
+
+
+def test_same_seed_draws_the_same_settings_and_another_seed_does_not(stub):
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run_python("sweep.py", "--count", 2, "--dir", folder, "--seed", seed, cwd=stub)
+    drawn = [
+        [line.split()[3] for line in (stub / name / "starts").read_text().splitlines()] for name in "abc"
+    ]
+    assert drawn[0] == drawn[1] and not set(drawn[0]) & set(drawn[2])
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("spec", "distribution"),
     [
-        ("metric: {name: acc, goal: maximize}", "needs a metric"),
-        ("name: acc", "must be of acc"),
-        ("method: bayes", "'method' is a required property"),
+        ({"value": 3}, CategoricalDistribution([3])),
+        ({"value": "fp32", "distribution": "constant"}, CategoricalDistribution(["fp32"])),
+        ({"values": [1, 2.5, "a"]}, CategoricalDistribution([1, 2.5, "a"])),
+        ({"values": [1], "distribution": "categorical"}, CategoricalDistribution([1])),
+        ({"min": 1, "max": 5}, IntDistribution(1, 5)),
+        ({"min": 1, "max": 5, "distribution": "int_uniform"}, IntDistribution(1, 5)),
+        ({"min": 1, "max": 5.0}, FloatDistribution(1, 5)),
+        ({"min": 1, "max": 5, "distribution": "uniform"}, FloatDistribution(1, 5)),
+        (
+            {"min": 0.01, "max": 1, "distribution": "log_uniform_values"},
+            FloatDistribution(0.01, 1, log=True),
+        ),
+        (
+            {"min": -3, "max": 0, "distribution": "log_uniform"},
+            FloatDistribution(math.exp(-3), 1, log=True),
+        ),
+        ({"min": 8, "max": 64, "q": 8, "distribution": "q_uniform"}, IntDistribution(8, 64, step=8)),
+        # YAML reads 1e-4 as text.
+        ({"min": "1e-4", "max": 0.1}, FloatDistribution(1e-4, 0.1)),
     ],
 )
-def test_sweep_that_cannot_work_is_refused(change, reason, tmp_path):
-    text = SMALL.replace(change, "name: loss" if change == "name: acc" else "")
-    (tmp_path / "bad.yaml").write_text(text)
-    assert_one_line_error(run("sweep.py", "--config", "bad.yaml", cwd=tmp_path), "bad.yaml", reason)
+def test_distributions_of_wandb_become_those_of_optuna(spec, distribution):
+    assert sweep.to_distribution("lr", spec) == distribution
+
+
+@pytest.mark.parametrize(
+    ("stop", "epochs"),
+    [
+        ({"type": "hyperband", "min_iter": 1}, [1, 3, 9]),
+        ({"type": "hyperband", "min_iter": 2, "eta": 2}, [2, 4, 8]),
+        ({"type": "hyperband", "max_iter": 27, "s": 2}, [3, 9]),
+    ],
+)
+def test_pruner_looks_at_the_epochs_of_wandb_s_hyperband(stop, epochs):
+    """A run whose metric drops just after a good first rung is stopped at the next rung, and not before."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    for first, rung in zip([0, *epochs], epochs):
+        study = optuna.create_study(direction="maximize", pruner=sweep.to_pruner(**stop))
+        good, bad = study.ask(), study.ask()
+        for epoch in range(1, epochs[-1] + 1):
+            good.report(50, epoch)
+            assert not good.should_prune()
+        for epoch in range(1, rung + 1):
+            bad.report(99 if epoch <= first else 1, epoch)
+            assert bad.should_prune() == (epoch == rung)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reasons"),
+    [
+        ("goal: maximize", "goal: best", ["minimize", "maximize"]),
+        ("method: bayes", "", ["method one of random, bayes, grid"]),
+        ("method: bayes", "method: bayes\nprogram: other.py", ["program must be train.py"]),
+        ("method: bayes", "method: custom", ["method one of random, bayes, grid"]),
+        ("method: bayes", "method: grid", ["grid needs a value or values"]),
+        ("method: bayes", "method: bayes\nearly_terminate: {type: envelope}", ["hyperband"]),
+        ("log_uniform_values", "normal", ["parameter lr", "normal"]),
+        ("log_uniform_values", "q_int_uniform", ["parameter lr", "q_int_uniform"]),
+        ("distribution: log_uniform_values, min: 0.01, max: 1", "values: [1], probabilities: [1]",
+         ["parameter lr", "categorical", "probabilities"]),
+        ("distribution: log_uniform_values, min: 0.01, max: 1", "parameters: {a: {value: 1}}",
+         ["parameter lr", "parameters"]),
+        ("min: 0.01", "min: 0", ["parameter lr", "log_uniform_values"]),
+        ("min: 0.01, ", "", ["parameter lr", "log_uniform_values"]),
+        ("min: 0.01", "min: 2", ["parameter lr", "log_uniform_values"]),
+        ("min: 0.01", "min: low", ["parameter lr", "log_uniform_values", "low"]),
+        ("epochs: {value: 2}", "epochs: 2", ["int"]),
+        (SMALL, "- just\n- a list", ["list"]),
+        (SMALL, "a: b: c", ["bad.yaml"]),
+    ],
+)  # fmt: skip
+def test_sweep_that_cannot_work_is_refused_in_one_sentence(old, new, reasons, tmp_path):
+    text = SMALL.replace("method: random", "method: bayes")
+    old = text if old == SMALL else old
+    assert old in text
+    (tmp_path / "bad.yaml").write_text(text.replace(old, new))
+    with pytest.raises(sweep.SweepError) as error:
+        sweep.load_sweep(str(tmp_path / "bad.yaml"))
+    for reason in ["bad.yaml: ", *reasons]:
+        assert reason in str(error.value)
+
+
+def test_mistakes_of_the_user_are_one_line(stub):
+    (stub / "bad.yaml").write_text("a: b: c")
+    assert_one_line_error(run_python("sweep.py", "--config", "bad.yaml", cwd=stub), "bad.yaml", "Fix")
+    assert_one_line_error(run_python("sweep.py", "--config", "no.yaml", cwd=stub), "no.yaml")
+    assert_one_line_error(run_python("sweep.py", "--dir", ".", cwd=stub), "other files", "new --dir")
+    (stub / "loss.yaml").write_text(SMALL.replace("acc", "loss"))
+    result = run_python("sweep.py", "--config", "loss.yaml", "--dir", "loss", cwd=stub)
+    assert_one_line_error(result, "the metric loss", "acc, wrong")
+    assert not is_alive(int((stub / "loss/starts").read_text().split()[1]))
+    (stub / "loss/study.journal").write_text("{}\n")
+    result = run_python("sweep.py", "--config", "loss.yaml", "--dir", "loss", cwd=stub)
+    assert_one_line_error(result, "study.journal is damaged", "new --dir")
+    (stub / "optuna.py").write_text("raise ModuleNotFoundError(name='optuna')")
+    result = run_python("sweep.py", cwd=stub)
+    assert_one_line_error(result, "optuna", "pip install -r requirements-sweep.txt")
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [(["--count", "two"], "--count: invalid int"), (["--lr", "1"], "unrecognized arguments: --lr")],
+)
+def test_wrong_flags_are_refused(flags, reason, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        sweep.parse_args(flags)
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and len(lines) == 2
+    assert lines[0].startswith("usage: sweep.py") and reason in lines[1]

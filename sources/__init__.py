@@ -1,0 +1,1 @@
+"""Images from elsewhere: downloads, folders of pictures, photos of digits, synthetic digits."""

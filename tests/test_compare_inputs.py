@@ -1,0 +1,135 @@
+"""What compare.py accepts from a training loop other than train.py, and its test against hand figures."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import compare
+from data import load_split
+
+
+@pytest.fixture(scope="module")
+def labels(small_dir) -> torch.Tensor:
+    return load_split("mnist", small_dir, train=False)[3]
+
+
+def make_run(path: Path, labels: torch.Tensor, wrong: list[int], metrics: str, config=None, **summary):
+    """Write a run directory. Epoch e guesses the first wrong[e - 1] images wrong."""
+    (path / "predictions").mkdir(parents=True)
+    for epoch, count in enumerate(wrong, 1):
+        guesses = torch.cat([(labels[:count] + 1) % 10, labels[count:]])
+        scores = torch.eye(10)[guesses].tolist()
+        lines = ["id,guess,truth," + ",".join(f"score_{k}" for k in range(10))]
+        for i, (guess, truth) in enumerate(zip(guesses.tolist(), labels.tolist())):
+            lines.append(f"{i},{guess},{truth}," + ",".join(f"{score:g}" for score in scores[i]))
+        (path / "predictions" / f"epoch-{epoch:03d}.csv").write_text("\n".join(lines) + "\n")
+    (path / "metrics.csv").write_text(metrics)
+    (path / "config.json").write_text(json.dumps(config or {}))
+    (path / "summary.json").write_text(json.dumps({"epoch": len(wrong), **summary}))
+    return path
+
+
+def page_of(folder: Path, *arguments) -> str:
+    out = folder / "page.html"
+    compare.compare(compare.parse_args([*map(str, arguments), "--out", str(out)]))
+    return out.read_text()
+
+
+def fact(page: str, name: str) -> list[str]:
+    """The cells of a row in the page's table of runs."""
+    row = re.search(f'<th scope="row">{name}</th>(.*?)</tr>', page)[1]
+    return re.findall("<td>(.*?)</td>", row)
+
+
+def chart(page: str, title: str) -> str | None:
+    found = re.search(f'<svg [^>]*aria-label="{title}">(.*?)</svg>', page)
+    return found and found[1]
+
+
+METRICS = "step,epoch,loss,acc,top5\n1,1,2.5,,\n2,1,2.0,,\n2,1,,93.4,99\n4,2,1.5,,\n4,2,,97.6,99.5\n"
+RECORDED = (
+    "step,epoch,loss,acc,test_loss,wrong,top5\n1,1,2.5,,,,\n1,1,,93.4,0.3,33,99\n2,2,,97.6,0.1,12,99\n"
+)
+
+
+def test_run_of_another_loop_gets_a_page_without_pictures(labels, tmp_path, capsys):
+    run = make_run(tmp_path / "mine", labels, [33, 12], METRICS, {"lr": 0.1})
+    page = page_of(tmp_path, run)
+    out = capsys.readouterr().out
+    assert "no pictures: mine@2 names no data set; --dataset NAME adds them\n" in out
+    for name in ("data set", "parameters", "training time"):
+        assert fact(page, name) == ["&ndash;"]
+    assert fact(page, "wrong") == ["12 of 500"]
+    assert "data:image/png" not in page and "data:image/jpeg" not in page
+    # The file has no column `wrong`: the chart's numbers are counted from the predictions.
+    assert re.findall(r'<text class="r0"[^>]*>(\d+)<', chart(page, "Wrong guesses by epoch")) == ["33", "12"]
+    assert chart(page, "Training loss by step")
+
+
+def test_metrics_may_have_more_columns_or_no_loss(labels, tmp_path):
+    run = make_run(tmp_path / "mine", labels, [33, 12], RECORDED)
+    page = page_of(tmp_path, run, "--no_images")
+    assert re.findall(r'<text class="r0"[^>]*>(\d+)<', chart(page, "Wrong guesses by epoch")) == ["33", "12"]
+    (run / "metrics.csv").write_text("step,epoch,wrong\n4,1,33\n8,2,12\n")
+    page = page_of(tmp_path, run, "--no_images")
+    assert chart(page, "Wrong guesses by epoch") and not chart(page, "Training loss by step")
+
+
+def test_dataset_flag_or_another_run_adds_the_pictures(labels, small_dir, tmp_path, capsys):
+    bare = make_run(tmp_path / "bare", labels, [33], METRICS, {"dataset": None, "val_size": None})
+    named = {"dataset": "mnist-format", "data_dir": str(small_dir), "parameters": 1234, "val_size": 0}
+    full = make_run(tmp_path / "full", labels, [12], RECORDED, named, train_seconds=[1.25])
+    assert "data:image/png" in page_of(tmp_path, bare, "--dataset", "mnist", "--data_dir", small_dir)
+    page = page_of(tmp_path, bare, full)
+    assert "data:image/png" in page and "no pictures" not in capsys.readouterr().out
+    assert fact(page, "data set") == ["&ndash;", "mnist-format"]
+    assert fact(page, "parameters") == ["&ndash;", "1,234"]
+    assert fact(page, "training time") == ["&ndash;", "1.2 s"]
+
+
+def test_epochs_without_a_time_have_no_training_time(labels, tmp_path):
+    for name, times in (("null", [2.5, None]), ("zero", [2.5, 0.0])):
+        run = make_run(tmp_path / name, labels, [33, 12], METRICS, train_seconds=times)
+        assert compare.load_run(f"{run}@1").seconds == 2.5
+        assert compare.load_run(f"{run}@2").seconds is None
+
+
+def test_damaged_run_is_refused_with_its_csv_file_named(labels, tmp_path):
+    for file, text in (
+        ("config.json", '{"classes": 10}'),
+        ("summary.json", '{"train_seconds": "fast"}'),
+        ("metrics.csv", "epoch,wrong\n1,33\n"),
+    ):
+        run = make_run(tmp_path / file, labels, [33], METRICS)
+        (run / file).write_text(text)
+        with pytest.raises(compare.CompareError, match="is damaged .*epoch-001.csv"):
+            compare.load_run(str(run))
+
+
+@pytest.mark.parametrize(
+    "fixed, broken, ways",
+    # By hand: twice the number of ways that n coins show at most min(fixed, broken) heads, of 2^n.
+    [(7, 1, 1 + 8), (0, 5, 1), (9, 3, 1 + 12 + 66 + 220), (2, 1, 1 + 3)],
+)
+def test_mcnemar_gives_the_hand_figures(fixed, broken, ways):
+    count = fixed + broken + 4
+    before, after = np.zeros((2, count), dtype=int)
+    before[:fixed] = after[fixed : fixed + broken] = 1
+    before[-4:] = after[-4:] = 1  # wrong in both runs: no evidence either way
+    truth, scores = np.zeros(count, dtype=int), np.full((count, 2), 0.5)
+    ids = np.arange(count)
+    pair = compare.Pair(*(compare.Run("x", Path("x"), ids, truth, g, scores) for g in (before, after)))
+    assert (pair.fixed, pair.broken, pair.both_wrong) == (fixed, broken, 4)
+    assert pair.p_value == pytest.approx(2 * ways / 2 ** (fixed + broken))
+
+
+def test_equal_counts_are_no_evidence():
+    ids = np.arange(6)
+    guesses = np.array([[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0]])
+    runs = [compare.Run(f"{g}", Path("x"), ids, 0 * ids, g, np.full((6, 2), 0.5)) for g in guesses]
+    assert compare.Pair(*runs).p_value == 1
+    assert compare.Pair(runs[0], runs[0]).p_value == 1  # no image at all on which they differ
