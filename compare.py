@@ -173,7 +173,8 @@ def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     except (ArithmeticError, ValueError) as error:  # integers of hundreds of digits
         raise CompareError(f"{path} has a number that is too large.") from error
     bad = ~np.isfinite(numbers)
-    bad[:, :3] |= (numbers[:, :3] > 2**53) | (numbers[:, :3] < 0) | (numbers[:, :3] % 1 != 0)
+    with np.errstate(invalid="ignore"):  # an infinite value has no remainder
+        bad[:, :3] |= (numbers[:, :3] > 2**53) | (numbers[:, :3] < 0) | (numbers[:, :3] % 1 != 0)
     bad[:, 1:3] |= numbers[:, 1:3] >= count
     bad[:, 3:] |= (numbers[:, 3:] < 0) | (numbers[:, 3:] > 1)
     if bad.any():
