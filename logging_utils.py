@@ -235,7 +235,7 @@ class RunLogger:
         write_json(self.run_dir / "summary.json", self.summary)
         self.wandb.attempt(self.wandb.log_epoch, step, record, rows)
         of_total = f"/{self.config['epochs']}" if "epochs" in self.config else ""
-        values = "  ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+        values = "  ".join(f"{name} {round(value, 4):.10g}" for name, value in metrics.items())
         print(f"epoch {epoch}{of_total}  {values}  {seconds:.1f} s", flush=True)
 
     def append_metrics(self, rows: list[list]) -> None:

@@ -107,9 +107,8 @@ def read_torchvision(name: str, data_dir: Path, train: bool) -> tuple[list[str],
     except Exception as error:  # torchvision raises many types for damaged files
         raise SourceError(f"{folder} is missing or damaged. {cure}") from error
     images, labels = torch.as_tensor(split.data), torch.as_tensor(split.targets)
-    images = (
-        images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
-    )  # (N, C, H, W)
+    # To (N, C, H, W).
+    images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
     labels = labels if labels.dim() == 1 else labels[:, 0]  # QMNIST has the class, the writer and more
     if len(images) != len(labels) or labels.max() >= len(split.classes):
         raise SourceError(f"The images and labels in {folder} do not match. {cure}")
