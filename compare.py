@@ -220,7 +220,7 @@ def check_same_test_set(runs: list[Run]) -> None:
 def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) -> list[str] | None:
     """Load the picture of every id, as a data URL. None if no data set is named.
 
-    The data set is the first that a run names. CSV files name none: if there are only such, it is MNIST.
+    The data set is the first that a run names. If all runs are CSV files, it is MNIST.
     Raises CompareError if the data set is not available or is another one.
     """
     with_config = [run for run in runs if run.config is not None]
@@ -232,7 +232,7 @@ def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) ->
     dataset = dataset or config.get("dataset") or "mnist"
     data_dir = data_dir or config.get("data_dir") or "data"
     val_size, image_size = config.get("val_size") or 0, config.get("image_size") or 28
-    cure = "Name their --dataset and --data_dir, or add --no_images for a page without pictures."
+    cure = "Set --dataset and --data_dir, or add --no_images for a page without pictures."
     try:
         if val_size:
             data = load_data(dataset, data_dir, val_size, image_size)

@@ -1,7 +1,7 @@
 """Image sets as uint8 tensors in memory, and shuffled, distorted batches of them.
 
 The model scales the pixels. To train on your own data, return an `ImageData` from `load_data`. MNIST is read
-here; the folder sources/, which a copy can do without, downloads it and reads everything else.
+here; the folder sources/, which is optional in a copy, downloads it and reads everything else.
 """
 
 import hashlib
@@ -80,8 +80,8 @@ def load_split(dataset: str, data_dir: str | Path, train: bool, image_size=28, d
         except ModuleNotFoundError as error:
             if error.name != "sources":
                 raise
-            missing = f"{dataset} is not in {raw}, and the folder sources/ is not here"
-            raise DataError(f"{missing}. Copy it too: it downloads MNIST and reads other data.") from error
+            found = f"Without the folder sources/, only MNIST in {raw} can be read, not {dataset}"
+            raise DataError(f"{found}. Copy that folder too: it also downloads MNIST.") from error
         try:
             name = datasets.resolve_dataset(dataset, Path(data_dir), download)
             if name != "mnist":
@@ -101,7 +101,7 @@ def load_split(dataset: str, data_dir: str | Path, train: bool, image_size=28, d
 def read_idx(path: Path, dimensions: int) -> tuple[Tensor, bool]:
     """The uint8 values of an IDX file, and whether its MD5 is that of MNIST's own file. Raises DataError.
 
-    The format: a header of big-endian int32, 0x800 (uint8) + dimensions and the size of each; the values.
+    Format: big-endian int32 0x800 (uint8) + dimensions, then the size of each dimension, then the values.
     (torchvision reads it too, but its import takes 1.7 s and 0.2 GB.)
     """
     cure = "Delete it to download it again, or use another folder."
@@ -137,7 +137,7 @@ def batches(
 
     B is this process's part of `batch_size`; `weight` is local size x world size / batch size, so that the
     average over processes is the mean over the batch. Images are uint8, or with `augment` float32 in 0..255,
-    distorted by up to that multiple of full strength. All random numbers are drawn on the CPU beforehand:
+    distorted by up to `augment` times full strength. All random numbers are drawn on the CPU beforehand:
     they are the same on every device, and no step waits for them.
     """
     order = torch.randperm(len(images), generator=generator).to(images.device)

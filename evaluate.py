@@ -54,7 +54,7 @@ def load(path: str, device: torch.device) -> Exported:
     return Exported(path, model, classes, (channels, height, width), dataset, version)
 
 
-def compute_logits(exported: Exported, images: Tensor, batch_size: int) -> Tensor:
+def checked_logits(exported: Exported, images: Tensor, batch_size: int) -> Tensor:
     """Logits (N, K) of images (N, C, H, W), on the CPU. Raises ModelError if the exported program fails."""
     try:
         logits = predict_logits(exported.model, images, batch_size).float().cpu()
@@ -82,9 +82,9 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torc
     check_fit(exported, dataset, classes, images)
 
     images, batch_size = images.to(device), min(args.batch_size, len(images))
-    compute_logits(exported, images[:batch_size], batch_size)  # TorchScript compiles in its first calls
+    checked_logits(exported, images[:batch_size], batch_size)  # TorchScript compiles in its first calls
     start = time.perf_counter()
-    logits = compute_logits(exported, images, batch_size)
+    logits = checked_logits(exported, images, batch_size)
     seconds = time.perf_counter() - start
 
     metrics, correct = compute_metrics(logits, labels), logits.argmax(1) == labels
@@ -92,7 +92,7 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torc
     print(f"accuracy  {metrics.pop('acc'):.2f} %")
     print(f"wrong     {metrics.pop('wrong')}")
     print(f"loss      {metrics.pop('test_loss'):.4f}")
-    for metric, value in metrics.items():  # what you add to compute_metrics
+    for metric, value in metrics.items():  # metrics added to compute_metrics
         print(f"{metric:8}  {value:.4g}")
     print(f"speed     {len(images) / seconds:,.0f} images/s on {device}")
     print("class     accuracy")
@@ -125,7 +125,7 @@ def check_fit(exported: Exported, dataset: str, classes: list[str], images: Tens
 def evaluate_pictures(exported: Exported, args: argparse.Namespace, device: torch.device) -> None:
     """Print the guess and the scores for each picture."""
     images, remarks = read_pictures(args.pictures, exported)
-    logits = compute_logits(exported, images.to(device), args.batch_size)
+    logits = checked_logits(exported, images.to(device), args.batch_size)
     block = "\u2588" if "utf" in (sys.stdout.encoding or "").lower() else "#"
     for path, scores, remark in zip(args.pictures, logits.softmax(1), remarks):
         guess = int(scores.argmax())

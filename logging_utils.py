@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 PROJECT, TABLE = "table-quickstart", "test_predictions"  # on W&B: the project, and the key of the table
 LOCK = ".lock"  # in a run directory, held by the process that writes to it
-LEFTOVERS = {LOCK, ".config.json.partial", "wandb"}  # what a run leaves that is killed in its first seconds
+LEFTOVERS = {LOCK, ".config.json.partial", "wandb"}  # left by a run killed in its first seconds
 FETCH_EVERY = 50  # steps between two fetches of the losses; each fetch waits for the device
 INIT_TIMEOUT, FINISH_TIMEOUT = 20, 30  # seconds to wait for W&B's server, at the start and at the end
 
@@ -282,7 +282,7 @@ class WandbRun:
         self.config, self.classes, self.images = config, classes, images
         self.pictures = {}  # id -> wandb.Image
         self.folder = run_dir.resolve()
-        # W&B reads these from the environment only: where files wait for their upload, and to print nothing.
+        # W&B reads its upload folders and its silence from the environment only.
         data_dir = f"{self.folder}/wandb"
         wanted = {"WANDB_DATA_DIR": data_dir, "WANDB_CACHE_DIR": f"{data_dir}/cache", "WANDB_SILENT": "true"}
         self.env_set = {name: value for name, value in wanted.items() if not os.environ.get(name)}
@@ -303,7 +303,7 @@ class WandbRun:
         mode = os.environ.get("WANDB_MODE") or None
         if mode in (None, "online") and not self.wandb.login(prompt=False, verify=False):
             if mode:
-                print("W&B: offline, because no API key is set up (wandb login does it)", file=sys.stderr)
+                print("W&B: offline, because no API key is set up (run wandb login)", file=sys.stderr)
             mode = "offline"
         defaults = {"project": PROJECT, "name": self.folder.name, "dir": str(self.folder)}
         options = {key: os.environ.get(f"WANDB_{key.upper()}") or value for key, value in defaults.items()}
@@ -424,7 +424,7 @@ def stop_signals(hint: str) -> Iterator[Callable[[], None]]:
 def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]) -> int:
     """Run a program. What its user can fix (RunError, OSError, `cures`) ends in one line and status 2."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # fd closed: the next opened file would get its number and our prints
+        if getattr(sys, name) is None:  # fd closed: the next opened file would get it, and our prints
             setattr(sys, name, open(os.devnull, "w"))
         getattr(sys, name).reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
     status = 2
@@ -435,7 +435,7 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
     except (RunError, *cures) as error:
         cure = next((cures[kind] for kind in cures if isinstance(error, kind)), "")
         message = " ".join(f"error: {error} {cure}".split())
-    except BrokenPipeError:  # by `| head`
+    except BrokenPipeError:  # `| head` closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         message, status = "stopped: nothing reads the output any more", 128 + signal.SIGPIPE
     except OSError as error:
@@ -445,7 +445,7 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
         number, hint = stop.args or (signal.SIGINT, "")
         message = f"stopped by {signal.Signals(number).name}{hint and ': '}{hint}"
         status = 128 + number
-    except RuntimeError as error:  # by gloo, if another process of torchrun has ended
+    except RuntimeError as error:  # gloo raises it if another process has ended
         if "by peer" not in str(error):
             raise
         message, status = f"rank {os.environ.get('RANK')} stops, because another process did", 1

@@ -1,7 +1,7 @@
 """The ConvNet, its inference, and its export to one file that runs without this source.
 
 `Standardize` scales the pixels, so that the exported file takes raw images. To train another net, replace
-`ConvNet` in train.py by a module that torch.jit.script accepts, standardized images (N, C, H, W) to logits.
+`ConvNet` in train.py by a scriptable module that maps standardized images (N, C, H, W) to logits (N, K).
 """
 
 import copy
@@ -113,8 +113,8 @@ def predict_logits(model: nn.Module, images: Tensor, batch_size: int = EVAL_BATC
 def export_model(model: nn.Module, path: str | Path, metadata: dict, example: Tensor) -> None:
     """Save a model in fp32 on the CPU in eval mode, with `metadata` as JSON inside. Raises ModelError.
 
-    It holds TorchScript; with a name in .pt2 a program by torch.export, which takes uint8 only. It gets
-    its name after it was loaded and gave the model's logits for `example`, uint8 (N, C, H, W).
+    A .pt2 file holds a torch.export program for uint8 images only, any other file TorchScript. It gets its
+    name after it was loaded again and gave the model's logits for `example`, uint8 (N, C, H, W).
     """
     model = copy.deepcopy(model).float().cpu().eval()
     example = example.cpu()

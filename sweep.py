@@ -87,7 +87,7 @@ def to_pruner(type: str = "hyperband", eta: int = 3, min_iter: int = 0, max_iter
 
 
 def lock(path: Path, wait: bool = False):
-    """Lock a file until no process has it open any more. None if it is locked already."""
+    """Lock a file until every process has closed it. None if another process holds it."""
     file = open(path, "a")
     with suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,7 +115,7 @@ def open_study(sweep: argparse.Namespace) -> optuna.Study:
 
 
 def take_trial(study: optuna.Study, sweep: argparse.Namespace):
-    """Take a run, an interrupted or a new one: its trial and its lock. None if there is none left."""
+    """The trial and the lock of an interrupted or a new run. None if none is left."""
     with lock(sweep.dir / ".lock", wait=True):
         trials = study.get_trials(deepcopy=False)
         for trial in [trial for trial in trials if trial.state == TrialState.RUNNING]:
@@ -144,7 +144,7 @@ def read_metric(path: Path, name: str) -> dict[int, float]:
     rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # the last line may be half written
     metrics = [column for column in rows.fieldnames or [name] if column not in ("step", "epoch", "loss")]
     if name not in metrics:
-        raise SweepError(f"the metric {name} is not one of {', '.join(metrics)}. Change it, and the --dir.")
+        raise SweepError(f"the metric {name} is not one of {', '.join(metrics)}. Use a new --dir, too.")
     return {int(row["epoch"]): float(row[name]) for row in rows if row[name]}
 
 

@@ -48,7 +48,7 @@ class Config:
     batch_size: int = setting(128, "images per training step", low=1)
     lr: float = setting(0.01, "Adam's learning rate; with one_cycle its maximum", low=1e-12, high=1e3)
     beta2: float = setting(0.95, "decay of Adam's mean of squared gradients", low=0.0, high=0.999999)
-    schedule: str = setting("one_cycle", "of lr: one_cycle, constant", choices=("one_cycle", "constant"))
+    schedule: str = setting("one_cycle", "of lr: one_cycle or constant", choices=("one_cycle", "constant"))
     label_smoothing: float = setting(0.1, "probability spread over all classes", low=0.0, high=0.99)
     augment: float = setting(1.0, "strength of random shifts, rotations, scalings", low=0.0, high=5.0)
     l1_size: int = setting(32, "channels of the first convolution", low=1, high=4096)
@@ -57,12 +57,12 @@ class Config:
     seed: int = setting(0, "random seed of weights, order and augmentation", low=0, high=2**32 - 1)
     precision: str = setting("auto", "auto, fp32, bf16, fp16", choices=("auto", "fp32", "bf16", "fp16"))
     device: str = setting("auto", "auto (the GPU if there is one), cpu, cuda, cuda:1")
-    dataset: str = setting("auto", "mnist, fashion_mnist, kmnist, qmnist, cifar10, synthetic, or a folder")
+    dataset: str = setting("auto", "auto, mnist, fashion_mnist, kmnist, qmnist, cifar10, synthetic, folder")
     image_size: int = setting(28, "height and width that a folder's pictures are resized to", low=4, high=96)
     data_dir: str = setting("data", "folder of the data sets, downloaded if missing")
     val_size: int = setting(0, "training images to hold out and evaluate on instead of the test set", low=0)
     img_count: int = setting(10_000, "rows of the W&B table; the CSV files have all", low=1)
-    log_images: str = setting("320", "rows of the W&B table with a picture, besides wrong guesses; or all")
+    log_images: str = setting("320", "leading W&B rows with a picture (wrong guesses have one), or all")
     export_pt2: bool = setting(False, "also export to model.pt2 (torch.export)")
     run_dir: str = setting(None, "directory of the run, new or empty [the next number in runs/]")
     resume: bool = setting(False, "continue the run in --run_dir after its last finished epoch")
@@ -94,17 +94,17 @@ def train(config: Config) -> Path:
     if world_size > 1:
         dist.init_process_group()
     device = pick_device(config.device)
-    torch.backends.cudnn.allow_tf32 = False  # full fp32 precision
+    torch.backends.cudnn.allow_tf32 = False  # convolve in full fp32 precision
     torch.backends.cudnn.deterministic = True
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)  # for order and augmentation
     keep_freed_memory()
 
     # ---- Data ----
-    if rank == 0:  # it alone downloads, and decides what each "auto" means
+    if rank == 0:  # only rank 0 downloads, and decides what each "auto" means
         data = load_data(config.dataset, config.data_dir, config.val_size, config.image_size)
         if config.resume and data.name != config.dataset:
-            raise ConfigError(f"The run is of {config.dataset}, but --data_dir holds {data.name}.")
+            raise ConfigError(f"The run was trained on {config.dataset}, but --data_dir holds {data.name}.")
         device_name = device.type if config.device == "auto" else config.device
         precision = pick_precision(config.precision, device)
         config = replace(config, dataset=data.name, device=device_name, precision=precision)
@@ -126,7 +126,7 @@ def train(config: Config) -> Path:
     # Batch norm stays local: each process normalizes its own part of a batch.
     ddp_model = DistributedDataParallel(model) if world_size > 1 else model
     optimizer = torch.optim.Adam(model.parameters(), config.lr, betas=(0.9, config.beta2), fused=True)
-    base_rates = [group["lr"] for group in optimizer.param_groups]  # a checkpoint has the scheduled ones
+    base_rates = [group["lr"] for group in optimizer.param_groups]  # a checkpoint restores scheduled rates
 
     # ---- Precision ----
     amp_dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
@@ -164,7 +164,7 @@ def train(config: Config) -> Path:
                 scaler.step(optimizer)
                 scaler.update()
                 log.log_step(epoch, step, loss)
-                stop_if_asked()  # here alone: evaluation and export always finish
+                stop_if_asked()  # only here, so evaluation and export always finish
             log.flush()
             seconds = time.perf_counter() - start
 
@@ -224,7 +224,7 @@ def load_checkpoint(run_dir: str, generator: torch.Generator, state: dict) -> in
         torch.cuda.set_rng_state_all(checkpoint["cuda"][: torch.cuda.device_count()])
         return checkpoint["epoch"]
     except Exception as error:  # torch raises errors of any type for damaged files
-        raise ModelError(f"{path} is damaged, or of another model. Start a new run.") from error
+        raise ModelError(f"{path} is damaged or belongs to another model. Start a new run.") from error
 
 
 def print_results(config: Config, num_images: int, log: RunLogger) -> None:
@@ -254,7 +254,7 @@ def parse_config(argv: list[str] | None = None) -> Config:
 
 
 def resumed_config(run_dir: str, overrides: dict) -> Config:
-    """The settings of the run to resume. Those overrides again must match, except --data_dir."""
+    """The settings of the run to resume. Flags given again must match, except --data_dir."""
     path = Path(run_dir) / "config.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

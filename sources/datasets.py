@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sources.errors import SourceError
 
-DOWNLOAD_STALL = 10  # seconds without an answer after which a mirror is given up
+DOWNLOAD_STALL = 10  # seconds to wait for a silent mirror
 
 # name -> the class in torchvision.datasets, and the folder below `data_dir` that its files are unpacked to
 TORCHVISION_SETS = {

@@ -84,7 +84,7 @@ def read_picture(path: str | Path) -> Image.Image:
             return picture
     except Exception as error:  # Pillow raises many types for damaged files
         raise SourceError(
-            f"{path} cannot be read as a picture: {error}. Remove it or save it anew."
+            f"{path} cannot be read as a picture: {error}. Remove it or save it again."
         ) from error
 
 

@@ -8,7 +8,7 @@ from scipy import ndimage
 from torch import Tensor
 
 PHOTO_SIDE = 224  # pixels of the longer side of a photo while the digit is looked for
-BACKGROUND_SIDE = 64  # the same, while the background is measured
+BACKGROUND_SIDE = 64  # the same, to measure the background
 BOX = numpy.ones((3, 3))  # a pixel and its eight neighbours
 
 
@@ -31,7 +31,7 @@ def like_mnist(picture: Image.Image) -> tuple[Tensor, str]:
     if is_mnist_size:
         return to_image(255 - pixels if dark_on_light else pixels), "; ".join(remarks)
 
-    # Relative to dark ink's paper, a stroke in a shadow is as strong as one in the light.
+    # Division by the paper makes a stroke in shadow as strong as one in light.
     ink = (1 - pixels / paper.clip(min=1)) * 255 if dark_on_light else pixels - paper
     ink = ndimage.uniform_filter(ink.clip(min=0), 5, mode="constant")  # without grain
     mask = keep_large(ink > 0.4 * ink.max())

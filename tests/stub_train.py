@@ -1,4 +1,4 @@
-"""A stand-in for train.py in the tests of sweep.py: the same files, no training, 0.1 s a run.
+"""A fake of train.py in the tests of sweep.py: the same files, no training, 0.1 s a run.
 
 acc is 100 * lr + epoch, wrong is 100 - acc. A run with an lr above 1 fails. `starts` lists every start.
 """

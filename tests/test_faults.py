@@ -1,4 +1,4 @@
-"""What machines, networks, disks and people do to a run, really done to it.
+"""Faults of machines, networks, disks and people, injected into real runs.
 
 The short version runs with all tests, `python -m pytest -m faults` runs the long one. Both end with a table
 of how many faults of each kind were injected and survived. A function that ends in `return train.main()` is
@@ -52,7 +52,7 @@ def settings(tiny_dir) -> list[str]:
 
 @pytest.fixture(scope="session")
 def whole(once, settings) -> dict[str, bytes]:
-    """What a run leaves that nothing happened to."""
+    """What an undisturbed run leaves."""
 
     def fill(cwd: Path) -> None:
         assert run("train.py", *settings, cwd=cwd, **OFF).returncode == 0

@@ -1,4 +1,4 @@
-"""A stand-in for W&B's server: healthy, and it keeps what it gets, unless a test asks for a fault."""
+"""A fake of W&B's server: healthy, and it keeps what it gets, unless a test asks for a fault."""
 
 import http.server
 import json
