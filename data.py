@@ -77,11 +77,10 @@ def load_split(dataset: str, data_dir: str | Path, train: bool, image_size=28, d
     if dataset != "mnist-format" and not (dataset in ("auto", "mnist") and here):
         try:
             from sources import datasets, errors
-        except ModuleNotFoundError as error:
+        except ImportError as error:  # it is missing, or another folder of that name
             if error.name != "sources":
                 raise
-            found = f"Without the folder sources/, only MNIST in {raw} can be read, not {dataset}"
-            raise DataError(f"{found}. Copy that folder too: it also downloads MNIST.") from error
+            raise DataError(f"Without sources/, only MNIST in {raw} can be read. Copy it too.") from error
         try:
             name = datasets.resolve_dataset(dataset, Path(data_dir), download)
             if name != "mnist":

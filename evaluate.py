@@ -147,7 +147,7 @@ def read_pictures(paths: list[str], exported: Exported) -> tuple[Tensor, list[st
     """Read pictures as images (N, C, H, W) for the model, and what was done to each. Raises PictureError."""
     try:
         from sources import errors, folders, photos
-    except ModuleNotFoundError as error:
+    except ImportError as error:  # it is missing, or another folder of that name
         if error.name != "sources":
             raise
         cure = "Copy it next to evaluate.py."

@@ -3,6 +3,7 @@
 The run directory is the source of truth. A loop of your own needs `RunLogger`, `log_step` and `log_epoch`.
 """
 
+import csv
 import ctypes
 import itertools
 import json
@@ -91,7 +92,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 def write_json(path: Path, record: dict) -> None:
     with atomic_write(path) as scratch:
-        scratch.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        scratch.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict:
@@ -159,13 +160,14 @@ class RunLogger:
             if not shaped or not 0 <= images.min() <= images.max() <= 255:
                 raise ValueError("images must be uint8, or floats in 0..1, of shape (N, 1 or 3, H, W)")
             images = images.to("cpu", torch.uint8)
+        self.shape = (None if images is None else len(images), len(classes))  # of an epoch's logits
         dummy = torch.zeros(1, len(classes)), torch.zeros(1, dtype=torch.int64)  # for the metrics' names
         self.columns = ["step", "epoch", "loss", *compute_metrics(*dummy)]
         with ExitStack() as undo:
             self.run_dir = create_run_dir(run_dir) if resumed_epoch is None else Path(run_dir)
             found = set(os.listdir(self.run_dir))
             if resumed_epoch is None and not found <= LEFTOVERS:
-                raise RunDirError(f"{self.run_dir} is in use. Choose another directory, or resume its run.")
+                raise RunDirError(f"{self.run_dir} is not empty. Choose another one, or resume its run.")
             self.lock = FileLock(self.run_dir / LOCK, timeout=0)
             try:
                 self.lock.acquire()  # the system releases it, however this process ends
@@ -176,24 +178,25 @@ class RunLogger:
                 undo.callback(shutil.rmtree, self.run_dir, ignore_errors=True)
             history = self.restore_history(resumed_epoch) if resumed_epoch else []
             wandb_id = read_json(self.run_dir / "config.json").get("wandb_id")
-            self.config = {**config, "run_dir": str(self.run_dir), **describe_environment()}
+            self.config = config | {"classes": classes, "run_dir": str(self.run_dir)} | describe_environment()
             self.wandb = WandbRun(self.run_dir, self.config, classes, images, wandb_id)
             undo.callback(self.wandb.finish, 1)
             write_json(self.run_dir / "config.json", {**self.config, "wandb_id": self.wandb.id or wandb_id})
             (self.run_dir / "predictions").mkdir(exist_ok=True)
             with atomic_write(self.run_dir / "metrics.csv") as scratch:
-                scratch.write_text(",".join(self.columns) + "\n" + "".join(history), encoding="utf-8")
+                scratch.write_text("".join([",".join(row) + "\n" for row in [self.columns, *history]]))
             undo.pop_all()
 
-    def restore_history(self, epochs: int) -> list[str]:
-        """Restore the summary of the first epochs. Returns their lines of metrics.csv."""
+    def restore_history(self, epochs: int) -> list[list]:
+        """Restore the summary of the first epochs. Returns their rows of metrics.csv, by today's columns."""
         metrics, summary = self.run_dir / "metrics.csv", self.run_dir / "summary.json"
         try:
             self.summary = dict(json.loads(summary.read_text(encoding="utf-8")))
             self.summary.pop("finished", None)  # the run has more epochs to train now
             self.summary["train_seconds"] = list(self.summary["train_seconds"])[:epochs]
-            lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
-            return [line for line in lines if int(line.split(",")[1]) <= epochs]
+            with open(metrics, newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs]
+            return [[row.get(column, "") for column in self.columns] for row in rows]
         except Exception as error:  # damage of any kind
             raise RunDirError(f"{metrics} or {summary} is missing or damaged. Start a new run.") from error
 
@@ -226,7 +229,10 @@ class RunLogger:
     def log_epoch(self, epoch: int, step: int, logits: Tensor, labels: Tensor, seconds=0.0) -> None:
         """Record an epoch: its last step, logits (N, K) and labels (N,) of the evaluation images."""
         self.flush()
-        metrics, rows = compute_metrics(logits, labels), prediction_rows(logits, labels)
+        if logits.shape != (self.shape[0] or len(labels), self.shape[1]) or len(logits) != len(labels):
+            raise ValueError(f"logits {list(logits.shape)} do not match images, classes {self.shape}")
+        rows, metrics = prediction_rows(logits, labels), compute_metrics(logits, labels)
+        metrics = {key: value.item() if torch.is_tensor(value) else value for key, value in metrics.items()}
         write_predictions(self.run_dir / "predictions" / f"epoch-{epoch:03d}.csv", rows)
         self.append_metrics([[step, epoch, "", *(f"{value:.9g}" for value in metrics.values())]])
         record = {"epoch": epoch, "dataset": self.config.get("dataset", "unknown"), **metrics}
@@ -266,8 +272,7 @@ class RunLogger:
 
 def progress(batches: Iterable, count: int, title: str, log: RunLogger) -> Iterator:
     """Pass batches (images, labels, ...) through, with a progress bar if there is a terminal."""
-    hidden = True if log.rank > 0 else None  # None hides it if there is no terminal
-    with tqdm(total=count, desc=title, unit=" images", disable=hidden, leave=False) as bar:
+    with tqdm(total=count, desc=title, unit=" images", disable=log.rank > 0 or None, leave=False) as bar:
         for batch in batches:
             yield batch
             bar.set_postfix(loss=f"{log.latest_loss:.3f}", refresh=False)
@@ -294,7 +299,7 @@ class WandbRun:
             self.run = self.start(resume_id)
         except (wandb.Error, ValueError) as error:  # ValueError: a variable of the wrong type
             self.restore_environment()
-            raise RunError(f"W&B: {one_line(error)}. Fix WANDB_*, or set WANDB_MODE=disabled.") from error
+            raise RunError(f"W&B: {error!r:.200}. Fix WANDB_*, or set WANDB_MODE=disabled.") from error
         self.disabled = self.run.disabled
         self.id = None if self.run.offline or self.run.disabled else self.run.id
 
@@ -313,7 +318,7 @@ class WandbRun:
         try:
             return self.wandb.init(mode=mode, config=self.config, **options, **resume)
         except self.wandb.Error as error:
-            print(f"W&B: offline, because of {one_line(error)}", file=sys.stderr)
+            print(f"W&B: offline, because of {error!r:.200}", file=sys.stderr)
             return self.wandb.init(mode="offline", config=self.config, **options)
 
     def attempt(self, method: Callable, *arguments) -> None:
@@ -323,7 +328,7 @@ class WandbRun:
                 method(*arguments)
         except Exception as error:  # of any type: the run's own files are complete without W&B
             self.disabled = True
-            print(f"W&B: no further records, because of {one_line(error)}", file=sys.stderr)
+            print(f"W&B: no further records, because of {error!r:.200}", file=sys.stderr)
 
     def log_losses(self, steps: Iterable[int], losses: Iterable[float]) -> None:
         for step, loss in zip(steps, losses):
@@ -386,10 +391,6 @@ class WandbRun:
         return self.run.url
 
 
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
 # ---- The program: memory, signals, exit status ----
 def keep_freed_memory() -> None:
     """Make glibc keep the memory of freed tensors, which saves 5 to 20 % of the training time on a CPU."""
@@ -443,8 +444,7 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
         message = f"error: {where}{error.strerror or error}. Check the name, the space and the permissions."
     except KeyboardInterrupt as stop:
         number, hint = stop.args or (signal.SIGINT, "")
-        message = f"stopped by {signal.Signals(number).name}{hint and ': '}{hint}"
-        status = 128 + number
+        message, status = f"stopped by {signal.Signals(number).name}{hint and ': '}{hint}", 128 + number
     except RuntimeError as error:  # gloo raises it if another process has ended
         if "by peer" not in str(error):
             raise

@@ -217,7 +217,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, default="runs/sweep", help="folder of the runs [runs/sweep]")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the sampler [0]")
     parser.add_argument("flags", nargs="*", help="after --: flags of train.py that every run gets")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.count < 1:
+        parser.error("--count must be at least 1")
+    return args
 
 
 def stop(number: int, frame) -> None:
@@ -231,6 +234,9 @@ def main() -> int:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         vars(sweep).update(load_sweep(sweep.config))
+        names = {flag.split("=")[0].removeprefix("--") for flag in sweep.flags}
+        if clash := names & {*sweep.space, "run_dir", "resume", "help"}:
+            raise SweepError(f"--{min(clash)} cannot be given, because the sweep sets it.")
         study = open_study(sweep)
         while (taken := take_trial(study, sweep)) or study.get_trials(states=[TrialState.RUNNING]):
             if taken:

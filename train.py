@@ -87,7 +87,8 @@ def train(config: Config) -> Path:
     # ---- Processes and device ----
     rank = int(os.environ.get("RANK", 0))  # torchrun sets these two
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    if config.resume and read_json(Path(config.run_dir) / "summary.json").get("finished") == config.epochs:
+    finished = config.resume and read_json(Path(config.run_dir) / "summary.json").get("finished")
+    if finished == config.epochs and (Path(config.run_dir) / "model.pt").exists():
         if rank == 0:
             print(f"{config.run_dir} is finished: there is nothing to resume")
         return Path(config.run_dir)
@@ -136,7 +137,7 @@ def train(config: Config) -> Path:
     # ---- Resume, and the run directory ----
     state = {"model": model, "optimizer": optimizer, "scaler": scaler}
     resumed_epoch = load_checkpoint(config.run_dir, generator, state) if config.resume else None
-    details = {**asdict(config), "classes": data.classes, "processes": world_size}
+    details = {**asdict(config), "processes": world_size}
     details["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     log = RunLogger(config.run_dir, details, data.classes, data.eval_images, resumed_epoch, rank, world_size)
     if rank == 0:

@@ -199,6 +199,9 @@ def test_only_a_missing_sources_folder_is_reported_as_missing(tmp_path):
     shutil.copyfile(ROOT / "data.py", tmp_path / "data.py")
     last_line = load_in_copy(tmp_path).splitlines()[-1]
     assert last_line.startswith("data.DataError: ") and "sources" in last_line
+    (tmp_path / "sources").mkdir()  # a folder of another project
+    assert load_in_copy(tmp_path).splitlines()[-1] == last_line
+    (tmp_path / "sources").rmdir()
     shutil.copytree(ROOT / "sources", tmp_path / "sources", copy_function=shutil.copyfile)
     (tmp_path / "sources" / "datasets.py").write_text("import no_such_library")
     last_line = load_in_copy(tmp_path).splitlines()[-1]

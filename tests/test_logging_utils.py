@@ -75,7 +75,7 @@ def test_runs_are_numbered_and_never_shared(tmp_path, monkeypatch):
     with RunLogger("empty", {}, ["no", "yes"]):
         with pytest.raises(RunDirError, match="Another process is writing to empty"):
             RunLogger("empty", {}, ["no", "yes"], resumed_epoch=0)
-    with pytest.raises(RunDirError, match="empty is in use"):
+    with pytest.raises(RunDirError, match="empty is not empty"):
         RunLogger("empty", {}, ["no", "yes"])
 
 
@@ -333,6 +333,33 @@ def test_metric_that_is_added_appears_everywhere(monkeypatch, capsys, tmp_path):
     assert [
         row["item"]["top2"] for row in records(tmp_path / "run")["history"] if "top2" in row["item"]
     ] == [100]
+
+
+def test_resumed_run_has_a_metric_that_was_added_since(monkeypatch, tmp_path):
+    def with_top2(logits, labels):
+        return {"top2": torch.tensor(100.0), **compute_metrics(logits, labels)}  # first, and a tensor
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for resumed_epoch in (None, 1):
+        with RunLogger("run", {}, ["a", "b", "c"], resumed_epoch=resumed_epoch) as log:
+            log.log_epoch(2 if resumed_epoch else 1, 1, LOGITS, LABELS)
+        monkeypatch.setattr(logging_utils, "compute_metrics", with_top2)
+    first, second = csv.DictReader((tmp_path / "run/metrics.csv").read_text().splitlines())
+    assert first["top2"] == "" and second["top2"] == "100"
+    assert first["acc"] == second["acc"] == "50" and first["wrong"] == "1"
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["classes"] == ["a", "b", "c"]
+
+
+def test_logits_that_do_not_match_are_refused(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    for classes, logits in ((["a", "b"], LOGITS), (["a", "b", "c"], LOGITS[:1]), (list("abcd"), LOGITS)):
+        with RunLogger(None, {}, classes, images) as log:
+            with pytest.raises(ValueError, match="do not match"):
+                log.log_epoch(1, 1, logits, LABELS[: len(logits)])
 
 
 @pytest.mark.parametrize("wrong", ["images", "WANDB_MODE"])

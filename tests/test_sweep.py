@@ -303,6 +303,9 @@ def test_sweep_that_cannot_work_is_refused_in_one_sentence(old, new, reasons, tm
 
 
 def test_mistakes_of_the_user_are_one_line(stub):
+    for flag in ("--lr=1", "--resume"):
+        refused = run_python("sweep.py", "--", flag, cwd=stub)
+        assert_one_line_error(refused, f"{flag.split('=')[0]} cannot be given")
     (stub / "bad.yaml").write_text("a: b: c")
     assert_one_line_error(run_python("sweep.py", "--config", "bad.yaml", cwd=stub), "bad.yaml", "Fix")
     assert_one_line_error(run_python("sweep.py", "--config", "no.yaml", cwd=stub), "no.yaml")
@@ -321,7 +324,11 @@ def test_mistakes_of_the_user_are_one_line(stub):
 
 @pytest.mark.parametrize(
     ("flags", "reason"),
-    [(["--count", "two"], "--count: invalid int"), (["--lr", "1"], "unrecognized arguments: --lr")],
+    [
+        (["--count", "two"], "--count: invalid int"),
+        (["--count", "0"], "--count must be at least 1"),
+        (["--lr", "1"], "unrecognized arguments: --lr"),
+    ],
 )
 def test_wrong_flags_are_refused(flags, reason, capsys):
     with pytest.raises(SystemExit) as stopped:

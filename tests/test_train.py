@@ -90,6 +90,9 @@ def test_stopped_run_is_resumed_to_the_same_bytes(finished, small_dir, tmp_path,
     assert contents(Path("stopped")) == contents(finished)
     capsys.readouterr()
     assert train.main() == 0 and "is finished" in capsys.readouterr().out
+    Path("stopped/model.pt").unlink()
+    assert train.main() == 0 and Path("stopped/model.pt").exists()
+    assert contents(Path("stopped")) == contents(finished)
 
 
 def test_loss_that_is_not_finite_stops_the_run(small_dir, tmp_path, monkeypatch, capsys):
