@@ -178,7 +178,7 @@ class RunLogger:
                 undo.callback(shutil.rmtree, self.run_dir, ignore_errors=True)
             history = self.restore_history(resumed_epoch) if resumed_epoch else []
             wandb_id = read_json(self.run_dir / "config.json").get("wandb_id")
-            self.config = config | {"classes": classes, "run_dir": str(self.run_dir)} | describe_environment()
+            self.config = config | dict(classes=classes, run_dir=str(self.run_dir)) | describe_environment()
             self.wandb = WandbRun(self.run_dir, self.config, classes, images, wandb_id)
             undo.callback(self.wandb.finish, 1)
             write_json(self.run_dir / "config.json", {**self.config, "wandb_id": self.wandb.id or wandb_id})
