@@ -184,11 +184,11 @@ class RunLogger:
             write_json(self.run_dir / "config.json", {**self.config, "wandb_id": self.wandb.id or wandb_id})
             (self.run_dir / "predictions").mkdir(exist_ok=True)
             with atomic_write(self.run_dir / "metrics.csv") as scratch:
-                scratch.write_text("".join([",".join(row) + "\n" for row in [self.columns, *history]]))
+                scratch.write_text(",".join(self.columns) + "\n" + "".join(history), encoding="utf-8")
             undo.pop_all()
 
-    def restore_history(self, epochs: int) -> list[list]:
-        """Restore the summary of the first epochs. Returns their rows of metrics.csv, by today's columns."""
+    def restore_history(self, epochs: int) -> list[str]:
+        """Restore the summary of some epochs. Returns their lines of metrics.csv, in today's columns."""
         metrics, summary = self.run_dir / "metrics.csv", self.run_dir / "summary.json"
         try:
             self.summary = dict(json.loads(summary.read_text(encoding="utf-8")))
@@ -196,7 +196,7 @@ class RunLogger:
             self.summary["train_seconds"] = list(self.summary["train_seconds"])[:epochs]
             with open(metrics, newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs]
-            return [[row.get(column, "") for column in self.columns] for row in rows]
+            return [",".join([row.get(column, "") for column in self.columns]) + "\n" for row in rows]
         except Exception as error:  # damage of any kind
             raise RunDirError(f"{metrics} or {summary} is missing or damaged. Start a new run.") from error
 

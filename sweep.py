@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from operator import index
 from pathlib import Path
 
 try:
@@ -33,12 +34,13 @@ except ModuleNotFoundError as error:
     print(f"error: {error.name} is missing. Run: pip install -r requirements-sweep.txt", file=sys.stderr)
     sys.exit(2)
 
+KEYS = {"program", "project", "name", "description", "method", "metric", "parameters", "early_terminate"}
 SAMPLERS = {"random": optuna.samplers.RandomSampler, "bayes": optuna.samplers.TPESampler, "grid": None}
 DISTRIBUTIONS = {  # W&B's name -> Optuna's distribution
     "constant": lambda value: CategoricalDistribution([value]),
     "categorical": lambda values: CategoricalDistribution(values),
-    "int_uniform": lambda min, max: IntDistribution(min, max),
-    "q_uniform": lambda min, max, q=1: IntDistribution(min, max, step=q),
+    "int_uniform": lambda min, max: IntDistribution(index(min), index(max)),
+    "q_uniform": lambda min, max, q=1: IntDistribution(index(min), index(max), step=index(q)),
     "uniform": lambda min, max: FloatDistribution(float(min), float(max)),
     "log_uniform": lambda min, max: FloatDistribution(math.exp(min), math.exp(max), log=True),
     "log_uniform_values": lambda min, max: FloatDistribution(float(min), float(max), log=True),
@@ -53,13 +55,20 @@ def load_sweep(path: str) -> dict:
     """Read a sweep in W&B's format: its content, metric, search space, options of the study."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if unknown := set(content) - KEYS:
+            raise ValueError(f"{', '.join(map(str, unknown))} is not supported")
         if content.get("method") not in SAMPLERS or content.get("program", "train.py") != "train.py":
             raise ValueError(f"the program must be train.py, the method one of {', '.join(SAMPLERS)}")
         space = {name: to_distribution(name, spec) for name, spec in content["parameters"].items()}
         if content["method"] == "grid" and not all(hasattr(kind, "choices") for kind in space.values()):
             raise ValueError("method grid needs a value or values for every parameter")
-        metric = {"name": "acc", "goal": "maximize", **content.get("metric", {})}
-        options = {"direction": metric["goal"], "pruner": to_pruner(**content.get("early_terminate", {}))}
+        if content["method"] == "bayes" and "metric" not in content:
+            raise ValueError("method bayes needs a metric")
+        metric = {"goal": "minimize", **content.get("metric", {"name": "acc", "goal": "maximize"})}
+        if set(metric) != {"name", "goal"}:
+            raise ValueError("a metric has a name and a goal")
+        pruner = to_pruner(**content["early_terminate"]) if "early_terminate" in content else None
+        options = {"direction": metric["goal"], "pruner": pruner or optuna.pruners.NopPruner()}
         optuna.create_study(**options)  # raises ValueError for another goal
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise SweepError(f"{path}: {error}. Fix the file.") from error
@@ -77,13 +86,13 @@ def to_distribution(name: str, spec: dict) -> optuna.distributions.BaseDistribut
         raise ValueError(f"parameter {name}: distribution {kind} of {spec} is not supported") from error
 
 
-def to_pruner(type: str = "hyperband", eta: int = 3, min_iter: int = 0, max_iter: int = 0, s: int = 0):
+def to_pruner(type: str, eta: int = 3, min_iter: int = 0, max_iter: int = 0, s: int = 0):
     """Optuna's pruner for W&B's early_terminate."""
-    first = min_iter or max_iter // eta**s
-    if type != "hyperband":
-        raise ValueError("early_terminate must be of type hyperband")
+    if type != "hyperband" or not (min_iter or (max_iter and s)):
+        raise ValueError("early_terminate needs the type hyperband, and min_iter, or max_iter and s")
     # W&B's hyperband has one bracket, with rungs at first * eta**k. Optuna's HyperbandPruner has several.
-    return optuna.pruners.SuccessiveHalvingPruner(first, eta) if first else optuna.pruners.NopPruner()
+    first = min_iter or max(1, max_iter // eta**s)
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=index(first), reduction_factor=index(eta))
 
 
 def lock(path: Path, wait: bool = False):
@@ -172,9 +181,8 @@ def train_run(study: optuna.Study, trial: optuna.Trial, held, sweep: argparse.Na
         while child.returncode is None and not pruned:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(0.2)
-            for epoch, value in list(read_metric(run_dir / "metrics.csv", sweep.metric).items())[
-                len(values) :
-            ]:
+            epochs = read_metric(run_dir / "metrics.csv", sweep.metric)
+            for epoch, value in list(epochs.items())[len(values) :]:
                 values.append(value)
                 trial.report(value, epoch)
                 # After its last epoch a run exports its model, and is not stopped any more.

@@ -270,7 +270,13 @@ def test_pruner_looks_at_the_epochs_of_wandb_s_hyperband(stop, epochs):
 @pytest.mark.parametrize(
     ("old", "new", "reasons"),
     [
+        ("metric: {name: acc, goal: maximize}", "", ["needs a metric"]),
         ("goal: maximize", "goal: best", ["minimize", "maximize"]),
+        ("goal: maximize", "target: 99", ["metric"]),
+        ("method: bayes", "method: bayes\nrun_cap: 3", ["run_cap is not supported"]),
+        ("method: bayes", "method: bayes\nearly_terminate: {type: hyperband}", ["min_iter"]),
+        ("log_uniform_values, min: 0.01", "int_uniform, min: 0.5", ["parameter lr", "int_uniform"]),
+        ("log_uniform_values, min: 0.01", "q_uniform, q: 0.25, min: 0", ["parameter lr", "q_uniform"]),
         ("method: bayes", "", ["method one of random, bayes, grid"]),
         ("method: bayes", "method: bayes\nprogram: other.py", ["program must be train.py"]),
         ("method: bayes", "method: custom", ["method one of random, bayes, grid"]),

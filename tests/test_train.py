@@ -174,8 +174,10 @@ def test_resumed_run_takes_its_data_by_either_name_and_no_damaged_record(main, f
     resume = ("--run_dir", "run", "--resume")
     same = main("train.py", *resume, "--dataset", "mnist", cwd=tmp_path, WANDB_MODE="disabled")
     assert same.returncode == 0 and "is finished" in same.stdout
+    (run_dir / "model.pt").unlink()  # or the run would be finished
     values = ("[" * 5000, "1e999", '{"epochs": 1e999}', "null")
-    for name, value in [("config.json", value) for value in values] + [("summary.json", "[" * 5000)]:
+    others = [("summary.json", "[" * 5000), ("metrics.csv", "step,epoch,loss,acc,test_loss,wrong\n1,1\n")]
+    for name, value in [("config.json", value) for value in values] + others:
         content = (run_dir / name).read_text()
         (run_dir / name).write_text(value)
         damaged = main("train.py", *resume, cwd=tmp_path, WANDB_MODE="disabled")
