@@ -119,9 +119,16 @@ def read_idx(path: Path, dimensions: int) -> tuple[Tensor, bool]:
     return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(sizes), genuine
 
 
+def digest(images: Tensor, labels: Tensor) -> str:
+    """SHA-256 of uint8 images and int64 labels. It is the same wherever the data set's files are."""
+    content = hashlib.sha256(images.cpu().flatten().numpy())
+    content.update(labels.cpu().flatten().view(torch.uint8).numpy())
+    return content.hexdigest()
+
+
 def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) of uint8 images (N, C, H, W). MNIST: 0.1307 and 0.3081 times 255."""
-    values = torch.arange(256, dtype=torch.float64)
+    """Mean and standard deviation (C,), in 0..1, of uint8 images (N, C, H, W). MNIST: 0.1307 and 0.3081."""
+    values = torch.arange(256, dtype=torch.float64) / 255
     counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
     frequencies = torch.stack(counts).double() / images[:, 0].numel()  # (C, 256)
     mean = frequencies @ values
@@ -135,7 +142,7 @@ def batches(
     """Yield one epoch in random order: (images (B, C, H, W), labels int64 (B,), weight).
 
     B is this process's part of `batch_size`; `weight` is local size x world size / batch size, so that the
-    average over processes is the mean over the batch. Images are uint8, or with `augment` float32 in 0..255,
+    average over processes is the mean over the batch. Images are uint8, or with `augment` float32 in 0..1,
     distorted by up to `augment` times full strength. All random numbers are drawn on the CPU beforehand:
     they are the same on every device, and no step waits for them.
     """
@@ -160,6 +167,6 @@ def make_thetas(strengths: Tensor, height: int, width: int) -> Tensor:
 
 
 def distort(images: Tensor, thetas: Tensor) -> Tensor:
-    """Transform each image (B, C, H, W) by its theta (B, 2, 3): float32, 0 outside the image."""
+    """Transform uint8 images (B, C, H, W) by thetas (B, 2, 3): float32 in 0..1, 0 outside the image."""
     grid = F.affine_grid(thetas, list(images.shape), align_corners=False)  # (B, H, W, 2)
-    return F.grid_sample(images.float(), grid, align_corners=False)
+    return F.grid_sample(images.float() / 255, grid, align_corners=False)

@@ -9,6 +9,7 @@ evaluate only files from people whose code you would run.
 """
 
 import argparse
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from data import DataError, load_split
 from logging_utils import compute_metrics, exit_status, keep_freed_memory, prediction_rows, write_predictions
-from model import EVAL_BATCH_SIZE, ModelError, load_exported, pick_device, predict_logits
+from model import EVAL_BATCH_SIZE, ModelError, load_exported, pick_device, predict_logits, read_intact
 
 MNIST_LIKE = ("mnist", "mnist-format", "qmnist", "synthetic")  # light digits on black
 MAX_BARS = 10  # classes whose scores are shown for a picture; if there are more, the best ones
@@ -43,7 +44,13 @@ class Exported:
 
 def load(path: str, device: torch.device) -> Exported:
     """Load an exported model. Raises ModelError if train.py did not write the file, or if it is damaged."""
-    model, metadata = load_exported(path, device)
+    if not os.path.isfile(path):
+        raise ModelError(f"{path} does not exist or is not a file. Export a model first.")
+    try:
+        model, metadata = load_exported(read_intact(path), device)
+    except Exception as error:  # torch raises errors of any type for damaged files
+        problem = f"{path} is damaged, not an exported model, or without metadata.json"
+        raise ModelError(f"{problem}. Use a file that train.py exported.") from error
     try:
         classes = [str(name) for name in metadata["classes"]]
         channels, height, width = (int(size) for size in metadata["input"]["shape"][1:])

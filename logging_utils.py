@@ -5,6 +5,7 @@ The run directory is the source of truth. A loop of your own needs `RunLogger`, 
 
 import csv
 import ctypes
+import hashlib
 import itertools
 import json
 import math
@@ -63,13 +64,26 @@ def write_predictions(path: str | Path, rows: list[list]) -> None:
 
 
 def compute_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy in percent, mean cross entropy in nats, and wrong guesses, of logits (N, K) and labels (N,).
+    """Accuracy, cross entropy in nats, wrong guesses, calibration error, of logits (N, K) and labels (N,).
 
     A metric that you add here appears in metrics.csv, in summary.json, on the terminal and on W&B.
     """
     wrong = (logits.argmax(1) != labels).sum().item()
     loss = F.cross_entropy(logits, labels).item()
-    return {"acc": 100 * (1 - wrong / len(labels)), "test_loss": loss, "wrong": wrong}
+    ece = expected_calibration_error(logits.softmax(1), labels)
+    return {"acc": 100 * (1 - wrong / len(labels)), "test_loss": loss, "wrong": wrong, "ece": ece}
+
+
+def expected_calibration_error(scores: Tensor, labels: Tensor, num_bins: int = 15) -> float:
+    """How far the guesses' scores are from their accuracy, in percent, of scores (N, K) and labels (N,).
+
+    Guesses are put into bins of equal width by their score. Each bin counts by its number of guesses.
+    """
+    confidence, guess = scores.double().cpu().max(1)
+    bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
+    gaps = confidence - (guess == labels.cpu()).double()
+    sums = gaps.new_zeros(num_bins).index_add(0, bins, gaps)
+    return 100 * sums.abs().sum().item() / len(labels)
 
 
 # ---- Files ----
@@ -192,7 +206,8 @@ class RunLogger:
         metrics, summary = self.run_dir / "metrics.csv", self.run_dir / "summary.json"
         try:
             self.summary = dict(json.loads(summary.read_text(encoding="utf-8")))
-            self.summary.pop("finished", None)  # the run has more epochs to train now
+            for key in ("finished", "sha256"):  # the run has more epochs to train now
+                self.summary.pop(key, None)
             self.summary["train_seconds"] = list(self.summary["train_seconds"])[:epochs]
             with open(metrics, newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs]
@@ -256,10 +271,15 @@ class RunLogger:
             error.filename = str(path)
             raise
 
-    def log_model(self, path: Path, metadata: dict) -> None:
-        """Record the exported model, and in summary.json that the run is finished."""
-        self.wandb.attempt(self.wandb.log_model, path, metadata)
-        write_json(self.run_dir / "summary.json", {**self.summary, "finished": self.summary["epoch"]})
+    def log_model(self, contents: dict[str, bytes], metadata: dict) -> None:
+        """Write an exported model, and to summary.json its SHA-256 and that the run is finished."""
+        for name, content in contents.items():
+            with atomic_write(self.run_dir / name) as scratch:
+                scratch.write_bytes(content)
+        self.wandb.attempt(self.wandb.log_model, [self.run_dir / name for name in contents], metadata)
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        record = {**self.summary, "sha256": digests, "finished": self.summary["epoch"]}
+        write_json(self.run_dir / "summary.json", record)
 
     def __enter__(self) -> "RunLogger":
         return self
@@ -365,9 +385,10 @@ class WandbRun:
             self.pictures[index] = self.wandb.Image(pixels.numpy())
         return self.pictures[index]
 
-    def log_model(self, path: Path, metadata: dict) -> None:
+    def log_model(self, paths: list[Path], metadata: dict) -> None:
         artifact = self.wandb.Artifact("model", type="model", metadata=metadata)
-        artifact.add_file(str(path), name="model.pt")
+        for path in paths:
+            artifact.add_file(str(path))
         self.run.log_artifact(artifact)
 
     def finish(self, exit_code: int) -> None:

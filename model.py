@@ -1,7 +1,8 @@
 """The ConvNet, its inference, and its export to one file that runs without this source.
 
-`Standardize` scales the pixels, so that the exported file takes raw images. To train another net, replace
-`ConvNet` in train.py by a scriptable module that maps standardized images (N, C, H, W) to logits (N, K).
+To train another net, replace `ConvNet` in train.py by any module that maps normalized images (N, C, H, W) to
+logits (N, K). `Classifier` adds what a net needs to be used by others: it takes pixels, checks them, and
+gives scores that can be believed.
 """
 
 import copy
@@ -11,32 +12,59 @@ import logging
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-METADATA_FILE = "metadata.json"  # its name inside an exported file
+METADATA_FILE, FORMAT = "metadata.json", 2  # inside an exported file: its name, and its version
 EVAL_BATCH_SIZE = 100  # its activations fit into a CPU's caches: twice as fast as 1000
 
 
 class ModelError(Exception):
-    """A model file, device or precision cannot be used. The message says why, and what to do."""
+    """A net, model file, device or precision cannot be used. The message says why, and what to do."""
 
 
-class Standardize(nn.Module):
-    """Pixels (N, C, H, W) in 0..255 to floats of mean 0 and deviation 1; mean and std: (C,) or a number."""
+class Classifier(nn.Module):
+    """A net that takes pixels. In eval mode it checks them, and divides the logits by `temperature`.
 
-    def __init__(self, mean: Tensor | float, std: Tensor | float):
+    Args:
+        net: normalized floats (N, C, H, W) to logits (N, K).
+        mean, std: of the training images, in 0..1: (C,) or a number.
+    """
+
+    image_shape: list[int]  # (C, H, W) that is checked; `export_model` sets it, until then any will do
+
+    def __init__(self, net: nn.Module, mean: Tensor | float, std: Tensor | float):
         super().__init__()
+        self.net, self.image_shape = net, []
         self.register_buffer("mean", torch.as_tensor(mean).float().view(-1, 1, 1))
         self.register_buffer("std", torch.as_tensor(std).float().view(-1, 1, 1))
+        self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images.float() - self.mean) / self.std
+        """Images (N, C, H, W), integers in 0..255 or floats in 0..1, to float32 logits (N, K)."""
+        if not self.training:
+            self.check(images)
+        scale = 1.0 if images.is_floating_point() or images.dtype == torch.bool else 255.0
+        pixels = (images.float() - scale * self.mean) / (scale * self.std)
+        logits = self.net(pixels.to(self.mean.dtype))
+        if not torch.jit.is_scripting() and not isinstance(logits, Tensor):
+            raise ModelError(f"The net returns a {type(logits).__name__}. Return logits (N, K) alone.")
+        return logits.float() if self.training else logits.float() / self.temperature
+
+    def check(self, images: Tensor) -> None:
+        """Raise ValueError for another shape or range. The values of uint8 images are not read."""
+        shape = list(images.shape)
+        if len(shape) != 4 or (len(self.image_shape) > 0 and shape[1:] != self.image_shape):
+            expected = f"images of shape (N, C, H, W) with (C, H, W) = {self.image_shape}"
+            raise ValueError(f"expected {expected}, got shape {shape}")
+        if images.dtype != torch.uint8 and images.dtype != torch.bool and images.numel() > 0:
+            low, high = images.float().min().item(), images.float().max().item()
+            if not (low >= -0.001 and high <= (1.001 if images.is_floating_point() else 255.0)):
+                found = ("floats" if images.is_floating_point() else "integers") + f" from {low} to {high}"
+                raise ValueError(f"expected floats from 0 to 1 or integers from 0 to 255, got {found}")
 
 
 class ConvNet(nn.Module):
@@ -62,12 +90,28 @@ class ConvNet(nn.Module):
         self.linear = nn.Linear(l2_size * (height // 4) * (width // 4), num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Standardized floats (N, C, H, W) to float32 logits (N, K)."""
+        """Normalized floats (N, C, H, W) to logits (N, K)."""
         # ReLU is monotonic: after the pooling it gives the same, for a quarter of the work.
         x = F.relu(F.max_pool2d(self.norm1(self.conv1(images)), 2))  # (N, l1_size, H/2, W/2)
         x = F.relu(F.max_pool2d(self.norm2(self.conv2(x)), 2))  # (N, l2_size, H/4, W/4)
         x = x.permute(0, 2, 3, 1).flatten(1)  # (N, H/4 * W/4 * l2_size), the channels_last memory order
-        return self.linear(x).float()
+        return self.linear(x)
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The T, from 0.02 to 50, for which softmax(logits / T) of logits (N, K) fits the labels (N,) best.
+
+    At the minimum of the cross entropy, the mean logit that the scores expect equals that of the labels.
+    One more image, of unknown class, keeps T away from 0 if every guess is right.
+    """
+    logits, labels = logits.double().cpu(), labels.cpu()
+    target = (logits.gather(1, labels[:, None]).sum() + logits.mean()) / (len(labels) + 1)
+    low, high = 0.02, 50.0
+    for _ in range(30):  # halve the interval of log T
+        middle = (low * high) ** 0.5
+        expected = (logits * (logits / middle).softmax(1)).sum(1).mean()  # falls as T grows
+        low, high = (middle, high) if expected > target else (low, middle)
+    return middle
 
 
 def pick_device(name: str) -> torch.device:
@@ -103,84 +147,124 @@ def predict_logits(model: nn.Module, images: Tensor, batch_size: int = EVAL_BATC
     if getattr(model, "training", False):  # a frozen module has no such attribute
         model.eval()
     # By default a GPU convolves in TF32, which keeps three decimal digits.
-    with (
-        torch.inference_mode(),
-        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-    ):
+    precise = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with torch.inference_mode(), precise:
         return torch.cat([model(batch) for batch in images.split(batch_size)])
 
 
-def export_model(model: nn.Module, path: str | Path, metadata: dict, example: Tensor) -> None:
-    """Save a model in fp32 on the CPU in eval mode, with `metadata` as JSON inside. Raises ModelError.
+# ---- Export ----
+def export_model(model: Classifier, example: Tensor, metadata: dict, pt2=False) -> dict[str, bytes]:
+    """The content of model.pt and, with `pt2`, of model.pt2: fp32, in eval mode, metadata as JSON inside.
 
-    A .pt2 file holds a torch.export program for uint8 images only, any other file TorchScript. It gets its
-    name after it was loaded again and gave the model's logits for `example`, uint8 (N, C, H, W).
+    model.pt is TorchScript, by script or else by trace; with `pt2` it is left out if neither takes the net.
+    model.pt2 is a torch.export program, for uint8 images only. Each was loaded again and gave the model's
+    logits for `example`, uint8 (N, C, H, W). Raises ModelError.
     """
-    model = copy.deepcopy(model).float().cpu().eval()
-    example = example.cpu()
-    files = {METADATA_FILE: json.dumps(metadata)}
-    path = Path(path).resolve()
-    scratch = path.with_name(f".{path.name}.partial")
-    content = io.BytesIO()  # written by us, because torch hides the system's reason for a failed write
-    try:
-        with silence_torch_warnings():
-            if path.suffix == ".pt2":
-                batch = example[:2].repeat(2, 1, 1, 1)[:2]  # torch.export takes a batch of 1 as a constant
-                sizes = ({0: torch.export.Dim("batch", min=1)},)
-                program = torch.export.export(model, (batch,), dynamic_shapes=sizes)
-                torch.export.save(program, content, extra_files=files)
-            else:
-                torch.jit.save(torch.jit.script(model), content, files)
-        scratch.write_bytes(content.getbuffer())
-        loaded, _ = load_exported(scratch)
-        for images in (example, example[:1], example if path.suffix == ".pt2" else example.float()):
-            expected = predict_logits(model, images)
-            difference = (predict_logits(loaded, images) - expected).abs().max().item()
-            if not difference <= 1e-5 * max(1, expected.abs().max().item()):  # NaN fails too
-                problem = f"{path} was not written: its logits differ by {difference:.2g} from the model's"
-                raise ModelError(f"{problem}. Does a forward() use random numbers?")
-        os.replace(scratch, path)
-    except OSError as error:
-        error.filename = str(path)  # a full disk does not name the file
-        raise
-    finally:
-        scratch.unlink(missing_ok=True)
+    predict_logits(model, example)  # weight_norm keeps a weight with its graph, which deepcopy refuses
+    model = without_compile(copy.deepcopy(model)).float().cpu().eval()
+    example, model.image_shape = example.cpu(), list(example.shape[1:])
+    logits = predict_logits(model, example)
+    if not torch.allclose(predict_logits(model, example), logits):  # NaN fails too
+        problem = "The net gives NaN, or it is random in eval mode (two passes differ)"
+        raise ModelError(f"{problem}. Correct its forward(), then export it.")
+
+    contents, reasons = {}, []
+    statistics = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
+    for name, write in [("model.pt", script), ("model.pt", trace), ("model.pt2", export_program)][: 2 + pt2]:
+        takes = {"uint8": [0, 255]} if name == "model.pt2" else {"integer": [0, 255], "float": [0, 1]}
+        input_spec = {"shape": [None, *model.image_shape], "layout": "NCHW", "ranges": takes, **statistics}
+        record = {"format": FORMAT, "input": input_spec, "temperature": model.temperature.item(), **metadata}
+        if name in contents:  # scripted
+            continue
+        try:
+            with warnings.catch_warnings(action="ignore"):  # such as: TorchScript is deprecated
+                content = write(model, example, {METADATA_FILE: json.dumps(record)})
+                check_export(content, model, example, floats="float" in takes)
+            contents[name] = content
+        except Exception as error:  # torch raises errors of any type
+            reasons.append(f"{write.__name__}: {first_reason(error)}")
+    if list(contents)[-1:] != [name]:
+        raise ModelError(f"The net cannot be exported: {'; '.join(reasons)}. Rewrite that part of it.")
+    return contents
 
 
-def load_exported(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
-    """Load a file that `export_model` wrote: the model in eval mode, and its metadata. Raises ModelError.
+def without_compile(module: nn.Module) -> nn.Module:
+    """Undo torch.compile(), in place, in a module and all those inside."""
+    module = getattr(module, "_orig_mod", module)
+    for name, child in list(module.named_children()):
+        setattr(module, name, without_compile(child))
+    return module
+
+
+def script(model: nn.Module, example: Tensor, files: dict) -> bytes:
+    """Compile a model to TorchScript. Debug records are left out: they hold the paths of source files."""
+    saved, clean = io.BytesIO(), io.BytesIO()
+    torch.jit.save(torch.jit.script(model), saved, files)
+    with zipfile.ZipFile(saved) as source, zipfile.ZipFile(clean, "w") as target:
+        for entry in source.infolist():
+            if not entry.filename.endswith(".debug_pkl"):
+                target.writestr(entry, source.read(entry))
+    return clean.getvalue()
+
+
+def trace(model: Classifier, example: Tensor, files: dict) -> bytes:
+    """Record what the net does with `example`. The rest of the model, and its checks, is compiled."""
+    model = copy.deepcopy(model)
+    normalized = (example.float() / 255 - model.mean) / model.std
+    with torch.no_grad():
+        model.net = torch.jit.trace(model.net, normalized, check_trace=False)
+    return script(model, example, files)
+
+
+def export_program(model: nn.Module, example: Tensor, files: dict) -> bytes:
+    """Export a model by torch.export, without the example images and the paths of source files."""
+    batch = example[:2].repeat(2, 1, 1, 1)[:2]  # a batch of 1 would become a constant
+    sizes = ({0: torch.export.Dim("batch", min=1)},)
+    program = torch.export.export(model, (batch,), dynamic_shapes=sizes)
+    program.example_inputs = None
+    for graph in (m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)):
+        for node in graph.nodes:
+            node.meta.pop("stack_trace", None)
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files=files)
+    return content.getvalue()
+
+
+def check_export(content: bytes, model: nn.Module, example: Tensor, floats: bool) -> None:
+    """Raise ModelError unless an exported model gives the logits of the model that it was made from."""
+    loaded, _ = load_exported(content)
+    for images in (example, 255 - example, example[:1], example / 255 if floats else example):
+        expected = predict_logits(model, images)
+        difference = (predict_logits(loaded, images) - expected).abs().max().item()
+        if not difference <= 1e-5 * max(1, expected.abs().max().item()):
+            raise ModelError(f"its logits differ by {difference:.2g} from the net's")
+
+
+def first_reason(error: Exception) -> str:
+    """What an error of torch says, in one sentence."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = lines[-1] if "TorchScript interpreter" in lines[0] else lines[0]
+    return line.removeprefix("builtins.").strip().rstrip(".:")
+
+
+def load_exported(content: bytes, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
+    """The model in a file that `export_model` made, in eval mode, and its metadata. Raises any error.
 
     Loading such a file runs the program inside. Load only files from people whose code you would run.
     """
-    files = {METADATA_FILE: ""}
-    if not os.path.isfile(path):
-        raise ModelError(f"{path} does not exist or is not a file. Export a model first.")
-    try:
-        content = read_intact(path)
-        with silence_torch_warnings():
-            if b"/archive_format" in content:  # only torch.export writes this entry
-                from torch.export.passes import move_to_device_pass  # slow to import
+    files, stream = {METADATA_FILE: ""}, io.BytesIO(content)
+    with warnings.catch_warnings(action="ignore"):
+        if b"/archive_format" in content:  # only torch.export writes this entry
+            from torch.export.passes import move_to_device_pass  # slow to import
 
-                logging.getLogger("torch.export").setLevel("CRITICAL")  # else it logs what it then raises
-                program = torch.export.load(io.BytesIO(content), extra_files=files)
-                model = move_to_device_pass(program, str(device)).module()
-                model.training = False  # it is always in eval mode, and its eval() raises
-            else:
-                model = torch.jit.load(io.BytesIO(content), map_location=device, _extra_files=files)
-                model = torch.jit.freeze(model.eval())  # folds batch norms: a quarter faster on a CPU
-        return model, json.loads(files[METADATA_FILE])
-    except Exception as error:  # torch raises errors of any type for damaged files
-        problem = f"{path} is damaged, not an exported model, or without {METADATA_FILE}"
-        raise ModelError(f"{problem}. Use a file that train.py exported.") from error
-
-
-@contextmanager
-def silence_torch_warnings() -> Iterator[None]:
-    """Silence torch's warnings on TorchScript's deprecation, channels_last and read-only buffers."""
-    with warnings.catch_warnings():
-        for message in (".*torch.jit.*", "No complete tensor found", "The given buffer is not writable"):
-            warnings.filterwarnings("ignore", message=message)
-        yield
+            logging.getLogger("torch.export").setLevel("CRITICAL")  # else it logs what it then raises
+            program = torch.export.load(stream, extra_files=files)
+            model = move_to_device_pass(program, str(device)).module()
+            model.training = False  # it is always in eval mode, and its eval() raises
+        else:
+            model = torch.jit.load(stream, map_location=device, _extra_files=files)
+            model = torch.jit.freeze(model.eval())  # folds batch norms: a quarter faster on a CPU
+    return model, json.loads(files[METADATA_FILE])
 
 
 def read_intact(path: str | Path) -> bytes:

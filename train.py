@@ -17,6 +17,7 @@ import os
 import shlex
 import sys
 import time
+from collections import deque
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -25,11 +26,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from data import DataError, batches, load_data, pixel_statistics
+from data import DataError, ImageData, batches, digest, load_data, pixel_statistics
 from logging_utils import RunDirError, RunLogger, atomic_write, exit_status, keep_freed_memory
 from logging_utils import progress, read_json, stop_signals
-from model import ConvNet, ModelError, Standardize, export_model, pick_device, pick_precision
-from model import predict_logits, read_intact
+from model import Classifier, ConvNet, ModelError, export_model, fit_temperature, pick_device
+from model import pick_precision, predict_logits, read_intact
+
+
+CALIBRATION_STEPS = 40  # the last steps of an epoch, whose logits set the temperature
 
 
 class ConfigError(Exception):
@@ -123,7 +127,9 @@ def train(config: Config) -> Path:
 
     # ---- Model and optimizer ----
     net = ConvNet(len(data.classes), image_shape, config.l1_size, config.l2_size, config.conv_kernel)
-    model = torch.nn.Sequential(Standardize(mean, std), net).to(device, memory_format=torch.channels_last)
+    model = Classifier(net, mean, std).to(device, memory_format=torch.channels_last)
+    if rank == 0:  # try the export now: after the last epoch it is too late to change the net
+        export_model(model, data.eval_images[:16], {}, config.export_pt2)
     # Batch norm stays local: each process normalizes its own part of a batch.
     ddp_model = DistributedDataParallel(model) if world_size > 1 else model
     optimizer = torch.optim.Adam(model.parameters(), config.lr, betas=(0.9, config.beta2), fused=True)
@@ -150,11 +156,12 @@ def train(config: Config) -> Path:
             # ---- Train ----
             start = time.perf_counter()
             model.train()
+            recent = deque(maxlen=CALIBRATION_STEPS)  # (logits, labels)
             train_set = data.train_images, data.train_labels
             shuffled = batches(*train_set, config.batch_size, generator, config.augment, rank, world_size)
             shuffled = progress(shuffled, num_images, f"epoch {epoch}/{config.epochs}", log)
             for step, (images, labels, weight) in enumerate(shuffled, (epoch - 1) * steps_per_epoch + 1):
-                # images: (B, C, H, W) in 0..255; labels: int64 (B,); both are on the device
+                # images: uint8 or floats in 0..1 (B, C, H, W); labels: int64 (B,); both are on the device
                 for group, base in zip(optimizer.param_groups, base_rates):
                     group["lr"] = base * rate_factor(config.schedule, step, config.epochs * steps_per_epoch)
                 with autocast:
@@ -165,12 +172,14 @@ def train(config: Config) -> Path:
                 scaler.step(optimizer)
                 scaler.update()
                 log.log_step(epoch, step, loss)
+                recent.append((logits.detach(), labels))
                 stop_if_asked()  # only here, so evaluation and export always finish
             log.flush()
             seconds = time.perf_counter() - start
 
             # ---- Evaluate ----
             if rank == 0:
+                model.temperature.fill_(fit_temperature(*map(torch.cat, zip(*recent))))
                 # In fp32, like the exported model, so that evaluate.py makes the same guesses later.
                 logits = predict_logits(model, data.eval_images)  # (N, K)
                 log.log_epoch(epoch, step, logits, data.eval_labels, seconds)
@@ -178,12 +187,8 @@ def train(config: Config) -> Path:
 
         # ---- Export ----
         if rank == 0:
-            provenance = {key: log.config[key] for key in ("classes", "dataset", "torch", "commit")}
-            input_spec = {"shape": [None, *image_shape], "dtype": "uint8"}
-            metadata = {**provenance, "input": input_spec, "metrics": log.summary, "config": log.config}
-            for file in ["model.pt", "model.pt2"] if config.export_pt2 else ["model.pt"]:
-                export_model(model, log.run_dir / file, metadata, data.eval_images[:64])
-            log.log_model(log.run_dir / "model.pt", metadata)
+            metadata = describe(config, data, log)
+            log.log_model(export_model(model, data.eval_images[:16], metadata, config.export_pt2), metadata)
     if rank == 0:
         print_results(config, len(data.eval_images), log)
     if world_size > 1:
@@ -198,6 +203,23 @@ def rate_factor(schedule: str, step: int, total_steps: int) -> float:
         return 1.0
     peak = max(1, total_steps // 4)
     return min(step / peak, (total_steps + 1 - step) / (total_steps + 1 - peak))
+
+
+def describe(config: Config, data: ImageData, log: RunLogger) -> dict:
+    """The metadata of an exported model. Nothing private: neither paths nor pictures."""
+    hidden = ("dataset", "data_dir", "run_dir", "resume", "train_seconds")  # private, or said already
+    metrics, settings = log.summary, asdict(config)
+    return {
+        "classes": data.classes,
+        "dataset": Path(data.name).name,
+        "train": {"images": len(data.train_labels), "sha256": digest(data.train_images, data.train_labels)},
+        "eval": {"images": len(data.eval_labels), "sha256": digest(data.eval_images, data.eval_labels)},
+        "eval_split": "held out of the training set" if config.val_size else "test set",
+        "metrics": {key: value for key, value in metrics.items() if key not in hidden},
+        "settings": {key: value for key, value in settings.items() if key not in hidden},
+        **{key: log.config[key] for key in ("torch", "commit")},
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 
 def save_checkpoint(run_dir: Path, epoch: int, generator: torch.Generator, state: dict) -> None:
