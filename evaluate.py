@@ -2,28 +2,37 @@
 
     python evaluate.py runs/001/model.pt
     python evaluate.py model.pt --dataset mnist --predictions predictions.csv
-    python evaluate.py model.pt photo.png more/*.png
+    python evaluate.py model.pt photo.png more/
 
 It needs the exported file and the data, not the code that trained the model. An exported file is a program:
 evaluate only files from people whose code you would run.
 """
 
 import argparse
+import errno
+import hashlib
 import os
 import sys
+import tempfile
 import time
+import unicodedata
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from data import DataError, load_split
+from data import DataError, digest, load_split
 from logging_utils import compute_metrics, exit_status, keep_freed_memory, prediction_rows, write_predictions
-from model import EVAL_BATCH_SIZE, ModelError, load_exported, pick_device, predict_logits, read_intact
+from model import EVAL_BATCH_SIZE, ModelError, first_reason, load_exported, pick_device, predict_logits
+from model import read_intact
 
 MNIST_LIKE = ("mnist", "mnist-format", "qmnist", "synthetic")  # light digits on black
+DATASETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "cifar10", "synthetic")
 MAX_BARS = 10  # classes whose scores are shown for a picture; if there are more, the best ones
+MAX_NAME = 40  # columns of a class name on the terminal
+CURE = "Use a file that train.py exported."
 
 
 class PictureError(Exception):
@@ -35,81 +44,134 @@ class Exported:
     """An exported model and what its metadata says about it."""
 
     path: str
+    sha256: str  # of the file
     model: nn.Module
     classes: list[str]
     shape: tuple[int, ...]  # (C, H, W) of its images
     dataset: str  # what it was trained on
+    eval_sha256: str | None  # of the images that its metrics are of, see data.digest
     torch_version: str  # of the training
 
 
+# ---- The file ----
 def load(path: str, device: torch.device) -> Exported:
     """Load an exported model. Raises ModelError if train.py did not write the file, or if it is damaged."""
+    if "://" in path:
+        raise ModelError(f"{path} is a URL. Download the file, and evaluate that.")
+    if os.path.isdir(path):
+        raise ModelError(
+            f"{path} is a folder. Name the file in it, such as {os.path.join(path, 'model.pt')}."
+        )
+    if not os.path.exists(path):
+        raise ModelError(f"{path} does not exist. Export a model first, with python train.py.")
     if not os.path.isfile(path):
-        raise ModelError(f"{path} does not exist or is not a file. Export a model first.")
+        raise ModelError(f"{path} is a pipe or a device. Copy what it gives into a file, and evaluate that.")
     try:
-        model, metadata = load_exported(read_intact(path), device)
-    except Exception as error:  # torch raises errors of any type for damaged files
-        problem = f"{path} is damaged, not an exported model, or without metadata.json"
-        raise ModelError(f"{problem}. Use a file that train.py exported.") from error
+        content = read_intact(path)
+        model, metadata = load_exported(content, device)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises errors of any type
+        raise ModelError(f"{path} {diagnose(path, error)}. {CURE}") from error
     try:
         classes = [str(name) for name in metadata["classes"]]
         channels, height, width = (int(size) for size in metadata["input"]["shape"][1:])
         dataset, version = str(metadata["dataset"]), str(metadata["torch"])
-    except (LookupError, TypeError, ValueError) as error:
+        eval_sha256 = metadata.get("eval", {}).get("sha256")
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         problem = f"{path} has no classes, input shape, dataset or torch in its metadata"
-        raise ModelError(f"{problem}. Use a file that train.py exported.") from error
-    return Exported(path, model, classes, (channels, height, width), dataset, version)
+        raise ModelError(f"{problem}. {CURE}") from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Exported(path, sha256, model, classes, (channels, height, width), dataset, eval_sha256, version)
+
+
+def diagnose(path: str, error: Exception) -> str:
+    """What a file is that cannot be loaded as an exported model."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if start != b"PK":
+        is_onnx = path.endswith(".onnx") or start[:1] == b"\x08"  # its first field, the version
+        return "is an ONNX file" if is_onnx else "is not a file in torch's format, or in its old one"
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = file.namelist()
+            if damaged := file.testzip():
+                return f"is damaged, in {damaged}"
+    except Exception:  # zipfile raises errors of many types
+        return "is damaged: it is incomplete"
+    if any("/aotinductor/" in member for member in members):
+        return "was compiled by AOTInductor for one kind of machine"
+    if any(member.endswith(("/constants.pkl", "/archive_format")) for member in members):
+        if not any(member.endswith("/extra/metadata.json") for member in members):
+            return "has no metadata.json in it"
+        return f"cannot be loaded by torch {torch.__version__}: {plain(first_reason(error))}"
+    if any(member.endswith("/data.pkl") for member in members):
+        return "holds weights, a checkpoint or a pickled module, which torch.save wrote: no program to run"
+    return "is a ZIP file, but not an exported model"
 
 
 def checked_logits(exported: Exported, images: Tensor, batch_size: int) -> Tensor:
     """Logits (N, K) of images (N, C, H, W), on the CPU. Raises ModelError if the exported program fails."""
+    name, count = exported.path, len(exported.classes)
     try:
+        with torch.inference_mode():
+            output = exported.model(images[:1])
+        if not isinstance(output, Tensor):
+            raise ModelError(f"{name} gives a {type(output).__name__}, not logits. {CURE}")
         logits = predict_logits(exported.model, images, batch_size).float().cpu()
+    except ModelError:
+        raise
     except Exception as error:  # a program of somebody else can raise anything
-        last_line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise ModelError(f"{exported.path} fails on these images: {last_line}") from error
-    expected = [len(images), len(exported.classes)]
-    if list(logits.shape) != expected:
-        shapes = f"logits of shape {list(logits.shape)}, not {expected}"
-        raise ModelError(f"{exported.path} gives {shapes}. Use a file that train.py exported.")
+        raise ModelError(f"{name} fails on these images: {plain(first_reason(error))}.") from error
+    if list(logits.shape) != [len(images), count]:
+        shapes = f"logits of shape {list(logits.shape)}, not {[len(images), count]}"
+        raise ModelError(f"{name} gives {shapes}. {CURE}")
     if not logits.isfinite().all():
-        raise ModelError(f"{exported.path} gives logits that are NaN or infinite. Train it again.")
+        raise ModelError(f"{name} gives logits that are NaN or infinite. Train it again.")
+    if count > 1 and (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-3).all():
+        raise ModelError(f"{name} gives probabilities, not logits. Export it without its last softmax.")
     return logits
 
 
-# ----------------------------------------------------------------------------------------------------------
-# A test set
-
-
+# ---- A test set ----
 def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torch.device) -> None:
-    """Print metrics, speed and the accuracy of each class."""
+    """Print metrics, speed, and precision and recall of each class."""
     name = args.dataset or exported.dataset
-    height = exported.shape[1]
-    dataset, classes, images, labels = load_split(name, args.data_dir, train=False, image_size=height)
+    if not (args.dataset or name in (*DATASETS, "mnist-format") or os.path.isdir(name)):
+        raise ModelError(
+            f"{args.model} was trained on {plain(name)}, which is not here: give --dataset FOLDER."
+        )
+    # Only a data set that the user names is downloaded, not one that a file names.
+    dataset, classes, images, labels = load_split(
+        name, args.data_dir, train=False, image_size=exported.shape[1], download=args.dataset is not None
+    )
     check_fit(exported, dataset, classes, images)
+    same = digest(images, labels) == exported.eval_sha256
 
     images, batch_size = images.to(device), min(args.batch_size, len(images))
-    checked_logits(exported, images[:batch_size], batch_size)  # TorchScript compiles in its first calls
+    first = checked_logits(
+        exported, images[:batch_size], batch_size
+    )  # TorchScript compiles in its first calls
     start = time.perf_counter()
     logits = checked_logits(exported, images, batch_size)
     seconds = time.perf_counter() - start
+    if not torch.allclose(logits[:batch_size], first, rtol=1e-3, atol=1e-3):
+        raise ModelError(f"{args.model} is random: two passes over the same images differ. {CURE}")
 
-    metrics, correct = compute_metrics(logits, labels), logits.argmax(1) == labels
-    print(f"data      {dataset}, {len(images):,} test images")
+    metrics = compute_metrics(logits, labels)
+    remark = ", those that the model's own metrics are of" if same else ""
+    print(f"data      {plain(dataset)}, {len(images):,} test images{remark}")
     print(f"accuracy  {metrics.pop('acc'):.2f} %")
     print(f"wrong     {metrics.pop('wrong')}")
     print(f"loss      {metrics.pop('test_loss'):.4f}")
+    print(f"ece       {metrics.pop('ece'):.2f} %, the expected calibration error in 15 bins")
     for metric, value in metrics.items():  # metrics added to compute_metrics
         print(f"{metric:8}  {value:.4g}")
-    print(f"speed     {len(images) / seconds:,.0f} images/s on {device}")
-    print("class     accuracy")
-    for k, name in enumerate(classes):
-        of_class = correct[labels == k]
-        right, count = of_class.sum().item(), len(of_class)
-        print(f"{name:8}  {100 * right / max(count, 1):.2f} %  {count - right} of {count} wrong")
+    print(f"speed     {len(images) / seconds:,.0f} images/s on {device}\n")
+    print_report(logits.argmax(1), labels, classes)
     if args.predictions is not None:
         write_predictions(args.predictions, prediction_rows(logits, labels))
-        print(f"wrote     {args.predictions}")
+        print(f"\nwrote     {args.predictions}")
 
 
 def check_fit(exported: Exported, dataset: str, classes: list[str], images: Tensor) -> None:
@@ -121,37 +183,90 @@ def check_fit(exported: Exported, dataset: str, classes: list[str], images: Tens
     found = f"{len(classes)} classes of {list(shape)}"
     if trained_on == found:  # then the names of the classes differ
         trained_on, found = (f"{names[0]}, {names[1]} ..." for names in (exported.classes, classes))
-    cure = f"Choose the --dataset that it was trained on, {exported.dataset}."
-    raise ModelError(f"{exported.path} is for {trained_on} (C, H, W), {dataset} has {found}. {cure}")
+    cure = f"Choose the --dataset that it was trained on, {plain(exported.dataset)}."
+    raise ModelError(
+        f"{exported.path} is for {plain(trained_on)} (C, H, W), {dataset} has {plain(found)}. {cure}"
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Your own pictures
+def print_report(guesses: Tensor, labels: Tensor, classes: list[str]) -> None:
+    """Print a table with the figures of scikit-learn's classification_report; - is a division by zero."""
+    size = len(classes)
+    counts = torch.bincount(labels * size + guesses, minlength=size * size).view(
+        size, size
+    )  # (truth, guess)
+    right, support, guessed = counts.diag(), counts.sum(1), counts.sum(0)
+    figures = torch.stack([right / guessed, right / support, 2 * right / (support + guessed)], 1)  # (K, 3)
+    present = support + guessed > 0
+    rows = [(name, *map(fraction, row)) for name, row in zip(classes, figures.tolist())]
+    rows = [(*row, count, count - ok) for row, count, ok in zip(rows, support.tolist(), right.tolist())]
+    known, total = figures.nan_to_num(0), len(labels)
+    averages = {
+        "macro avg": known[present].mean(0),
+        "weighted avg": (known * support[:, None]).sum(0) / total,
+    }
+    wrong = total - int(right.sum())
+    rows += [(name, *map(fraction, average.tolist()), total, wrong) for name, average in averages.items()]
+    names = [shorten(row[0]) for row in rows]
+    widths = max(8, *map(display_width, names))
+    print(f"{'class':{widths}}  precision  recall      f1  support  wrong")
+    for name, (_, precision, recall, f1, count, errors) in zip(names, rows):
+        padding = " " * (widths - display_width(name))
+        print(f"{name}{padding}  {precision:>9}  {recall:>6}  {f1:>6}  {count:>7}  {errors:>5}")
 
 
+def fraction(value: float) -> str:
+    return "-" if value != value else f"{value:.4f}"
+
+
+# ---- Text for the terminal ----
+def plain(text: str) -> str:
+    """Text without control characters, which a file could use to change what the terminal shows."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def display_width(text: str) -> int:
+    """Columns of a text on a terminal: two for a wide character, none for a combining one."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
+
+
+def shorten(name: str) -> str:
+    """A class name in at most MAX_NAME columns."""
+    name = plain(name[: 2 * MAX_NAME])
+    while display_width(name) > MAX_NAME:
+        name = name.rstrip("…")[:-1] + "…"
+    return name
+
+
+# ---- Your own pictures ----
 def evaluate_pictures(exported: Exported, args: argparse.Namespace, device: torch.device) -> None:
     """Print the guess and the scores for each picture."""
-    images, remarks = read_pictures(args.pictures, exported)
+    paths = list_pictures(args.pictures)
+    images, remarks = read_pictures(paths, exported)
     logits = checked_logits(exported, images.to(device), args.batch_size)
     block = "\u2588" if "utf" in (sys.stdout.encoding or "").lower() else "#"
-    for path, scores, remark in zip(args.pictures, logits.softmax(1), remarks):
+    names = [shorten(name) for name in exported.classes]
+    width = max(8, *map(display_width, names))
+    for path, scores, remark in zip(paths, logits.softmax(1), remarks):
         guess = int(scores.argmax())
         shown_remark = f"  ({remark})" if remark else ""
-        print(f"\n{path}  {exported.classes[guess]}  {100 * scores[guess]:.1f} %{shown_remark}")
-        few = len(exported.classes) <= MAX_BARS
-        for k in range(len(exported.classes)) if few else scores.topk(MAX_BARS).indices.tolist():
+        print(f"\n{plain(path)}  {names[guess]}  {100 * scores[guess]:.1f} %{shown_remark}")
+        few = len(names) <= MAX_BARS
+        for k in range(len(names)) if few else scores.topk(MAX_BARS).indices.tolist():
+            padding = " " * (width - display_width(names[k]))
             bar = block * round(40 * float(scores[k]))
-            print(f"  {exported.classes[k]:8} {100 * scores[k]:5.1f} %  {bar}".rstrip())
+            print(f"  {names[k]}{padding} {100 * scores[k]:5.1f} %  {bar}".rstrip())
     if args.predictions is not None:
         rows = prediction_rows(logits, torch.zeros(len(logits), dtype=torch.int64))
-        ids = ['"{}"'.format(path.replace('"', '""')) for path in args.pictures]
+        ids = ['"{}"'.format(path.replace('"', '""')) for path in paths]
         rows = [[path, guess, "", *scores] for path, (_, guess, _, *scores) in zip(ids, rows)]
         write_predictions(args.predictions, rows)
         print(f"\nwrote {args.predictions}")
 
 
-def read_pictures(paths: list[str], exported: Exported) -> tuple[Tensor, list[str]]:
-    """Read pictures as images (N, C, H, W) for the model, and what was done to each. Raises PictureError."""
+def import_sources():
+    """The modules that read pictures. Raises PictureError if the folder sources was not copied."""
     try:
         from sources import errors, folders, photos
     except ImportError as error:  # it is missing, or another folder of that name
@@ -159,6 +274,27 @@ def read_pictures(paths: list[str], exported: Exported) -> tuple[Tensor, list[st
             raise
         cure = "Copy it next to evaluate.py."
         raise PictureError(f"Your own pictures need the folder sources. {cure}") from error
+    return errors, folders, photos
+
+
+def list_pictures(arguments: list[str]) -> list[str]:
+    """The paths of pictures: a folder stands for the picture files in it. Raises PictureError."""
+    paths = []
+    for argument in arguments:
+        if not os.path.isdir(argument):
+            paths.append(argument)
+            continue
+        _, folders, _ = import_sources()
+        found = sorted(entry.name for entry in os.scandir(argument) if folders.is_picture_name(entry.name))
+        if not found:
+            raise PictureError(f"{argument} has no pictures in it. Name the folder that holds them.")
+        paths += [os.path.join(argument, name) for name in found]
+    return paths
+
+
+def read_pictures(paths: list[str], exported: Exported) -> tuple[Tensor, list[str]]:
+    """Read pictures as images (N, C, H, W) for the model, and what was done to each. Raises PictureError."""
+    errors, folders, photos = import_sources()
     channels, height, width = exported.shape
     is_digit_model = exported.dataset in MNIST_LIKE and exported.shape == (1, 28, 28)
     images, remarks = [], []
@@ -177,17 +313,14 @@ def read_pictures(paths: list[str], exported: Exported) -> tuple[Tensor, list[st
     return torch.stack(images), remarks
 
 
-# ----------------------------------------------------------------------------------------------------------
-# The command line
-
-
+# ---- The command line ----
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     usage = "%(prog)s [options] MODEL.pt [PICTURE ...]"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=usage, allow_abbrev=False)
     add = parser.add_argument
     add("model", metavar="MODEL.pt", help="file that train.py exported, .pt or .pt2")
-    add("pictures", metavar="PICTURE", nargs="*", help="your own pictures, instead of a test set")
-    names = "auto, mnist, fashion_mnist, kmnist, qmnist, cifar10, synthetic"
+    add("pictures", metavar="PICTURE", nargs="*", help="your own pictures or folders, instead of a test set")
+    names = f"auto, {', '.join(DATASETS)}"
     add("--dataset", help=f"test set: {names}, or a folder [what the model was trained on]")
     add("--data_dir", default="data", help="folder of the data sets [data]")
     add("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda, cuda:1 [auto]")
@@ -205,16 +338,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def evaluate(args: argparse.Namespace) -> None:
     keep_freed_memory()
     device = pick_device(args.device)
+    if args.predictions is not None:  # before the work, because it can take long
+        check_writable(Path(args.predictions))
     exported = load(args.model, device)
-    print(f"model     {args.model}, trained on {exported.dataset} with torch {exported.torch_version}")
+    trained = f"trained on {plain(exported.dataset)} with torch {plain(exported.torch_version)}"
+    print(f"model     {args.model}, {trained}")
+    print(f"sha256    {exported.sha256}")
     if args.pictures:
         evaluate_pictures(exported, args, device)
     else:
         evaluate_test_set(exported, args, device)
 
 
+def check_writable(path: Path) -> None:
+    """Raise OSError if a file cannot be written. A file that is there stays as it is."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is not a file that can be replaced", str(path))
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def main() -> int:
-    cures = {DataError: "Check --dataset and --data_dir.", ModelError: "", PictureError: ""}
+    cures = {
+        DataError: "Name it by --dataset to download it, or check --data_dir.",
+        ModelError: "",
+        PictureError: "",
+    }
     return exit_status(lambda: evaluate(parse_args()), cures)
 
 

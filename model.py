@@ -12,6 +12,8 @@ import logging
 import os
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -102,10 +104,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The T, from 0.02 to 50, for which softmax(logits / T) of logits (N, K) fits the labels (N,) best.
 
     At the minimum of the cross entropy, the mean logit that the scores expect equals that of the labels.
-    One more image, of unknown class, keeps T away from 0 if every guess is right.
+    Two more images, of unknown class, keep T away from 0 if every guess is right.
     """
     logits, labels = logits.double().cpu(), labels.cpu()
-    target = (logits.gather(1, labels[:, None]).sum() + logits.mean()) / (len(labels) + 1)
+    target = (logits.gather(1, labels[:, None]).sum() + 2 * logits.mean()) / (len(labels) + 2)
     low, high = 0.02, 50.0
     for _ in range(30):  # halve the interval of log T
         middle = (low * high) ** 0.5
@@ -163,28 +165,31 @@ def export_model(model: Classifier, example: Tensor, metadata: dict, pt2=False) 
     predict_logits(model, example)  # weight_norm keeps a weight with its graph, which deepcopy refuses
     model = without_compile(copy.deepcopy(model)).float().cpu().eval()
     example, model.image_shape = example.cpu(), list(example.shape[1:])
-    logits = predict_logits(model, example)
-    if not torch.allclose(predict_logits(model, example), logits):  # NaN fails too
-        problem = "The net gives NaN, or it is random in eval mode (two passes differ)"
-        raise ModelError(f"{problem}. Correct its forward(), then export it.")
+    logits, shape = predict_logits(model, example), [len(example), len(metadata["classes"])]
+    if list(logits.shape) != shape:
+        raise ModelError(f"The net gives outputs of shape {list(logits.shape)}. Return logits {shape}.")
+    if not torch.allclose(predict_logits(model, example), logits):
+        reason = "gives NaN" if logits.isnan().any() else "is random in eval mode: two passes differ"
+        raise ModelError(f"The net {reason}. Correct its forward().")
 
     contents, reasons = {}, []
     statistics = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
     for name, write in [("model.pt", script), ("model.pt", trace), ("model.pt2", export_program)][: 2 + pt2]:
+        if name in contents:  # the script was good
+            continue
         takes = {"uint8": [0, 255]} if name == "model.pt2" else {"integer": [0, 255], "float": [0, 1]}
         input_spec = {"shape": [None, *model.image_shape], "layout": "NCHW", "ranges": takes, **statistics}
         record = {"format": FORMAT, "input": input_spec, "temperature": model.temperature.item(), **metadata}
-        if name in contents:  # scripted
-            continue
         try:
-            with warnings.catch_warnings(action="ignore"):  # such as: TorchScript is deprecated
+            with silence_torch():
                 content = write(model, example, {METADATA_FILE: json.dumps(record)})
                 check_export(content, model, example, floats="float" in takes)
             contents[name] = content
         except Exception as error:  # torch raises errors of any type
             reasons.append(f"{write.__name__}: {first_reason(error)}")
     if list(contents)[-1:] != [name]:
-        raise ModelError(f"The net cannot be exported: {'; '.join(reasons)}. Rewrite that part of it.")
+        cure = "Rewrite that part of it" + ("" if pt2 else ", or export a model.pt2")
+        raise ModelError(f"The net cannot be exported: {'; '.join(reasons)}. {cure}.")
     return contents
 
 
@@ -233,7 +238,8 @@ def export_program(model: nn.Module, example: Tensor, files: dict) -> bytes:
 def check_export(content: bytes, model: nn.Module, example: Tensor, floats: bool) -> None:
     """Raise ModelError unless an exported model gives the logits of the model that it was made from."""
     loaded, _ = load_exported(content)
-    for images in (example, 255 - example, example[:1], example / 255 if floats else example):
+    dark, one = example // 8, example[:1]  # a trace may hold for some brightness or batch size alone
+    for images in (example, dark, 255 - dark, one, example / 255 if floats else 255 - example):
         expected = predict_logits(model, images)
         difference = (predict_logits(loaded, images) - expected).abs().max().item()
         if not difference <= 1e-5 * max(1, expected.abs().max().item()):
@@ -247,17 +253,17 @@ def first_reason(error: Exception) -> str:
     return line.removeprefix("builtins.").strip().rstrip(".:")
 
 
-def load_exported(content: bytes, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
-    """The model in a file that `export_model` made, in eval mode, and its metadata. Raises any error.
+def load_exported(file: str | Path | bytes, device: str | torch.device = "cpu") -> tuple[nn.Module, dict]:
+    """The model in an exported file, in eval mode, and its metadata. Raises errors of any type.
 
     Loading such a file runs the program inside. Load only files from people whose code you would run.
     """
+    content = file if isinstance(file, bytes) else read_intact(file)
     files, stream = {METADATA_FILE: ""}, io.BytesIO(content)
-    with warnings.catch_warnings(action="ignore"):
+    with silence_torch():
         if b"/archive_format" in content:  # only torch.export writes this entry
             from torch.export.passes import move_to_device_pass  # slow to import
 
-            logging.getLogger("torch.export").setLevel("CRITICAL")  # else it logs what it then raises
             program = torch.export.load(stream, extra_files=files)
             model = move_to_device_pass(program, str(device)).module()
             model.training = False  # it is always in eval mode, and its eval() raises
@@ -265,6 +271,17 @@ def load_exported(content: bytes, device: torch.device | str = "cpu") -> tuple[n
             model = torch.jit.load(stream, map_location=device, _extra_files=files)
             model = torch.jit.freeze(model.eval())  # folds batch norms: a quarter faster on a CPU
     return model, json.loads(files[METADATA_FILE])
+
+
+@contextmanager
+def silence_torch() -> Iterator[None]:
+    """Silence torch's warnings (TorchScript is deprecated), and what it logs or prints before it raises."""
+    logging.disable()
+    try:
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(None), redirect_stderr(None):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def read_intact(path: str | Path) -> bytes:

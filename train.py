@@ -129,7 +129,7 @@ def train(config: Config) -> Path:
     net = ConvNet(len(data.classes), image_shape, config.l1_size, config.l2_size, config.conv_kernel)
     model = Classifier(net, mean, std).to(device, memory_format=torch.channels_last)
     if rank == 0:  # try the export now: after the last epoch it is too late to change the net
-        export_model(model, data.eval_images[:16], {}, config.export_pt2)
+        export_model(model, data.eval_images[:16], {"classes": data.classes}, config.export_pt2)
     # Batch norm stays local: each process normalizes its own part of a batch.
     ddp_model = DistributedDataParallel(model) if world_size > 1 else model
     optimizer = torch.optim.Adam(model.parameters(), config.lr, betas=(0.9, config.beta2), fused=True)

@@ -36,7 +36,7 @@ import opponents  # noqa: E402
 import train  # noqa: E402
 from data import batches, load_data  # noqa: E402
 from logging_utils import RunLogger, describe_environment, keep_freed_memory  # noqa: E402
-from model import ConvNet, Standardize, export_model, load_exported, pick_device, predict_logits  # noqa: E402
+from model import Classifier, ConvNet, export_model, load_exported, pick_device, predict_logits  # noqa: E402
 from sources.drawn import draw_digits  # noqa: E402
 
 TUTORIAL = {"batch_size": 32, "lr": 0.001, "schedule": "constant", "augment": 0.0, "label_smoothing": 0.0}
@@ -68,8 +68,8 @@ def alone(function, *arguments):
         return pool.submit(function, *arguments).result()
 
 
-def default_model() -> nn.Module:
-    return nn.Sequential(Standardize(33.32, 78.57), ConvNet())  # MNIST's mean and standard deviation
+def default_model() -> Classifier:
+    return Classifier(ConvNet(), 0.1307, 0.3081)  # MNIST's mean and standard deviation
 
 
 def take_turns(contestants: dict, rounds: int) -> dict[str, float]:
@@ -383,10 +383,8 @@ def evaluation() -> None:
     device, data = pick_device("auto"), load_data("mnist", find_mnist())
     images = data.eval_images.to(device)
     model = default_model().eval().to(memory_format=torch.channels_last)  # as in train.py
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "model.pt"
-        export_model(model, path, {"classes": data.classes}, data.eval_images[:8])
-        exported, eager = load_exported(path, device)[0], model.to(device)
+    content = export_model(model, data.eval_images[:8], {"classes": data.classes})["model.pt"]
+    exported, eager = load_exported(content, device)[0], model.to(device)
     contestants = {
         "eager": lambda: predict_logits(eager, images),
         "exported": lambda: predict_logits(exported, images),

@@ -52,11 +52,14 @@ def list_samples(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
     """The (path, label) of each picture in the folder of a class, or below it, in a fixed order."""
     from torchvision.datasets.folder import make_dataset  # slow to import
 
-    def is_picture(path: str) -> bool:
-        return Path(path).suffix.lower() in Image.registered_extensions()
-
     labels = {name: label for label, name in enumerate(classes)}
-    return make_dataset(folder, labels, is_valid_file=is_picture, allow_empty=True)
+    return make_dataset(folder, labels, is_valid_file=is_picture_name, allow_empty=True)
+
+
+def is_picture_name(path: str) -> bool:
+    """Whether a path ends as a picture's does, and is not hidden."""
+    name = Path(path).name
+    return name[0] != "." and Path(name).suffix.lower() in Image.registered_extensions()
 
 
 def to_pixels(picture: Image.Image, channels: int, height: int, width: int) -> Tensor:

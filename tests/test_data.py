@@ -70,21 +70,22 @@ def test_processes_share_every_batch_of_the_same_order():
 def test_pixel_statistics_are_exact():
     images = torch.randint(0, 256, (30, 2, 5, 6), dtype=torch.uint8)
     mean, std = data.pixel_statistics(images)
-    torch.testing.assert_close(mean, images.double().mean((0, 2, 3)).float())
-    torch.testing.assert_close(std, images.double().std((0, 2, 3), unbiased=False).float())
+    scaled = images.double() / 255
+    torch.testing.assert_close(mean, scaled.mean((0, 2, 3)).float())
+    torch.testing.assert_close(std, scaled.std((0, 2, 3), unbiased=False).float())
     assert data.pixel_statistics(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))[1] > 0
 
 
 def test_mnists_pixel_statistics_are_the_known_ones(mnist_dir):
     mean, std = data.pixel_statistics(data.load_split("mnist", mnist_dir, train=True)[2])
-    assert round(mean.item() / 255, 4) == 0.1307 and round(std.item() / 255, 4) == 0.3081
+    assert round(mean.item(), 4) == 0.1307 and round(std.item(), 4) == 0.3081
 
 
 def test_distortion_shifts_and_maps_as_told():
     images = torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8)
 
     def move(images, *strengths):
-        return data.distort(images, data.make_thetas(torch.tensor(strengths), *images.shape[2:]))
+        return 255 * data.distort(images, data.make_thetas(torch.tensor(strengths), *images.shape[2:]))
 
     assert (move(images, *[[[0.0] * 3] * 2] * 4) - images).abs().max() < 1e-2
     moved = move(images, *[[[0, 0, 1.0], [0, 0, -0.5]]] * 4)  # 2 left, 1 down
@@ -102,6 +103,15 @@ def test_distortion_shifts_and_maps_as_told():
     full = data.MAX_MATRIX
     assert centre([[1.0, 0, 0], [0, 0, 0]]) == pytest.approx([0, 20 / (1 + full)], abs=0.1)  # narrower
     assert centre([[0, 0, 0], [1.0, 0, 0]]) == pytest.approx([-20 * full, 20], abs=0.1)  # sheared upwards
+
+
+def test_digest_names_the_content():
+    images, labels = torch.arange(64, dtype=torch.uint8).view(4, 1, 4, 4), torch.arange(4)
+    known = data.digest(images, labels)
+    assert len(known) == 64 and data.digest(images.clone(), labels.clone()) == known
+    changed = images.clone()
+    changed[3, 0, 3, 3] += 1
+    assert len({known, data.digest(changed, labels), data.digest(images, labels.flip(0))}) == 3
 
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"

@@ -1,5 +1,10 @@
 import csv
+import hashlib
 import json
+import os
+import socket
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,9 +12,11 @@ from conftest import assert_one_line_error, assert_usage_error, write_idx, write
 from PIL import Image
 from programs import run
 from test_photos import photograph
+from torch import Tensor
 
+import evaluate
 from data import load_split
-from model import ConvNet, Standardize, export_model
+from model import Classifier, ConvNet, export_model
 
 
 def test_export_reproduces_the_last_epoch(finished, small_dir, tmp_path):
@@ -26,37 +33,190 @@ def test_export_reproduces_the_last_epoch(finished, small_dir, tmp_path):
     assert (scores[0] - scores[1]).abs().max() <= 1e-5
 
 
-def test_accuracy_per_class_adds_up(finished, small_dir, tmp_path):
-    result = run(
-        "evaluate.py", finished / "model.pt", "--data_dir", small_dir, "--batch_size", 37, cwd=tmp_path
-    )
-    classes = [line.split() for line in result.stdout.split("accuracy\n")[1].splitlines()]
-    summary = json.loads((finished / "summary.json").read_text())
-    assert len(classes) == 10
-    assert sum(int(line[3]) for line in classes) == summary["wrong"]
-    assert sum(int(line[5]) for line in classes) == 500
+def table_of(output: str) -> dict[str, list[str]]:
+    """The rows of the report by their names."""
+    lines = output.split("  support  wrong\n")[1].split("\n\n")[0].splitlines()
+    assert len({len(line) for line in lines}) == 1  # the columns are aligned
+    return {line.rsplit(maxsplit=5)[0]: line.rsplit(maxsplit=5)[1:] for line in lines}
+
+
+def test_report_has_the_figures_of_every_class(finished, small_dir, tmp_path):
+    flags = ("--data_dir", small_dir, "--batch_size", 37, "--predictions", "p.csv")
+    result = run("evaluate.py", finished / "model.pt", *flags, cwd=tmp_path)
+    table = table_of(result.stdout)
+    with open(tmp_path / "p.csv", newline="") as file:
+        pairs = [(row["guess"], row["truth"]) for row in csv.DictReader(file)]
+    by_hand = {}
+    for digit in "0123456789":
+        hits = sum(guess == truth == digit for guess, truth in pairs)
+        guessed, support = (sum(pair[k] == digit for pair in pairs) for k in (0, 1))
+        by_hand[digit] = (hits / guessed, hits / support, 2 * hits / (guessed + support), support)
+        assert int(table[digit][4]) == support - hits
+    wrong = sum(guess != truth for guess, truth in pairs)
+    rows = list(by_hand.values())
+    by_hand["macro avg"] = [sum(row[column] for row in rows) / 10 for column in range(3)]
+    by_hand["weighted avg"] = [sum(row[column] * row[3] for row in rows) / 500 for column in range(3)]
+    for name, figures in by_hand.items():
+        assert [float(text) for text in table[name][:3]] == pytest.approx(figures[:3], abs=6e-5)
+    assert table["macro avg"][3:] == table["weighted avg"][3:] == ["500", str(wrong)]
+
+
+def test_report_on_absent_classes_and_long_names(capsys):
+    classes = ["never", "x" * 70, "\u732b" * 30, "a\tb\x1b[31m", "guessed only", "ok"]
+    labels, guesses = torch.tensor([1, 1, 2, 3, 5]), torch.tensor([1, 4, 2, 3, 5])
+    evaluate.print_report(guesses, labels, classes)
+    lines = capsys.readouterr().out.splitlines()
+    widths = {evaluate.display_width(line) for line in lines[1:]}
+    assert widths == {evaluate.MAX_NAME + len("  precision  recall      f1  support  wrong")}
+    assert lines[1].split() == ["never", "-", "-", "-", "0", "0"]
+    assert lines[5].split()[2:] == ["0.0000", "-", "0.0000", "0", "0"]
+    assert lines[4].startswith("a?b?[31m ") and "\u2026" in lines[2] and "\u2026" in lines[3]
+    # As scikit-learn's: what is divided by zero counts as 0, and a class that is absent does not count.
+    f1 = [2 / 3, 1, 1, 0, 1]
+    assert float(lines[7].split()[4]) == pytest.approx(sum(f1) / 5, abs=6e-5)
+    assert float(lines[8].split()[4]) == pytest.approx((2 * f1[0] + 3) / 5, abs=6e-5)
+
+
+def export(path, shape=(1, 28, 28), classes="0123456789", **metadata):
+    model = Classifier(ConvNet(len(classes), shape), 0.1, 0.3)
+    images = torch.zeros(2, *shape, dtype=torch.uint8)
+    record = {"classes": list(classes), "dataset": "mnist", "torch": "2", **metadata}
+    path.write_bytes(export_model(model, images, record)["model.pt"])
+    return path
 
 
 def test_model_that_does_not_fit_the_data_is_refused(main, small_dir, tmp_path):
-    def export(name, shape, classes):
-        model = torch.nn.Sequential(Standardize(0.0, 1.0), ConvNet(len(classes), shape))
-        metadata = {"classes": classes, "input": {"shape": [None, *shape]}, "dataset": "mnist", "torch": "2"}
-        export_model(model, tmp_path / name, metadata, torch.zeros(2, *shape, dtype=torch.uint8))
-        return tmp_path / name
+    wide, few = export(tmp_path / "wide.pt", (1, 32, 32)), export(tmp_path / "few.pt", classes="01234")
+    for path, words in ((wide, "[1, 32, 32]"), (few, "5 classes")):
+        result = main("evaluate.py", path, "--data_dir", small_dir, cwd=tmp_path)
+        assert_one_line_error(result, path.name, words)
 
-    wide = export("wide.pt", [1, 32, 32], list("0123456789"))
-    assert_one_line_error(
-        main("evaluate.py", wide, "--data_dir", small_dir, cwd=tmp_path), "wide.pt", "[1, 32, 32]"
-    )
-    few = export("few.pt", [1, 28, 28], list("01234"))
-    assert_one_line_error(
-        main("evaluate.py", few, "--data_dir", small_dir, cwd=tmp_path), "few.pt", "5 classes"
-    )
+
+def test_folder_that_is_not_here_is_asked_for(main, tmp_path):
+    path = export(tmp_path / "model.pt", dataset="my leaves\x1b[2J")
+    result = main("evaluate.py", path, cwd=tmp_path)
+    assert_one_line_error(result, "trained on my leaves?[2J, which is not here: give --dataset FOLDER")
+    assert "\x1b" not in result.stdout
+
+
+def test_nothing_is_downloaded_on_behalf_of_a_file(main, tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("the network was used"))
+    result = main("evaluate.py", export(tmp_path / "model.pt"), cwd=tmp_path)
+    assert_one_line_error(result, "images-idx3-ubyte is missing", "by --dataset to download it")
+    assert os.listdir(tmp_path) == ["model.pt"]
+
+
+class Answers(torch.nn.Module):
+    """A program of somebody else, with answers that are not logits."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, images: Tensor):
+        logits = images.float().mean((2, 3)) + torch.arange(10)
+        if self.kind == "probabilities":
+            return logits.softmax(1)
+        if self.kind == "random":
+            return logits + torch.rand(logits.shape)
+        if self.kind == "NaN":
+            return logits / 0 * 0
+        return logits[:, :3] if self.kind == "three" else logits
+
+
+class Tuple(torch.nn.Module):
+    def forward(self, images: Tensor):
+        return images, images
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("probabilities", "gives probabilities, not logits"),
+        ("random", "is random: two passes over the same images differ"),
+        ("NaN", "gives logits that are NaN"),
+        ("three", "gives logits of shape [1, 3], not [1, 10]"),
+        ("tuple", "gives a tuple, not logits"),
+    ],
+)
+def test_answers_that_are_not_logits_are_named(kind, words, main, small_dir, tmp_path):
+    spec = {"shape": [None, 1, 28, 28]}
+    record = {"classes": list("0123456789"), "input": spec, "dataset": "mnist", "torch": "2"}
+    model = torch.jit.script(Tuple() if kind == "tuple" else Answers(kind))
+    torch.jit.save(model, tmp_path / "m.pt", {"metadata.json": json.dumps(record)})
+    batch = ("--batch_size", 1) if kind == "three" else ()
+    result = main("evaluate.py", "m.pt", "--data_dir", small_dir, *batch, cwd=tmp_path)
+    assert_one_line_error(result, "m.pt", words)
+
+
+def make_unusable_files(folder: Path) -> dict[str, str]:
+    """Files that are not exported models: name -> words of the sentence on it."""
+    net = torch.nn.Linear(2, 2)
+    torch.save(net.state_dict(), folder / "weights.pt")
+    torch.save(net, folder / "module.pt")
+    torch.save({"epoch": 3, "model": net.state_dict()}, folder / "checkpoint.pt")
+    torch.save(net.state_dict(), folder / "old.pt", _use_new_zipfile_serialization=False)
+    torch.jit.save(torch.jit.script(net), folder / "bare.pt")
+    (folder / "model.onnx").write_bytes(b"\x08\x0a\x12\x07pytorch")
+    (folder / "text.pt").write_text("hello")
+    (folder / "empty.pt").touch()
+    whole = export(folder / "whole.pt").read_bytes()
+    (folder / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    (folder / "flipped.pt").write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    with zipfile.ZipFile(folder / "compiled.pt2", "w") as file:
+        file.writestr("model/archive_format", "pt2")
+        file.writestr("model/data/aotinductor/model/model.so", "")
+    with zipfile.ZipFile(folder / "pictures.zip", "w") as file:
+        file.writestr("a.png", "")
+    (folder / "runs").mkdir()
+    os.mkfifo(folder / "pipe")
+    weights = "holds weights, a checkpoint or a pickled module"
+    return {
+        "weights.pt": weights,
+        "module.pt": weights,
+        "checkpoint.pt": weights,
+        "old.pt": "is not a file in torch's format, or in its old one",
+        "bare.pt": "has no metadata.json in it",
+        "model.onnx": "is an ONNX file",
+        "text.pt": "is not a file in torch's format",
+        "empty.pt": "is not a file in torch's format",
+        "cut.pt": "is damaged",
+        "flipped.pt": "is damaged, in archive/",
+        "compiled.pt2": "was compiled by AOTInductor",
+        "pictures.zip": "is a ZIP file, but not an exported model",
+        "runs": "is a folder. Name the file in it, such as runs/model.pt",
+        "pipe": "is a pipe or a device",
+        "/dev/zero": "is a pipe or a device",
+        "https://example.org/model.pt": "is a URL. Download the file",
+        "missing.pt": "does not exist",
+    }
+
+
+def test_file_that_is_not_an_exported_model_is_told_what_it_is(main, tmp_path):
+    for name, words in make_unusable_files(tmp_path).items():
+        assert_one_line_error(main("evaluate.py", name, cwd=tmp_path), f"{name} {words}")
+
+
+def test_predictions_that_cannot_be_written_are_found_first(main, finished, small_dir, tmp_path):
+    (tmp_path / "folder.csv").mkdir()
+    for path in ("no/such/folder.csv", "folder.csv", "/dev/full"):
+        flags = ("--data_dir", small_dir, "--predictions", path)
+        result = main("evaluate.py", finished / "model.pt", *flags, cwd=tmp_path)
+        assert_one_line_error(result, path)
+        assert result.stdout == ""
+
+
+def test_sha256_and_calibration_are_printed(finished, small_dir, tmp_path):
+    result = run("evaluate.py", finished / "model.pt", "--data_dir", small_dir, cwd=tmp_path)
+    summary = json.loads((finished / "summary.json").read_text())
+    known = hashlib.sha256((finished / "model.pt").read_bytes()).hexdigest()
+    assert summary["sha256"]["model.pt"] == known and f"sha256    {known}\n" in result.stdout
+    assert f"ece       {summary['ece']:.2f} %" in result.stdout
+    assert "500 test images, those that the model's own metrics are of\n" in result.stdout
 
 
 def test_bad_input_ends_in_one_line(main, finished, small_dir, tmp_path):
     model = finished / "model.pt"
-    assert_one_line_error(main("evaluate.py", "missing.pt", cwd=tmp_path), "missing.pt does not exist")
     assert_usage_error(main("evaluate.py", model, "--batch_size", 0, cwd=tmp_path), "--batch_size")
     assert_usage_error(main("evaluate.py", model, "--colour", cwd=tmp_path), "--colour")
     damaged = write_mnist_files(tmp_path / "damaged", train=10, test=10)
@@ -68,12 +228,9 @@ def test_bad_input_ends_in_one_line(main, finished, small_dir, tmp_path):
     arguments = ("--data_dir", small_dir, "--predictions", model)
     assert_usage_error(main("evaluate.py", model, *arguments, cwd=tmp_path), "replace the model")
     assert model.read_bytes() == before
-    arguments = ("--data_dir", small_dir, "--predictions", "no/such/folder.csv")
-    assert_one_line_error(main("evaluate.py", model, *arguments, cwd=tmp_path), "no/such/folder.csv")
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Your own pictures
+# ---- Your own pictures ----
 
 
 def test_your_own_pictures_are_evaluated(finished, small_dir, tmp_path):
@@ -105,6 +262,20 @@ def test_your_own_pictures_are_evaluated(finished, small_dir, tmp_path):
     assert float(rows[0]["score_0"]) == pytest.approx(float(expected["score_0"]), abs=1e-5)
     right = sum(int(row["guess"]) == digit for digit, row in enumerate(rows[2:]))
     assert right >= 7  # by a model that saw 1,500 drawn digits
+
+
+def test_folder_of_pictures_stands_for_the_pictures_in_it(finished, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("b.png", "a.jpg", ".hidden.png"):
+        photograph(3, seed=1).save(tmp_path / "mine" / name)
+    (tmp_path / "mine" / "notes.txt").write_text("not a picture")
+    result = run("evaluate.py", finished / "model.pt", "mine", "--predictions", "own.csv", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    with open(tmp_path / "own.csv", newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == ["mine/a.jpg", "mine/b.png"]
+    (tmp_path / "none").mkdir()
+    result = run("evaluate.py", finished / "model.pt", "none", cwd=tmp_path)
+    assert_one_line_error(result, "none has no pictures in it")
 
 
 def test_picture_that_cannot_be_read_is_named(finished, tmp_path):

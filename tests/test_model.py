@@ -1,13 +1,27 @@
+import io
 import json
-import os
+import zipfile
 
 import pytest
 import torch
-from programs import run_python
+import torch.nn.functional as F
+from programs import ROOT, run_python
 from torch import nn
 
-import model as model_module
-from model import ConvNet, ModelError, Standardize, export_model, load_exported, predict_logits
+from logging_utils import expected_calibration_error
+from model import (
+    Classifier,
+    ConvNet,
+    ModelError,
+    export_model,
+    fit_temperature,
+    load_exported,
+    predict_logits,
+    read_intact,
+)
+
+MEAN, STD = 0.1307, 0.3081
+CLASSES = ["é", *"123456789"]
 
 
 @pytest.fixture
@@ -15,14 +29,21 @@ def images():
     return torch.randint(0, 256, (20, 1, 28, 28), dtype=torch.uint8)
 
 
-def new_model() -> nn.Module:
-    return nn.Sequential(Standardize(33.3, 78.6), ConvNet())
+def new_model() -> Classifier:
+    model = Classifier(ConvNet(), MEAN, STD)
+    model.temperature.fill_(0.4)
+    return model
+
+
+def save(contents: dict[str, bytes], folder) -> None:
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
 
 
 @pytest.mark.parametrize("train", [True, False])
 def test_model_is_the_tutorials_network(images, train):
     net = ConvNet()
-    model = nn.Sequential(Standardize(33.3, 78.6), net).train(train)
+    model = Classifier(net, MEAN, STD).train(train)
     with torch.no_grad():
         for norm in (net.norm1, net.norm2):  # negative scales too, where reordering could go wrong
             norm.weight.uniform_(-1, 1)
@@ -36,15 +57,15 @@ def test_model_is_the_tutorials_network(images, train):
         nn.Flatten(),
         linear,
     ).train(train)
-    torch.testing.assert_close(model(images), tutorial((images.float() - 33.3) / 78.6))
+    torch.testing.assert_close(model(images), tutorial((images / 255 - MEAN) / STD))
 
 
 def test_model_takes_any_channels_size_and_classes():
     images = torch.randint(0, 256, (3, 3, 40, 22), dtype=torch.uint8)
     net = ConvNet(7, (3, 40, 22), l1_size=4, l2_size=5, conv_kernel=3)
-    model = nn.Sequential(Standardize(torch.ones(3), torch.ones(3)), net)
+    model = Classifier(net, torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
     assert model(images).shape == (3, 7)
-    torch.testing.assert_close(model(images.float()), model(images))
+    torch.testing.assert_close(model(images / 255), model(images))
     with pytest.raises(ValueError, match="odd"):
         ConvNet(conv_kernel=4)
     with pytest.raises(ValueError, match="at least 4"):
@@ -59,83 +80,332 @@ def test_prediction_does_not_depend_on_mode_or_batches(images):
         torch.testing.assert_close(logits, expected)
 
 
-def test_export_runs_anywhere_without_our_source(images, tmp_path):
+# ---- What the exported file takes ----
+def same_images(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """uint8 images in every other form that is accepted."""
+    integers = {str(kind): images.to(kind) for kind in (torch.int16, torch.int32, torch.int64, torch.uint16)}
+    floats = {str(kind): images.to(kind) / 255 for kind in (torch.float32, torch.float64)}
+    return {**integers, **floats, "channels_last": images.to(memory_format=torch.channels_last)}
+
+
+def wrong_images(images: torch.Tensor) -> dict[str, tuple[torch.Tensor, str]]:
+    """Images that must be refused, and words of the sentence that says why."""
+    floats = images / 255
+    shape, values = (
+        "shape (N, C, H, W) with (C, H, W) = [1, 28, 28], got shape ",
+        "floats from 0 to 1 or integers",
+    )
+    return {
+        "normalized": ((floats - MEAN) / STD, values),
+        "0..255 as floats": (images.float(), values),
+        "a little too bright": (floats * 1.01 + 0.01, values),
+        "NaN": (floats * float("nan"), values),
+        "negative integers": (images.to(torch.int8), values),
+        "integers over 255": (images.long() + 200, values),
+        "NHWC": (images.permute(0, 2, 3, 1), shape + "[20, 28, 28, 1]"),
+        "three channels": (images.repeat(1, 3, 1, 1), shape + "[20, 3, 28, 28]"),
+        "29 x 29": (F.pad(images, (0, 1, 0, 1)), shape + "[20, 1, 29, 29]"),
+        "no batch": (images[0], shape + "[1, 28, 28]"),
+        "no channel": (images[:, 0], shape + "[20, 28, 28]"),
+    }
+
+
+def test_dtype_decides_the_range_in_the_exported_file(images, tmp_path):
     model = new_model()
     model(images)  # moves the running statistics away from their defaults
-    export_model(model, tmp_path / "model.pt", {"classes": ["é"]}, images)
-    torch.save((images, predict_logits(model, images)), tmp_path / "expected.bin")
+    save(export_model(model, images, {"classes": CLASSES}), tmp_path)
+    expected = predict_logits(model, images)
+    torch.save([same_images(images), wrong_images(images), images, expected], tmp_path / "cases.bin")
     code = """
 import sys, torch
 assert "model" not in sys.modules
-images, expected = torch.load("expected.bin")
+same, wrong, images, expected = torch.load("cases.bin")
 model = torch.jit.load("model.pt")
 assert not model.training
-for pixels in (images, images.float()):
-    for count in (1, 2, 20):
-        torch.testing.assert_close(model(pixels[:count]), expected[:count], rtol=0, atol=1e-5)
+for name, batch in same.items():
+    for count in (0, 1, 2, 20):
+        difference = (model(batch[:count]) - expected[:count]).abs()
+        assert not (difference > 1e-5).any(), name
 assert model(images[:1].expand(1000, -1, -1, -1)).shape == (1000, 10)
+for kind in (torch.half, torch.bfloat16):
+    close = dict(rtol=0.03, atol=0.1)
+    torch.testing.assert_close(model((images / 255).to(kind)), expected, **close)
+    lower = torch.jit.load("model.pt").to(kind)
+    for batch in (images, images / 255, (images / 255).to(kind)):
+        torch.testing.assert_close(lower(batch), expected, **close)
+for name, (batch, words) in wrong.items():
+    try:
+        model(batch)
+    except Exception as error:
+        sentence = str(error).strip().splitlines()[-1]
+        assert "ValueError: expected " in sentence and words in sentence, (name, sentence)
+    else:
+        raise AssertionError(f"{name} was accepted")
+model.train()
+assert model((images / 255 - 0.5) * 9).shape == (20, 10)  # nothing is checked in training
 """
     result = run_python("-I", "-W", "ignore", "-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert load_exported(tmp_path / "model.pt")[1] == {"classes": ["é"]}
-    (tmp_path / "other").touch()
-    assert (tmp_path / "model.pt").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
+@pytest.mark.parametrize("kind", ["normalized", "29 x 29", "no batch"])
+def test_classifier_checks_only_in_eval_mode(images, kind):
+    model = new_model()
+    model.image_shape = [1, 28, 28]
+    batch, words = wrong_images(images)[kind]
+    with pytest.raises(ValueError) as error:
+        model.eval()(batch)
+    assert words in str(error.value)
+    if kind == "normalized":
+        assert model.train()(batch).shape == (20, 10)
+
+
+def test_values_of_uint8_images_are_not_read(images):
+    model = new_model().to("meta")  # tensors without values: reading one is an error
+    assert model.eval()(images.to("meta")).shape == (20, 10)
+    with pytest.raises(RuntimeError):
+        model((images / 255).to("meta"))
+
+
+# ---- The temperature ----
+def test_temperature_makes_the_scores_honest():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(20_000, 10, generator=generator)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    for factor in (0.3, 1.0, 4.0):
+        found = fit_temperature(factor * logits, labels)
+        assert found == pytest.approx(factor, rel=0.03)
+        assert expected_calibration_error((factor * logits / found).softmax(1), labels) < 1
+    assert expected_calibration_error((0.3 * logits).softmax(1), labels) > 20
+
+
+def test_temperature_of_a_net_without_errors_stays_finite():
+    labels = torch.arange(100) % 10
+    logits = 5.0 * F.one_hot(labels, 10)
+    scores = (logits / fit_temperature(logits, labels)).softmax(1)
+    assert 0.95 < scores.max() < 0.999  # 100 right guesses do not prove more than that
+    assert 0.02 <= fit_temperature(torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64)) <= 50
+
+
+def test_calibration_error_agrees_with_one_by_hand():
+    scores = torch.tensor([[0.9, 0.1], [0.88, 0.12], [0.4, 0.6], [0.3, 0.7]])
+    labels = torch.tensor([0, 1, 1, 1])
+    # Bins of width 1/15: 0.88 and 0.9 share (13/15, 14/15], 0.6 and 0.7 are alone.
+    by_hand = 100 * (abs(0.9 + 0.88 - 1) + abs(0.6 - 1) + abs(0.7 - 1)) / 4
+    assert expected_calibration_error(scores, labels) == pytest.approx(by_hand)
+    assert expected_calibration_error(torch.eye(2)[[0, 1]], torch.tensor([0, 1])) == 0
+
+
+# ---- Export ----
 def test_program_by_torch_export_gives_the_same(images, tmp_path):
     model = new_model().to(memory_format=torch.channels_last)
     model(images)
-    export_model(model, tmp_path / "model.pt2", {"classes": ["é"]}, images[:1])
-    loaded, metadata = load_exported(tmp_path / "model.pt2")
-    assert metadata == {"classes": ["é"]}
+    contents = export_model(model, images[:1], {"classes": CLASSES}, pt2=True)
+    loaded, metadata = load_exported(contents["model.pt2"])
+    assert metadata["classes"] == CLASSES and metadata["input"]["ranges"] == {"uint8": [0, 255]}
     for count in (1, 2, 20):
         logits = predict_logits(loaded, images[:count])
         torch.testing.assert_close(logits, predict_logits(model, images[:count]))
+    save(contents, tmp_path)
     code = """
 import torch
 images = torch.zeros(5, 1, 28, 28, dtype=torch.uint8)
 record = {"metadata.json": ""}
 model = torch.export.load("model.pt2", extra_files=record).module()
 assert model(images).shape == (5, 10) and "classes" in record["metadata.json"]
+for wrong in (images.float(), images[0], torch.zeros(5, 1, 29, 29, dtype=torch.uint8)):
+    try:
+        model(wrong)
+    except Exception:
+        continue
+    raise AssertionError(wrong.shape)
 """
     result = run_python("-I", "-W", "ignore", "-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 
-def test_failed_export_leaves_the_file_that_was_there(images, tmp_path, monkeypatch):
-    (tmp_path / "model.pt").write_text("a good one")
-    wrong = torch.jit.script(new_model())
-    monkeypatch.setattr(model_module, "load_exported", lambda path: (wrong, {}))
-    with pytest.raises(ModelError, match="logits differ"):
-        export_model(new_model(), tmp_path / "model.pt", {}, images)
-    assert os.listdir(tmp_path) == ["model.pt"] and (tmp_path / "model.pt").read_text() == "a good one"
-
-
-def test_unusable_files_are_refused_by_name(images, tmp_path):
-    export_model(new_model(), tmp_path / "model.pt", {"classes": []}, images)
-    content = (tmp_path / "model.pt").read_bytes()
-    torch.jit.save(torch.jit.script(new_model()), tmp_path / "bare.pt")
-    torch.save({"weights": images}, tmp_path / "weights.pt")
-    (tmp_path / "cut.pt").write_bytes(content[: len(content) // 2])
-    (tmp_path / "text.pt").write_text("hello")
-    (tmp_path / "folder.pt").mkdir()
-    cases = {
-        "cut.pt": "not an exported model",
-        "text.pt": "not an exported model",
-        "weights.pt": "not an exported model",
-        "bare.pt": "metadata",
-        "missing.pt": "does not exist",
-        "folder.pt": "not a file",
-    }
-    for name, reason in cases.items():
-        with pytest.raises(ModelError, match=reason) as error:
-            load_exported(tmp_path / name)
-        assert name in str(error.value) and "\n" not in str(error.value)
+def test_exported_files_hold_neither_paths_nor_pictures(images):
+    folders = [
+        str(ROOT),
+        "site-packages",
+        "/usr/",
+        "/home/",
+        "/tmp/",
+    ]
+    pictures = [image.numpy().tobytes() for image in images]
+    for name, content in export_model(new_model(), images, {"classes": CLASSES}, pt2=True).items():
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            for member in file.namelist():
+                data = file.read(member)
+                assert not any(folder.encode() in data for folder in folders), (name, member)
+                assert not any(picture in data for picture in pictures), (name, member)
 
 
 def test_metadata_is_plain_json(images, tmp_path):
-    metadata = {"classes": ["a", "b"], "input": {"shape": [None, 1, 28, 28]}, "metrics": {"acc": 99.5}}
-    export_model(new_model(), tmp_path / "model.pt", metadata, images)
+    given = {"classes": CLASSES, "metrics": {"acc": 99.5}}
+    save(export_model(new_model(), images, given), tmp_path)
     record = {"metadata.json": ""}
     torch.jit.load(tmp_path / "model.pt", _extra_files=record)
-    assert json.loads(record["metadata.json"]) == metadata
+    metadata = json.loads(record["metadata.json"])
+    assert metadata.items() >= given.items() and metadata["format"] == 2
+    assert metadata["temperature"] == pytest.approx(0.4)
+    spec = metadata["input"]
+    assert spec["shape"] == [None, 1, 28, 28] and spec["layout"] == "NCHW"
+    assert spec["ranges"] == {"integer": [0, 255], "float": [0, 1]}
+    assert (spec["mean"], spec["std"]) == (pytest.approx([MEAN]), pytest.approx([STD]))
+
+
+# ---- Nets of other people ----
+class Flat(nn.Module):
+    """A net that torch.jit.script refuses, because of its arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3 * 32 * 32, 10)
+
+    def forward(self, *args, **kwargs):
+        return self.linear(args[0].flatten(1))
+
+
+class Branch(Flat):
+    """Only torch.export takes torch.cond."""
+
+    def forward(self, *args):
+        x = args[0].flatten(1)
+        return torch.cond(x.mean() > 0.5, lambda x: self.linear(x), lambda x: -self.linear(x), (x,))
+
+
+class PythonBranch(Flat):
+    """Nothing takes this. A trace holds for dark images, or for bright ones."""
+
+    def forward(self, *args):
+        return super().forward(*args) * (1 if args[0].mean() > 0 else -1)
+
+
+class Numpy(Flat):
+    """Nothing takes this. A trace gives the logits of its example for all images."""
+
+    def forward(self, *args):
+        return super().forward(torch.from_numpy(args[0].detach().numpy().copy()))
+
+
+class Pair(Flat):
+    def forward(self, *args):
+        return super().forward(*args), None
+
+
+class Random(Flat):
+    def forward(self, *args):
+        return F.dropout(super().forward(*args))
+
+
+def small_net(wrap=lambda layer: layer) -> nn.Module:
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    return nn.Sequential(wrap(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8), *head)
+
+
+def hooked_net() -> nn.Module:
+    net = small_net()
+    net[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    return net
+
+
+def compiled_in_place() -> nn.Module:
+    net = small_net()
+    net.compile(backend="eager")
+    return net
+
+
+def from_torchvision(name: str) -> nn.Module:
+    return getattr(pytest.importorskip("torchvision.models"), name)(num_classes=10)
+
+
+NETS = {
+    "arguments": Flat,
+    "hook": hooked_net,
+    "weight_norm": lambda: small_net(nn.utils.parametrizations.weight_norm),
+    "old weight_norm": lambda: small_net(nn.utils.weight_norm),
+    "spectral_norm": lambda: small_net(nn.utils.parametrizations.spectral_norm),
+    "compiled": lambda: torch.compile(small_net(), backend="eager"),
+    "compiled in place": compiled_in_place,
+    "resnet18": lambda: from_torchvision("resnet18"),
+    "mobilenet_v3_small": lambda: from_torchvision("mobilenet_v3_small"),
+    "efficientnet_b0": lambda: from_torchvision("efficientnet_b0"),
+}
+
+
+def colour_model(net: nn.Module) -> tuple[Classifier, torch.Tensor]:
+    """A model as it is after a step of training, and images for it."""
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    model = Classifier(net, torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
+    output = model.train()(images)
+    F.cross_entropy(output, torch.arange(6)).backward()
+    return model, images
+
+
+@pytest.mark.filterwarnings("ignore")  # of the nets themselves
+@pytest.mark.parametrize("name", NETS)
+def test_nets_of_all_kinds_are_exported(name, tmp_path):
+    model, images = colour_model(NETS[name]())
+    (content,) = export_model(model, images, {"classes": CLASSES}).values()
+    loaded = torch.jit.load(io.BytesIO(content))
+    expected = predict_logits(model, images)
+    for batch in (images, images[:1], images / 255):
+        logits = predict_logits(loaded, batch)
+        torch.testing.assert_close(logits, expected[: len(batch)], rtol=1e-4, atol=1e-4)
+    with pytest.raises(torch.jit.Error, match="expected images of shape"):  # a traced net is checked too
+        loaded(F.pad(images, (0, 1, 0, 1)))
+    assert model.train()(images).requires_grad  # training can go on
+
+
+def test_net_that_only_torch_export_takes():
+    model, images = colour_model(Branch())
+    metadata = {"classes": CLASSES}
+    contents = export_model(model, images, metadata, pt2=True)
+    assert list(contents) == ["model.pt2"]
+    logits = predict_logits(load_exported(contents["model.pt2"])[0], images)
+    torch.testing.assert_close(logits, predict_logits(model, images))
+    with pytest.raises(ModelError, match="script: .*; trace: .* or export a model.pt2"):
+        export_model(model, images, metadata)
+
+
+@pytest.mark.parametrize("pt2", [False, True])
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (PythonBranch, "script: Compiled functions can't take variable number .*trace: its logits differ"),
+        (Numpy, "trace: its logits differ by"),
+        (Random, "is random in eval mode: two passes differ"),
+        (lambda: nn.Flatten(), r"gives outputs of shape \[6, 3072\]. Return logits \[6, 10\]"),
+    ],
+)
+def test_net_that_nothing_takes_is_told_why(net, words, pt2, capfd):
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    with pytest.raises(ModelError, match=words) as error:
+        export_model(Classifier(net(), 0.5, 0.25), images, {"classes": CLASSES}, pt2)
+    assert "\n" not in str(error.value) and capfd.readouterr() == ("", "")
+
+
+def test_net_that_returns_a_tuple_is_told_so():
+    with pytest.raises(ModelError, match="The net returns a tuple. Return logits"):
+        colour_model(Pair())
+
+
+def test_net_that_gives_nan_is_told_so(images):
+    model = new_model()
+    with torch.no_grad():
+        model.net.linear.bias[3] = float("nan")
+    with pytest.raises(ModelError, match="gives NaN"):
+        export_model(model, images, {"classes": CLASSES})
+
+
+def test_damage_is_found(images, tmp_path):
+    save(export_model(new_model(), images, {"classes": CLASSES}), tmp_path)
+    content = bytearray((tmp_path / "model.pt").read_bytes())
+    assert read_intact(tmp_path / "model.pt") == content
+    content[len(content) // 2] ^= 1
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(zipfile.BadZipFile):
+        read_intact(tmp_path / "model.pt")
+    result = run_python("-m", "zipfile", "-t", "model.pt", cwd=tmp_path)  # what README.md advises
+    assert "archive/data/" in result.stdout

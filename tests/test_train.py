@@ -142,7 +142,7 @@ def test_bad_flag_ends_in_a_line_and_leaves_nothing(flags, main, small_dir, tmp_
 
 
 def stopped_before_export() -> int:
-    train.export_model = lambda *_: sys.exit(9)
+    train.RunLogger.log_model = lambda *_: sys.exit(9)
     return train.main()
 
 
