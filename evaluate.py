@@ -11,6 +11,7 @@ evaluate only files from people whose code you would run.
 import argparse
 import errno
 import hashlib
+import json
 import os
 import sys
 import tempfile
@@ -59,9 +60,8 @@ def load(path: str, device: torch.device) -> Exported:
     if "://" in path:
         raise ModelError(f"{path} is a URL. Download the file, and evaluate that.")
     if os.path.isdir(path):
-        raise ModelError(
-            f"{path} is a folder. Name the file in it, such as {os.path.join(path, 'model.pt')}."
-        )
+        file = os.path.join(path, "model.pt")
+        raise ModelError(f"{path} is a folder. Name the file in it, such as {file}.")
     if not os.path.exists(path):
         raise ModelError(f"{path} does not exist. Export a model first, with python train.py.")
     if not os.path.isfile(path):
@@ -104,6 +104,8 @@ def diagnose(path: str, error: Exception) -> str:
     if any(member.endswith(("/constants.pkl", "/archive_format")) for member in members):
         if not any(member.endswith("/extra/metadata.json") for member in members):
             return "has no metadata.json in it"
+        if isinstance(error, json.JSONDecodeError):
+            return "has a metadata.json that is not JSON"
         return f"cannot be loaded by torch {torch.__version__}: {plain(first_reason(error))}"
     if any(member.endswith("/data.pkl") for member in members):
         return "holds weights, a checkpoint or a pickled module, which torch.save wrote: no program to run"
@@ -362,11 +364,8 @@ def check_writable(path: Path) -> None:
 
 
 def main() -> int:
-    cures = {
-        DataError: "Name it by --dataset to download it, or check --data_dir.",
-        ModelError: "",
-        PictureError: "",
-    }
+    cures = {ModelError: "", PictureError: ""}
+    cures[DataError] = "Name it by --dataset to download it, or check --data_dir."
     return exit_status(lambda: evaluate(parse_args()), cures)
 
 

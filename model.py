@@ -1,8 +1,7 @@
 """The ConvNet, its inference, and its export to one file that runs without this source.
 
-To train another net, replace `ConvNet` in train.py by any module that maps normalized images (N, C, H, W) to
-logits (N, K). `Classifier` adds what a net needs to be used by others: it takes pixels, checks them, and
-gives scores that can be believed.
+`Classifier` makes any net take pixels, check them, and give scores that can be believed. To train another
+net, replace `ConvNet` in train.py by a module that maps normalized images (N, C, H, W) to logits (N, K).
 """
 
 import copy
@@ -82,9 +81,7 @@ class ConvNet(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         if conv_kernel % 2 == 0 or min(height, width) < 4:
-            raise ValueError(
-                f"conv_kernel must be odd, H and W at least 4, not {conv_kernel}, {image_shape}"
-            )
+            raise ValueError("conv_kernel must be odd, and height and width at least 4")
         self.conv1 = nn.Conv2d(channels, l1_size, conv_kernel, padding=conv_kernel // 2)
         self.norm1 = nn.BatchNorm2d(l1_size)
         self.conv2 = nn.Conv2d(l1_size, l2_size, conv_kernel, padding=conv_kernel // 2)
@@ -201,7 +198,7 @@ def without_compile(module: nn.Module) -> nn.Module:
     return module
 
 
-def script(model: nn.Module, example: Tensor, files: dict) -> bytes:
+def script(model: Classifier, example: Tensor, files: dict) -> bytes:
     """Compile a model to TorchScript. Debug records are left out: they hold the paths of source files."""
     saved, clean = io.BytesIO(), io.BytesIO()
     torch.jit.save(torch.jit.script(model), saved, files)

@@ -161,11 +161,14 @@ def test_damaged_file_is_named_and_never_replaced_by_synthetic_digits(dataset, d
 def test_one_flipped_bit_in_mnist_is_noticed(mnist_dir, tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    content = bytearray((mnist_dir / "MNIST" / "raw" / "t10k-images-idx3-ubyte").read_bytes())
+    for kind in ("images-idx3", "labels-idx1"):
+        content = bytearray((mnist_dir / "MNIST" / "raw" / f"t10k-{kind}-ubyte").read_bytes())
+        (raw / f"t10k-{kind}-ubyte").write_bytes(content)
+    assert data.load_split("mnist", tmp_path, train=False)[0] == "mnist"
     content[5000] ^= 1
-    (raw / "t10k-images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(data.DataError, match="t10k-images-idx3-ubyte is damaged"):
-        data.read_idx(raw / "t10k-images-idx3-ubyte", dimensions=3)
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(content)
+    with pytest.raises(data.DataError, match="t10k-labels-idx1-ubyte is damaged"):
+        data.load_split("mnist", tmp_path, train=False)
 
 
 @pytest.mark.parametrize("val_size", [0, 20])
