@@ -117,14 +117,13 @@ def checked_logits(exported: Exported, images: Tensor, batch_size: int) -> Tenso
     name, count = exported.path, len(exported.classes)
     try:
         with torch.inference_mode():
-            output = exported.model(images[:1])
-        if not isinstance(output, Tensor):
-            raise ModelError(f"{name} gives a {type(output).__name__}, not logits. {CURE}")
-        logits = predict_logits(exported.model, images, batch_size).float().cpu()
-    except ModelError:
-        raise
+            answer = exported.model(images[:1])
+        is_tensor = isinstance(answer, Tensor)
+        logits = predict_logits(exported.model, images, batch_size).float().cpu() if is_tensor else None
     except Exception as error:  # a program of somebody else can raise anything
         raise ModelError(f"{name} fails on these images: {plain(first_reason(error))}.") from error
+    if logits is None:
+        raise ModelError(f"{name} gives a {type(answer).__name__}, not logits. {CURE}")
     if list(logits.shape) != [len(images), count]:
         shapes = f"logits of shape {list(logits.shape)}, not {[len(images), count]}"
         raise ModelError(f"{name} gives {shapes}. {CURE}")
@@ -140,20 +139,15 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torc
     """Print metrics, speed, and precision and recall of each class."""
     name = args.dataset or exported.dataset
     if not (args.dataset or name in (*DATASETS, "mnist-format") or os.path.isdir(name)):
-        raise ModelError(
-            f"{args.model} was trained on {plain(name)}, which is not here: give --dataset FOLDER."
-        )
-    # Only a data set that the user names is downloaded, not one that a file names.
-    dataset, classes, images, labels = load_split(
-        name, args.data_dir, train=False, image_size=exported.shape[1], download=args.dataset is not None
-    )
+        problem = f"{args.model} was trained on {plain(name)}, which is not here"
+        raise ModelError(f"{problem}: give --dataset FOLDER.")
+    download = args.dataset is not None  # nothing is downloaded because a file says so
+    dataset, classes, images, labels = load_split(name, args.data_dir, False, exported.shape[1], download)
     check_fit(exported, dataset, classes, images)
     same = digest(images, labels) == exported.eval_sha256
 
     images, batch_size = images.to(device), min(args.batch_size, len(images))
-    first = checked_logits(
-        exported, images[:batch_size], batch_size
-    )  # TorchScript compiles in its first calls
+    first = checked_logits(exported, images[:batch_size], batch_size)  # TorchScript compiles in it
     start = time.perf_counter()
     logits = checked_logits(exported, images, batch_size)
     seconds = time.perf_counter() - start
@@ -185,40 +179,28 @@ def check_fit(exported: Exported, dataset: str, classes: list[str], images: Tens
     found = f"{len(classes)} classes of {list(shape)}"
     if trained_on == found:  # then the names of the classes differ
         trained_on, found = (f"{names[0]}, {names[1]} ..." for names in (exported.classes, classes))
-    cure = f"Choose the --dataset that it was trained on, {plain(exported.dataset)}."
-    raise ModelError(
-        f"{exported.path} is for {plain(trained_on)} (C, H, W), {dataset} has {plain(found)}. {cure}"
-    )
+    problem = f"{exported.path} is for {trained_on} (C, H, W), {dataset} has {found}"
+    raise ModelError(plain(f"{problem}. Choose the --dataset that it was trained on, {exported.dataset}."))
 
 
 def print_report(guesses: Tensor, labels: Tensor, classes: list[str]) -> None:
     """Print a table with the figures of scikit-learn's classification_report; - is a division by zero."""
-    size = len(classes)
-    counts = torch.bincount(labels * size + guesses, minlength=size * size).view(
-        size, size
-    )  # (truth, guess)
+    size, total = len(classes), len(labels)
+    counts = torch.bincount(labels * size + guesses, minlength=size**2).view(size, size)  # [truth, guess]
     right, support, guessed = counts.diag(), counts.sum(1), counts.sum(0)
     figures = torch.stack([right / guessed, right / support, 2 * right / (support + guessed)], 1)  # (K, 3)
-    present = support + guessed > 0
-    rows = [(name, *map(fraction, row)) for name, row in zip(classes, figures.tolist())]
-    rows = [(*row, count, count - ok) for row, count, ok in zip(rows, support.tolist(), right.tolist())]
-    known, total = figures.nan_to_num(0), len(labels)
-    averages = {
-        "macro avg": known[present].mean(0),
-        "weighted avg": (known * support[:, None]).sum(0) / total,
-    }
-    wrong = total - int(right.sum())
-    rows += [(name, *map(fraction, average.tolist()), total, wrong) for name, average in averages.items()]
-    names = [shorten(row[0]) for row in rows]
-    widths = max(8, *map(display_width, names))
-    print(f"{'class':{widths}}  precision  recall      f1  support  wrong")
-    for name, (_, precision, recall, f1, count, errors) in zip(names, rows):
-        padding = " " * (widths - display_width(name))
+    known = figures.nan_to_num(0)
+    macro, weighted = known[support + guessed > 0].mean(0), (known * support[:, None]).sum(0) / total
+
+    names = [shorten(name) for name in (*classes, "macro avg", "weighted avg")]
+    supports = [*support.tolist(), total, total]
+    wrong = [*(support - right).tolist(), *2 * [total - int(right.sum())]]
+    width = max(map(display_width, names))
+    print(f"{'class':{width}}  precision  recall      f1  support  wrong")
+    for name, row, count, errors in zip(names, [*figures, macro, weighted], supports, wrong):
+        padding = " " * (width - display_width(name))
+        precision, recall, f1 = ("-" if value.isnan() else f"{value:.4f}" for value in row)
         print(f"{name}{padding}  {precision:>9}  {recall:>6}  {f1:>6}  {count:>7}  {errors:>5}")
-
-
-def fraction(value: float) -> str:
-    return "-" if value != value else f"{value:.4f}"
 
 
 # ---- Text for the terminal ----

@@ -10,13 +10,14 @@ import pytest
 import torch
 from conftest import assert_one_line_error, assert_usage_error, write_idx, write_mnist_files
 from PIL import Image
-from programs import run
+from programs import ROOT, run
 from test_photos import photograph
 from torch import Tensor
 
 import evaluate
 from data import load_split
 from model import Classifier, ConvNet, export_model
+from sources.drawn import draw_digits
 
 
 def test_export_reproduces_the_last_epoch(finished, small_dir, tmp_path):
@@ -97,6 +98,43 @@ def test_folder_that_is_not_here_is_asked_for(main, tmp_path):
     result = main("evaluate.py", path, cwd=tmp_path)
     assert_one_line_error(result, "trained on my leaves?[2J, which is not here: give --dataset FOLDER")
     assert "\x1b" not in result.stdout
+
+
+def assert_no_word_in(path: Path, *words: str) -> None:
+    with zipfile.ZipFile(path) as file:
+        for member in file.namelist():
+            content = file.read(member)
+            assert not any(word.encode() in content for word in words), member
+
+
+def test_files_of_a_run_hold_no_path(finished, small_dir):
+    words = str(small_dir), str(finished.parent), str(ROOT), "data_dir", "run_dir"
+    for name in ("model.pt", "model.pt2"):
+        assert_no_word_in(finished / name, *words)
+
+
+def test_model_of_a_folder_is_evaluated_on_a_moved_copy(tmp_path):
+    images, labels = draw_digits(120, seed=0)
+    for i, (image, label) in enumerate(zip(images, labels)):
+        folder = tmp_path / "secret" / "digits" / ("test" if i % 4 == 0 else "train") / f"class {label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(folder / f"{i}.png")
+    flags = ("--dataset", "secret/digits", "--epochs", 1, "--run_dir", "run")
+    result = run("train.py", *flags, cwd=tmp_path, WANDB_MODE="disabled")
+    assert result.returncode == 0, result.stderr
+    assert_no_word_in(tmp_path / "run/model.pt", "secret", str(tmp_path))
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+
+    (tmp_path / "secret/digits").rename(tmp_path / "moved")
+    result = run("evaluate.py", "run/model.pt", cwd=tmp_path)
+    assert_one_line_error(result, "trained on digits, which is not here: give --dataset FOLDER")
+    result = run("evaluate.py", "run/model.pt", "--dataset", "moved", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"wrong     {summary['wrong']}\n" in result.stdout
+    assert "30 test images, those that the model's own metrics are of\n" in result.stdout
+    next((tmp_path / "moved/test").rglob("*.png")).unlink()
+    result = run("evaluate.py", "run/model.pt", "--dataset", "moved", cwd=tmp_path)
+    assert "29 test images\n" in result.stdout
 
 
 def test_nothing_is_downloaded_on_behalf_of_a_file(main, tmp_path, monkeypatch):
