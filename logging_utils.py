@@ -71,7 +71,7 @@ def compute_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     wrong = (logits.argmax(1) != labels).sum().item()
     loss = F.cross_entropy(logits, labels).item()
     ece = expected_calibration_error(logits.softmax(1), labels)
-    return {"acc": 100 * (1 - wrong / len(labels)), "test_loss": loss, "wrong": wrong, "ece": ece}
+    return {"acc": 100 * (len(labels) - wrong) / len(labels), "test_loss": loss, "wrong": wrong, "ece": ece}
 
 
 def expected_calibration_error(scores: Tensor, labels: Tensor, num_bins: int = 15) -> float:

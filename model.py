@@ -176,7 +176,8 @@ def export_model(model: Classifier, example: Tensor, metadata: dict, pt2=False) 
             continue
         takes = {"uint8": [0, 255]} if name == "model.pt2" else {"integer": [0, 255], "float": [0, 1]}
         input_spec = {"shape": [None, *model.image_shape], "layout": "NCHW", "ranges": takes, **statistics}
-        record = {"format": FORMAT, "input": input_spec, "temperature": model.temperature.item(), **metadata}
+        described = {"input": input_spec, "temperature": model.temperature.item()}
+        record = {"format": FORMAT, "exporter": write.__name__, **described, **metadata}
         try:
             with silence_torch():
                 content = write(model, example, {METADATA_FILE: json.dumps(record)})

@@ -207,17 +207,19 @@ def rate_factor(schedule: str, step: int, total_steps: int) -> float:
 
 def describe(config: Config, data: ImageData, log: RunLogger) -> dict:
     """The metadata of an exported model. Nothing private: neither paths nor pictures."""
-    hidden = ("dataset", "data_dir", "run_dir", "resume", "train_seconds")  # private, or said already
+    hidden = ("dataset", "data_dir", "run_dir", "resume", "val_size", "train_seconds")  # private, or said
     metrics, settings = log.summary, asdict(config)
+    split = "validation" if config.val_size else "test"
+    train_sha256 = digest(data.train_images, data.train_labels)
+    eval_sha256 = digest(data.eval_images, data.eval_labels)
     return {
         "classes": data.classes,
         "dataset": Path(data.name).name,
-        "train": {"images": len(data.train_labels), "sha256": digest(data.train_images, data.train_labels)},
-        "eval": {"images": len(data.eval_labels), "sha256": digest(data.eval_images, data.eval_labels)},
-        "eval_split": "held out of the training set" if config.val_size else "test set",
+        "train": {"images": len(data.train_labels), "sha256": train_sha256},
+        "eval": {"split": split, "images": len(data.eval_labels), "sha256": eval_sha256},
         "metrics": {key: value for key, value in metrics.items() if key not in hidden},
         "settings": {key: value for key, value in settings.items() if key not in hidden},
-        **{key: log.config[key] for key in ("torch", "commit")},
+        **{key: log.config[key] for key in ("torch", "commit", "dirty")},
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -170,3 +170,17 @@ def test_files_of_a_run_hold_neither_paths_nor_pictures(finished, small_dir, tes
             for member in file.namelist():
                 content = file.read(member)
                 assert not any(secret in content for secret in private), (name, member)
+
+
+def test_readme_explains_every_field_of_the_metadata(finished):
+    files = {METADATA_FILE: ""}
+    torch.jit.load(finished / "model.pt", _extra_files=files)
+    metadata = json.loads(files[METADATA_FILE])
+    fields = set()
+    for name, value in metadata.items():
+        nested = name in ("input", "train", "eval")
+        fields |= {f"{name}.{key}" for key in value} if nested else {name}
+    (table,) = re.findall(r"\| field \| type \| meaning \|\n(.*?)\n\n", README, re.DOTALL)
+    cells = [row.split("|")[1] for row in table.splitlines()[1:]]
+    explained = {name for cell in cells for name in re.findall("`(.*?)`", cell)}
+    assert explained == fields
