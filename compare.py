@@ -120,7 +120,7 @@ def read_train_seconds(path: Path, epoch: int) -> float | None:
 
 
 def read_losses(path: Path) -> np.ndarray:
-    """Steps and training losses (S, 2) of metrics.csv. A chart cannot show 0 or infinity: these are left out."""
+    """Steps and training losses (S, 2) of metrics.csv, without 0 and infinity, which a chart cannot show."""
     metrics = pd.read_csv(path)
     if "loss" not in metrics:
         metrics["loss"] = np.nan

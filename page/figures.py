@@ -153,6 +153,15 @@ def calibration_error(run: Run) -> float:
     return float((counts * abs(confidence - accuracy)).sum() / counts.sum())
 
 
+def class_measures(run: Run) -> np.ndarray:
+    """Precision, recall and F1 of each class in percent: (K, 3). A ratio without images is 0."""
+    count = run.scores.shape[1]
+    hits = np.bincount(run.truth[~run.wrong], minlength=count)
+    guesses, images = (np.bincount(x, minlength=count) for x in (run.guess, run.truth))
+    parts = ((hits, guesses), (hits, images), (2 * hits, guesses + images))
+    return np.stack([100 * part / np.maximum(whole, 1) for part, whole in parts], axis=1)
+
+
 def answer(runs: list[Run]) -> tuple[str, str]:
     """Which run is better, as a headline and the figures behind it."""
     wrong = [f"{run.wrong.sum():,}" for run in runs]
@@ -190,17 +199,24 @@ def differing_settings(runs: list[Run]) -> dict[str, list[str]]:
     return rows
 
 
+def shared_data_set(runs: list[Run]) -> str:
+    """The name of the data set and a comma, if it is one."""
+    names = {run.config.get("dataset") for run in runs if run.config}
+    return f"{names.pop()}, " if len(names) == 1 and None not in names else ""
+
+
 def facts(runs: list[Run]) -> dict[str, list[str | None]]:
-    """The rows of the page's table of runs: name -> one text per run, None if it is not known."""
+    """What is known of each run, and the settings that differ: name -> one text per run, or None."""
     configs = [run.config or {} for run in runs]
     parameters = [config.get("parameters") for config in configs]
+    data_sets = [config.get("dataset") for config in configs]
     rows = {
-        "data set": [config.get("dataset") for config in configs],
+        **({"data set": data_sets} if len({*data_sets}) > 1 else {}),
         "accuracy": [f"{run.accuracy:.2f} %" for run in runs],
-        "wrong": [f"{run.wrong.sum():,} of {len(run.ids):,}" for run in runs],
+        "wrong": [f"{run.wrong.sum():,}" for run in runs],
         "loss": [f"{run.loss:.4f}" for run in runs],
-        "calibration error": [f"{100 * calibration_error(run):.2f} %" for run in runs],
+        "ECE": [f"{100 * calibration_error(run):.2f} %" for run in runs],
         "parameters": [None if count is None else f"{count:,}" for count in parameters],
-        "training time": [None if run.seconds is None else f"{run.seconds:.1f} s" for run in runs],
+        "training": [None if run.seconds is None else f"{run.seconds:.1f} s" for run in runs],
     }
-    return rows
+    return {**rows, **differing_settings(runs)}

@@ -20,6 +20,7 @@ function h(tag, attributes, ...children) {
 }
 const fill = (id, ...children) => $(id).replaceChildren(...children.flat(Infinity).filter(Boolean));
 const comma = value => value.toLocaleString("en");
+const signed = (value, places) => value.toFixed(places).replace("-", "−");
 const percent = value => `${Math.round(100 * value)} %`;
 const className = k => h("bdi", { title: classes[k] }, classes[k]);
 const label = r => views[state.epoch].labels[r];
@@ -106,17 +107,23 @@ const least = (n, f) => Math.min(...RUNS.map(r => f(r, n)));
 const VERDICTS = ["all right", ...R === 1 ? ["wrong"] : R === 2 ? ["fixed", "broken"] : ["disagree"],
   ...R > 1 ? ["all wrong, same guess", "all wrong, different"] : []];
 const SAME = VERDICTS.indexOf("all wrong, same guess");
-function findVerdict(n) {
-  const wrongs = RUNS.filter(r => wrong(r, n)).length;
-  if (wrongs === 0 || R === 1) return wrongs;
-  if (wrongs < R) return R === 2 && !wrong(0, n) ? 2 : 1;
-  return RUNS.every(r => guessOf(r, n) === guessOf(0, n)) ? SAME : SAME + 1;
+function findVerdicts() {
+  const guesses = RUNS.map(r => data.runs[r].guess[views[state.epoch].at[r]]);
+  return truth.map((t, n) => {
+    let wrongs = 0, same = true;
+    for (const guess of guesses) {
+      wrongs += guess[n] !== t;
+      same &&= guess[n] === guesses[0][n];
+    }
+    if (wrongs === 0 || R === 1) return wrongs;
+    if (wrongs < R) return R === 2 && guesses[0][n] === t ? 2 : 1;  // broken or fixed; disagree
+    return same ? SAME : SAME + 1;
+  });
 }
 let verdict = new Uint8Array(count);
-const CHIPS = [["wrong", R > 1 ? "any wrong" : "wrong"], ...VERDICTS.slice(R > 1 ? 1 : 2).map(name => [name, name]),
-  ["all", "all"]];
-const shows = { wrong: v => v > 0, all: () => true };
-for (const [v, name] of VERDICTS.entries()) shows[name] ??= other => other === v;
+const shows = { wrong: v => v > 0 };  // the chips: which verdicts pass
+VERDICTS.slice(R > 1 ? 1 : 2).forEach((name, i) => { shows[name] = v => v === i + 1; });
+shows.all = () => true;
 
 // Labels that the reader marks as doubtful, by id. A browser may forbid a local page to store them.
 const storage = `doubtful: ${document.title}, ${count}`;
@@ -171,6 +178,7 @@ const DEFAULTS = {
   sort: R > 1 ? "change" : "mistake", down: "1", page: 0, size: 25, gallery: "", matrix: R === 1 ? 0 : R, map: 0,
   image: "",
 };
+const SIZES = [25, 50, 100];  // rows a page
 let state = { ...DEFAULTS };
 
 function readAddress() {
@@ -180,19 +188,19 @@ function readAddress() {
     if (typeof DEFAULTS[name] === "string") state[name] = value;
     if (typeof DEFAULTS[name] === "number" && /^\d{1,6}$/.test(value)) state[name] = Number(value);
   }
-  const isCondition = c => Array.isArray(c) && columns[c[0]] && TESTS[c[1]] && typeof c[2] === "string";
+  const isCondition = c => Object.hasOwn(columns, c[0]) && Object.hasOwn(TESTS, c[1]) && typeof c[2] === "string";
   try { state.query = JSON.parse(given.get("query") ?? "[]").filter(isCondition); } catch { state.query = []; }
   const numbers = text => text.split(",").map(Number);
   const [matrix, ...pair] = numbers(state.cell), [run, ...sides] = numbers(state.box);
   const valid = {
-    epoch: views[state.epoch], show: CHIPS.some(([key]) => key === state.show), sort: columns[state.sort],
-    truth: classes[state.truth], guess: classes[state.guess], group: GROUPS.includes(state.group),
+    epoch: views[state.epoch], show: Object.hasOwn(shows, state.show), sort: Object.hasOwn(columns, state.sort),
+    truth: state.truth in classes, guess: state.guess in classes, group: GROUPS.includes(state.group),
     cell: MATRICES[matrix] && pair.length === 2 && pair.every(k => k in classes),
     box: moving.includes(run) && sides.length === 4 && !sides.some(Number.isNaN),
-    size: [25, 50, 100, 500].includes(state.size), matrix: MATRICES[state.matrix], map: runs[state.map],
+    size: SIZES.includes(state.size), matrix: MATRICES[state.matrix], map: runs[state.map],
     image: rowOf(state.image) >= 0 && rowOf(state.image) < count,
   };
-  for (const name in valid) if (valid[name] === undefined || valid[name] === false) state[name] = DEFAULTS[name];
+  for (const name in valid) if (!valid[name]) state[name] = DEFAULTS[name];
 }
 
 function writeAddress(push) {
@@ -256,81 +264,81 @@ function filtered() {
 const side = tiles ? Math.max(tiles.width, tiles.height) : 0;
 const rowSide = side <= 48 ? 42 : Math.min(side, 160);  // small pictures are enlarged, larger ones keep their size
 function picture(n, wanted = rowSide, more = {}) {
-  const scale = wanted / side, { columns: across } = tiles, [w, h_] = [tiles.width * scale, tiles.height * scale];
-  const place = n % across ** 2, x = place % across * w, y = Math.floor(place / across) * h_;
-  const style = `width:${w}px;height:${h_}px;background-size:${across * w}px auto;background-position:${-x}px ${-y}px`;
-  return h("span", { class: `picture sheet${Math.floor(n / across ** 2)}`, style, ...more });
+  const scale = wanted / side, across = tiles.columns, wide = tiles.width * scale, high = tiles.height * scale;
+  const place = n % across ** 2, x = place % across * wide, y = Math.floor(place / across) * high;
+  const style = `width:${wide}px;height:${high}px;background-size:${across * wide}px auto;`;
+  return h("span", { class: `picture sheet${Math.floor(n / across ** 2)}`,
+    style: `${style}background-position:${-x}px ${-y}px`, ...more });
 }
 const about = n => `image ${idOf(n)}, truth ${classes[truth[n]]}`;
-const opener = (n, wanted, ...more) =>
-  button(`image-${idOf(n)}`, [tiles ? picture(n, wanted) : idOf(n), more],
-    () => change({ image: String(idOf(n)) }), { class: "open", "aria-label": about(n), title: about(n) });
-const mark = (r, n) => wrong(r, n) ? h("span", { class: "bad" }, "✗ wrong") : h("span", { class: "ok" }, "✓");
+const opener = (n, wanted) => button(`image-${idOf(n)}`, tiles ? picture(n, wanted) : idOf(n),
+  () => change({ image: String(idOf(n)) }), { class: "open", "aria-label": about(n), title: about(n) });
+const guessCell = (r, n) => [
+  wrong(r, n) ? h("span", { class: "bad", role: "img", "aria-label": "wrong" }, "✗")
+    : h("span", { class: "ok", role: "img", "aria-label": "right" }, "✓"),
+  " ", h("b", null, className(guessOf(r, n))), " ", h("span", { class: "hint" }, percent(guessScore(r, n)))];
+const chart = (width, height, kind, name, ...parts) =>
+  h("svg", { viewBox: `0 0 ${width} ${height}`, class: kind, role: "img", "aria-label": name }, parts);
+const gridLine = (x1, x2, y) => h("line", { class: "grid", x1, x2, y1: y, y2: y });
+const line = (r, points, kind = "") => h("polyline", { class: `${runClass(r)} ${kind}`,
+  points: points.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join(" ") });
+const th = (scope, ...children) => h("th", { scope }, children);
+const td = (...children) => h("td", null, children);
+const table = (kind, heads, rows) => h("table", { class: kind },
+  h("thead", null, h("tr", null, heads.map(head => th("col", head)))),
+  h("tbody", null, rows.map(([head, ...cells]) => h("tr", null, th("row", head),
+    cells.map(cell => cell instanceof HTMLTableCellElement ? cell : td(cell))))));
+const runHeads = list => list.map(r => runName(r, "span"));
 
-function line(r, points, more) {
-  return h("polyline", { class: runClass(r), points: points.map(p => p.map(x => x.toFixed(1)).join()).join(" "), ...more });
-}
-
-// The scores of each class, or of the highest ones: a bar per run, the truth underlined.
-function bars(n) {
-  const top = k => most(n, (r, n) => score(r, n, k)) + (k === truth[n] ? 2 : 0);
+function bars(n) {  // the scores of each class, or of the highest ones: a bar per run, the truth underlined
+  const top = k => k === truth[n] ? 2 : most(n, (r, n) => score(r, n, k));
   const shown = K <= 12 ? CLASSES : [...CLASSES].sort((a, b) => top(b) - top(a)).slice(0, 6);
   const step = 160 / shown.length, wide = (step - 2) / R;
-  const parts = shown.flatMap((k, i) => [
-    ...RUNS.map(r => {
-      const height = 29 * score(r, n, k);
-      return h("rect", { class: runClass(r), x: i * step + 1 + r * wide, y: 30 - height, width: wide * 0.9, height });
-    }),
-    h("text", { x: (i + 0.5) * step, y: 39, class: k === truth[n] ? "truth" : null },
-      classes[k].slice(0, Math.max(1, Math.floor(step / 6)))),
-  ]);
-  const text = shown.map(k => `${classes[k]}: ${RUNS.map(r => percent(score(r, n, k))).join(", ")}`).join("; ");
-  return h("svg", { viewBox: "0 0 160 42", class: "bars", role: "img", "aria-label": `scores ${text}` }, parts);
+  const group = (k, i) => [...RUNS.map(r => {
+    const height = 29 * score(r, n, k);
+    return h("rect", { class: runClass(r), x: i * step + 1 + r * wide, y: 30 - height, width: 0.9 * wide, height });
+  }), h("text", { x: (i + 0.5) * step, y: 39, class: k === truth[n] && "truth" }, classes[k].slice(0, step / 6))];
+  const words = k => `${classes[k]}: ${RUNS.map(r => percent(score(r, n, k))).join(", ")}`;
+  return chart(160, 42, "bars", `scores ${shown.map(words).join("; ")}`, shown.map(group));
 }
 
 function sparkline(n) {
-  const lines = moving.map(r => {
-    const { epochs } = runs[r], x = e => 3 + e * 84 / (epochs.length - 1);
-    return line(r, epochs.map((_, e) => [x(e), 32 - 30 * data.runs[r].score(e, n, truth[n])]));
-  });
-  const text = RUNS.map(r => `${label(r)} ${percent(truthScore(r, n))}`).join(", ");
-  return h("svg", { viewBox: "0 0 90 34", class: "spark", role: "img", "aria-label": `truth score by epoch, now ${text}` },
-    h("line", { class: "grid", x1: 0, x2: 90, y1: 33, y2: 33 }), lines);
+  const lines = moving.map(r => line(r, runs[r].epochs.map((_, e, { length }) =>
+    [3 + 84 * e / (length - 1), 32 - 30 * data.runs[r].score(e, n, truth[n])])));
+  const words = RUNS.map(r => `${label(r)} ${percent(truthScore(r, n))}`).join(", ");
+  return chart(90, 34, "spark", `truth score by epoch, now ${words}`, gridLine(0, 90, 33), lines);
 }
 
 // ---- The list ----
-let found = [];  // the rows that pass the filters, in order
-const sortBy = key => {
-  const down = state.sort === key ? state.down ? "" : "1" : columns[key].rising || columns[key].names ? "" : "1";
-  change({ sort: key, down });
-};
+let found = [];  // the images that pass the filters, in order
 const clear = { show: "all", truth: "", guess: "", cell: "", box: "", query: [], any: "" };
+const risesFirst = key => columns[key].rising || columns[key].names;
+const sortBy = key => change({ sort: key,
+  down: (state.sort === key ? state.down : risesFirst(key)) ? "" : "1" });
 
 function drawChips() {
-  const counts = CHIPS.map(([key]) => verdict.reduce((sum, v) => sum + shows[key](v), 0));
-  const names = { fixed: `fixed by ${label(R - 1)}`, broken: `broken by ${label(R - 1)}`,
-    "all wrong, same guess": `${R === 2 ? "both" : "all"} wrong the same`,
-    "all wrong, different": `${R === 2 ? "both" : "all"} wrong otherwise` };
-  fill("chips", CHIPS.map(([key, text], i) => button(`chip-${key}`,
-    [h("b", null, comma(counts[i])), " ", h("bdi", null, names[key] ?? text)],
-    () => change({ show: key }), { "aria-pressed": String(state.show === key), title: names[key] ?? text })));
+  const both = R === 2 ? "both" : "all", second = ` by ${label(R - 1)}`;
+  const names = { wrong: R > 1 ? "any wrong" : "wrong", "all wrong, same guess": `${both} wrong the same`,
+    "all wrong, different": `${both} wrong otherwise` };
+  fill("chips", Object.keys(shows).map(key => button(`chip-${key}`,
+    [h("b", null, comma(verdict.reduce((sum, v) => sum + shows[key](v), 0))), " ", h("bdi", null, names[key] ?? key)],
+    () => change({ show: key }), { "aria-pressed": String(state.show === key), title: `${names[key] ?? key}${/fixed|broken/.test(key) ? second : ""}` })));
 }
 
 function drawTools() {
-  const keys = Object.keys(columns), presets = ["change", "mistake", "sure", "margin", "id"].slice(R > 1 ? 0 : 1);
-  const others = keys.filter(key => !presets.includes(key));
+  const presets = ["change", "mistake", "sure", "margin", "id"].slice(R > 1 ? 0 : 1);
   const sorts = list => list.map(key => option(key, columns[key].title(), state.sort));
   const names = name => [option("", "any", state[name]), CLASSES.map(k => option(k, classes[k], state[name]))];
-  const groups = ["", ...GROUPS].map(key => option(key, key ? columns[key].title() : "nothing", state.group));
   const pick = name => event => change({ [name]: event.target.value });
   fill("tools",
-    select("sort", "sort", [sorts(presets), h("optgroup", { label: "any column" }, sorts(others))],
-      event => sortBy(event.target.value)),
+    select("sort", "sort", [sorts(presets), h("optgroup", { label: "any column" },
+      sorts(Object.keys(columns).filter(key => !presets.includes(key))))], event => sortBy(event.target.value)),
     button("down", state.down ? "↓" : "↑", () => change({ down: state.down ? "" : "1" }),
       { "aria-label": state.down ? "largest first" : "smallest first" }),
     select("truth", "truth", names("truth"), pick("truth")),
     select("guess", "guess", names("guess"), pick("guess")),
-    select("group", "group", groups, pick("group")),
+    select("group", "group", ["", ...GROUPS].map(key => option(key, key ? columns[key].title() : "–", state.group)),
+      pick("group")),
     button("query", "query", () => change({ query: [...state.query, ["id", "≥", ""]] })),
     button("gallery", state.gallery ? "table" : "gallery", () => change({ gallery: state.gallery ? "" : "1" })),
     button("csv", "CSV", downloadList, { title: "download these images with all scores" }),
@@ -338,90 +346,81 @@ function drawTools() {
 }
 
 function drawQuery() {
-  const edit = (i, part, value) =>
-    change({ query: state.query.map((c, j) => i === j ? c.map((old, p) => p === part ? value : old) : c) });
   const keys = Object.keys(columns).map(key => [key, columns[key].title()]);
-  const line = ([key, test, value], i) => {
-    const { names } = columns[key], name = `condition ${i + 1}: `;
-    const input = names
-      ? h("select", { onchange: event => edit(i, 2, event.target.value) },
-        option("", "…", value), names.map((text, k) => option(k, text, value)))
-      : h("input", { value, inputmode: "decimal", size: 8, onchange: event => edit(i, 2, event.target.value) });
-    const parts = [
-      h("select", { onchange: event => edit(i, 0, event.target.value) }, keys.map(([k, t]) => option(k, t, key))),
-      h("select", { onchange: event => edit(i, 1, event.target.value) },
-        Object.keys(TESTS).map(t => option(t, t, test))), input];
-    parts.forEach((part, p) => {
-      part.setAttribute("aria-label", name + ["column", "comparison", "value"][p]);
-      part.dataset.key = `query-${i}-${p}`;
-    });
-    const remove = () => change({ query: state.query.filter((_, j) => j !== i) });
-    return h("div", { class: "tools" }, parts, button(`remove-${i}`, "✕", remove, { "aria-label": `remove ${name}` }));
+  const row = (condition, i) => {
+    const onchange = part => event => change({ query: state.query.with(i, condition.with(part, event.target.value)) });
+    const part = (p, tag, more, options) => h(tag, { onchange: onchange(p), "data-key": `query-${i}-${p}`,
+      "aria-label": `condition ${i + 1}: ${["column", "comparison", "value"][p]}`, ...more }, options);
+    const [key, test, value] = condition, { names } = columns[key];
+    return h("div", { class: "tools" },
+      part(0, "select", null, keys.map(([other, title]) => option(other, title, key))),
+      part(1, "select", null, Object.keys(TESTS).map(other => option(other, other, test))),
+      names ? part(2, "select", null, ["…", ...names].map((name, k) => option(k ? k - 1 : "", name, value)))
+        : part(2, "input", { value, inputmode: "decimal", size: 8 }),
+      button(`remove-${i}`, "✕", () => change({ query: state.query.toSpliced(i, 1) }),
+        { "aria-label": `remove condition ${i + 1}` }));
   };
   $("query").hidden = !state.query.length;
-  fill("query", state.query.map(line), state.query.length > 1 && select("any", "images that pass",
+  fill("query", state.query.map(row), state.query.length > 1 && select("any", "images that pass",
     [option("", "all conditions", state.any), option("1", "any condition", state.any)],
     event => change({ any: event.target.value })));
 }
 
 function drawFilters() {
-  const remove = (key, text, changes) =>
-    button(`no-${key}`, [h("bdi", null, text), " ✕"], () => change(changes), { title: "remove this filter" });
+  const remove = (key, text, changes) => button(`no-${key}`, [h("bdi", null, text), " ✕"], () => change(changes),
+    { title: "remove this filter" });
   const [matrix, t, g] = state.cell.split(",").map(Number), [r, left, right, low, high] = state.box.split(",");
-  const pair = state.cell && MATRICES[matrix];
-  const whose = pair && (pair.length > 1 ? `in only one of ${label(pair[0])}, ${label(pair[1])}` : `by ${label(pair[0])}`);
-  const any = state.show !== "all" || state.truth || state.guess || state.cell || state.box || state.query.length;
+  const whose = ([a, b]) => b === undefined ? `by ${label(a)}` : `by only one of ${label(a)}, ${label(b)}`;
   fill("filters", h("span", { id: "shown" }, h("b", null, comma(found.length)), ` of ${comma(count)} images`),
-    state.cell && remove("cell", `truth ${classes[t]}, guess ${classes[g]} ${whose}`, { cell: "" }),
+    state.cell && remove("cell", `truth ${classes[t]}, guess ${classes[g]} ${whose(MATRICES[matrix])}`, { cell: "" }),
     state.box && remove("box", `${label(r)}: mean ${low} to ${high}, spread ${left} to ${right}`, { box: "" }),
-    state.query.length > 0 && remove("query", `${state.query.length} conditions`, { query: [], any: "" }),
-    any && button("clear", "show all images", () => change(clear)));
+    state.query.length > 0 && remove("query", `query of ${state.query.length}`, { query: [], any: "" }),
+    Object.keys(clear).some(name => String(state[name]) !== String(clear[name]))
+      && button("clear", "show all images", () => change(clear)));
 }
 
-function groupHead(n, columns_) {
-  const { value, names } = columns[state.group], same = found.filter(m => value(m) === value(n)).length;
-  const text = [`${columns[state.group].title()}: `, h("bdi", null, names[value(n)]), `, ${comma(same)} images`];
-  return columns_ ? h("tr", { class: "group" }, h("th", { colspan: columns_, scope: "rowgroup" }, text))
-    : h("h3", null, text);
-}
-
-const guessCell = (r, n) => [mark(r, n), " ", h("b", null, className(guessOf(r, n))), " ",
-  h("span", { class: "hint" }, percent(guessScore(r, n)))];
+const listColumns = () => [
+  tiles && ["", "image", n => opener(n)],
+  ["id", "id", n => tiles ? idOf(n) : opener(n)],
+  ["truth", "truth", n => h("b", null, className(truth[n]))],
+  ...RUNS.map(r => [`guess${r}`, runName(r), n => guessCell(r, n)]),
+  ["verdict", "verdict", n => VERDICTS[verdict[n]]],
+  ["mistake", "scores", bars],
+  moving.length && [R > 1 ? "change" : "truth0", "truth score by epoch", sparkline],
+].filter(Boolean);
 
 function drawList() {
-  const size = state.gallery ? Math.max(100, state.size) : state.size;
+  const size = state.gallery ? Math.max(100, state.size) : state.size, group = columns[state.group];
   const pages = Math.max(1, Math.ceil(found.length / size)), page = Math.min(state.page, pages - 1);
-  const rows = found.slice(page * size, (page + 1) * size);
-  const starts = n => state.group && (n === rows[0]
-    || columns[state.group].value(n) !== columns[state.group].value(rows[rows.indexOf(n) - 1]));
-  const heads = [tiles && ["", "image"], ["id", "id"], ["truth", "truth"],
-    ...RUNS.map(r => [`guess${r}`, runName(r)]), ["verdict", "verdict"], ["mistake", "scores"],
-    moving.length && [R > 1 ? "change" : "truth0", "truth score by epoch"]].filter(Boolean);
-  const cells = n => [
-    tiles && opener(n), tiles ? idOf(n) : opener(n), h("b", null, className(truth[n])),
-    ...RUNS.map(r => guessCell(r, n)), h("span", { class: "tag" }, VERDICTS[verdict[n]]), bars(n),
-    moving.length && sparkline(n)].filter(cell => cell !== null && cell !== 0);
-  const title = ([key, text]) => h("th", { scope: "col", role: "columnheader",
-    "aria-sort": key === state.sort ? state.down ? "descending" : "ascending" : null },
+  const rows = found.slice(page * size, (page + 1) * size), list = listColumns();
+  const heads = rows.map((n, i) => {  // what stands above row i, if it starts a group
+    const value = group?.value(n);
+    if (!group || i && group.value(rows[i - 1]) === value) return null;
+    const images = comma(found.filter(other => group.value(other) === value).length);
+    return [`${group.title()}: `, h("bdi", null, group.names[value]), `, ${images} images`];
+  });
+  const title = ([key, text]) => h("th", { scope: "col", role: "columnheader", "aria-sort":
+    key === state.sort ? state.down ? "descending" : "ascending" : null },
   key ? button(`head-${key}`, [text, key === state.sort && (state.down ? " ↓" : " ↑")], () => sortBy(key),
     { title: `sort by ${columns[key].title()}` }) : text);
-  const names = heads.map(([, text]) => text instanceof Element ? text.textContent : text);
-  const row = n => h("tr", { role: "row", "data-id": idOf(n) }, cells(n).map((cell, i) =>
-    h("td", { role: "cell", "data-name": names[i], class: `c-${heads[i][0].replace(/\d+$/, "") || "image"}` }, cell)));
-  const card = n => h("div", { class: "card" }, opener(n, Math.max(64, rowSide)),
-    h("div", null, className(truth[n]), " → ", RUNS.map(r => [h("b", { class: runClass(r) }, className(guessOf(r, n))), " "])));
-  const withHeads = draw => rows.map(n => [starts(n) && groupHead(n, draw === row && heads.length), draw(n)]);
+  const cell = ([key, head, draw], n) => h("td", { role: "cell", class: `c-${key.replace(/\d+$/, "") || "image"}`,
+    "data-name": head.textContent ?? head }, draw(n));
+  const row = (n, i) => [
+    heads[i] && h("tr", { class: "group", role: "row" }, h("th", { colspan: list.length, role: "cell" }, heads[i])),
+    h("tr", { role: "row", "data-id": idOf(n) }, list.map(column => cell(column, n)))];
+  const card = (n, i) => [heads[i] && h("h3", null, heads[i]), h("div", { class: "card", "data-id": idOf(n) },
+    opener(n, Math.max(64, rowSide)), h("div", null, className(truth[n]), " →",
+      RUNS.map(r => [" ", h("b", { class: runClass(r) }, className(guessOf(r, n)), wrong(r, n) && "✗")])))];
   fill("list", !rows.length ? h("p", null, "No image passes all filters.")
-    : state.gallery ? h("div", { class: "gallery" }, withHeads(card))
+    : state.gallery ? h("div", { class: "gallery" }, rows.map(card))
       : h("div", { class: "scroll" }, h("table", { class: "rows", role: "table" },
-        h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, heads.map(title))),
-        h("tbody", { role: "rowgroup" }, withHeads(row)))));
-  const go = (key, text, name, to) => button(key, text, () => change({ page: to }),
-    { "aria-label": name, disabled: to < 0 || to >= pages });
-  fill("pages", go("first", "«", "first page", page ? 0 : -1), go("previous", "‹", "previous page", page - 1),
-    `page ${page + 1} of ${comma(pages)}`, go("next", "›", "next page", page + 1),
-    go("last", "»", "last page", page < pages - 1 ? pages - 1 : pages),
-    select("size", "rows", [25, 50, 100, 500].map(n => option(n, n, state.size)),
+        h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, list.map(title))),
+        h("tbody", { role: "rowgroup" }, rows.map(row)))));
+  const go = (text, name, to) => button(`page-${name}`, text, () => change({ page: to }),
+    { "aria-label": `${name} page`, disabled: to === page || to < 0 || to >= pages });
+  fill("pages", go("«", "first", 0), go("‹", "previous", page - 1), `page ${comma(page + 1)} of ${comma(pages)}`,
+    go("›", "next", page + 1), go("»", "last", pages - 1),
+    select("size", "rows", SIZES.map(n => option(n, n, state.size)),
       event => change({ size: Number(event.target.value) })));
 }
 
@@ -429,71 +428,69 @@ function drawList() {
 function csvCell(value) {
   if (typeof value === "number") return String(value);
   const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
-  return /[",\n\r']/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 function download(name, rows) {
-  const text = rows.map(row => row.map(csvCell).join(",") + "\n").join("");
-  const url = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-  h("a", { href: url, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 60_000);
+  const text = rows.map(row => row.map(csvCell).join() + "\n").join("");
+  const href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+  h("a", { href, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60_000);
 }
+const isExact = r => views[state.epoch].at[r] === runs[r].exact && facts.digits > 3;
+const digits = value => facts.digits > 9 ? value : Number(value.toPrecision(facts.digits));
 function downloadList() {
-  const { at } = views[state.epoch], exactly = r => at[r] === runs[r].exact;
-  const digits = value => facts.digits > 9 ? value : Number(value.toPrecision(facts.digits));
-  const note = r => label(r) + (exactly(r) && facts.digits > 3 ? "" : " (rounded)");
-  const heads = ["id", "truth", "verdict", ...RUNS.map(r => `guess ${label(r)}`),
-    ...RUNS.flatMap(r => CLASSES.map(k => `score_${k} ${note(r)}`))];
-  const row = n => [idOf(n), classes[truth[n]], VERDICTS[verdict[n]], ...RUNS.map(r => classes[guessOf(r, n)]),
-    ...RUNS.flatMap(r => CLASSES.map(k => digits(score(r, n, k))))];
-  download("predictions.csv", [heads, ...found.map(row)]);
+  const heads = r => CLASSES.map(k => `score_${k} ${label(r)}${isExact(r) ? "" : " (rounded)"}`);
+  download("predictions.csv", [
+    ["id", "truth", "verdict", ...RUNS.map(r => `guess ${label(r)}`), ...RUNS.flatMap(heads)],
+    ...found.map(n => [idOf(n), classes[truth[n]], VERDICTS[verdict[n]], ...RUNS.map(r => classes[guessOf(r, n)]),
+      ...RUNS.flatMap(r => CLASSES.map(k => digits(score(r, n, k))))])]);
 }
 function downloadMarks() {
-  const rows = range(count).filter(n => marks.has(String(idOf(n))));
-  download("doubtful.csv", [["id", "truth", "suggested", "margin"], ...rows.map(n =>
-    [idOf(n), classes[truth[n]], classes[data.suggested[n]], Number(data.margin[n].toPrecision(6))])]);
+  download("doubtful.csv", [["id", "truth", "suggested", "margin"],
+    ...range(count).filter(n => marks.has(String(idOf(n)))).map(n =>
+      [idOf(n), classes[truth[n]], classes[data.suggested[n]], Number(data.margin[n].toPrecision(6))])]);
 }
 
-// ---- Confusion, with one tab stop a matrix ----
-const confusion = r => {
+// ---- Confusion: one tab stop a matrix, arrow keys inside ----
+function confusion(r) {
   const matrix = new Int32Array(K * K);
   for (let n = 0; n < count; n++) matrix[truth[n] * K + guessOf(r, n)]++;
   return matrix;
-};
+}
+
 function drawConfusion() {
-  const all = RUNS.map(confusion), [a, b] = MATRICES[state.matrix];
-  let darkest = 1;
-  for (const matrix of all) matrix.forEach((n, i) => { if (i % (K + 1)) darkest = Math.max(darkest, n); });
-  const shown = b === undefined ? all[a] : all[b].map((n, i) => n - all[a][i]);
+  const all = RUNS.map(confusion), [a, b] = MATRICES[state.matrix], isRun = b === undefined;
+  const darkest = all.reduce((max, matrix) => matrix.reduce((m, n, i) => i % (K + 1) ? Math.max(m, n) : m, max), 1);
+  const shown = isRun ? all[a] : all[b].map((n, i) => n - all[a][i]);
   const cell = (t, g) => {
-    const value = shown[t * K + g], off = t !== g;
-    if (!value) return h("td");
-    const color = b === undefined ? a : (value > 0) === off ? b : a;  // the run that did worse
-    const text = b === undefined ? comma(value) : `${value > 0 ? "+" : "−"}${comma(Math.abs(value))}`;
-    const shade = off ? Math.round(10 + 40 * Math.min(1, Math.abs(value) / darkest)) : 0;
-    const key = `${state.matrix},${t},${g}`, name = `truth ${classes[t]}, guess ${classes[g]}: ${text}`;
-    return h("td", { class: runClass(color), style: `--shade:${shade}%` }, button(`cell-${key}`, text,
-      () => change({ cell: state.cell === key ? "" : key }),
-      { tabindex: -1, "aria-label": name, title: name, "aria-pressed": String(state.cell === key), class: off ? null : "hint" }));
+    const value = shown[t * K + g], off = t !== g, key = `${state.matrix},${t},${g}`;
+    if (!value) return td();
+    const text = isRun ? comma(value) : `${value > 0 ? "+" : "−"}${comma(Math.abs(value))}`;
+    const name = `truth ${classes[t]}, guess ${classes[g]}: ${text}`;
+    const shade = off ? 10 + 40 * Math.min(1, Math.abs(value) / darkest) : 0;
+    return h("td", { class: runClass(isRun || value > 0 === off ? b ?? a : a), style: `--shade:${shade}%` },
+      button(`cell-${key}`, text, () => change({ cell: state.cell === key ? "" : key }), { tabindex: -1, title: name,
+        "aria-label": name, "aria-pressed": String(state.cell === key), class: !off && "hint" }));
   };
+  const matrix = table("matrix", [["truth ↓", h("br"), "guess →"], ...CLASSES.map(className)],
+    CLASSES.map(t => [className(t), ...CLASSES.map(g => cell(t, g))]));
+  matrix.onkeydown = rove;
+  matrix.setAttribute("aria-label", `confusion, ${matrixName(MATRICES[state.matrix])}`);
+  (matrix.querySelector("[aria-pressed=true]") ?? matrix.querySelector("button"))?.setAttribute("tabindex", 0);
   const tabs = MATRICES.map((pair, i) => button(`matrix-${i}`, h("bdi", null, matrixName(pair)),
     () => change({ matrix: i }), { "aria-pressed": String(i === state.matrix) }));
-  const table = h("table", { class: "matrix", "aria-label": `confusion, ${matrixName(MATRICES[state.matrix])}`, onkeydown: rove },
-    h("tr", null, h("td", { class: "hint" }, "truth ↓ guess →"), CLASSES.map(k => h("th", { scope: "col" }, className(k)))),
-    CLASSES.map(t => h("tr", null, h("th", { scope: "row" }, className(t)), CLASSES.map(g => cell(t, g)))));
-  (table.querySelector("[aria-pressed=true]") ?? table.querySelector("button"))?.setAttribute("tabindex", 0);
-  const hint = b === undefined ? "" : `${label(b)} minus ${label(a)}: + is more, − is fewer. `;
   fill("confusion", h("div", { class: "tabs", role: "group", "aria-label": "matrix" }, tabs),
-    h("div", { class: "scroll" }, table),
-    h("p", { class: "hint" }, `${hint}The same shade is the same count in all. Press a number to see its images.`));
+    h("div", { class: "scroll" }, matrix), h("p", { class: "hint" },
+      isRun ? "" : `${label(b)} minus ${label(a)}. `, "Same shade, same count."));
 }
-function rove(event) {  // arrow keys go to the next number in their direction
+
+function rove(event) {  // to the next number in the direction of an arrow key
   const [down, right] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ?? [];
-  const from = event.target.closest("td");
-  if (down === undefined || !from) return;
+  if (down === undefined) return;
   event.preventDefault();
-  const { rows } = from.closest("table");
+  const from = event.target.closest("td"), { rows } = from.closest("table");
   let [y, x] = [from.parentNode.rowIndex + down, from.cellIndex + right];
-  while (rows[y]?.cells[x] && !rows[y].cells[x].querySelector("button")) [y, x] = [y + down, x + right];
+  while (rows[y]?.cells[x] && !rows[y].cells[x].querySelector("td button")) [y, x] = [y + down, x + right];
   const to = rows[y]?.cells[x]?.querySelector("button");
   if (!to) return;
   event.target.setAttribute("tabindex", -1);
@@ -503,12 +500,11 @@ function rove(event) {  // arrow keys go to the next number in their direction
 
 // ---- Suspected label errors ----
 function drawSuspects() {
-  const item = n => h("div", { class: "card" }, opener(n, 56), h("div", null, "label ", h("b", null, className(truth[n])),
-    h("br"), "runs say ", h("b", null, className(data.suggested[n])), h("br"),
-    h("span", { class: "hint" }, data.margin[n].toFixed(2).replace("-", "−"))));
-  fill("suspects", h("p", { class: "hint" }, "lowest margin of the label over the last three epochs of all runs"),
-    h("div", { class: "gallery" }, suspects.slice(0, 12).map(item)),
-    button("suspects", "sort the list by this", () => change({ ...clear, sort: "margin", down: "" })));
+  const card = n => h("div", { class: "card" }, opener(n, 48), h("div", null, "label ", h("b", null, className(truth[n])),
+    h("br"), "runs ", h("b", null, className(data.suggested[n]))));
+  fill("suspects", h("div", { class: "gallery" }, suspects.slice(0, 12).map(card)),
+    h("p", { class: "hint" }, "Margin of the label, mean of the last three epochs of all runs; lowest first."),
+    button("suspects", "sort the list by it", () => change({ ...clear, sort: "margin", down: "" })));
 }
 
 // ---- Wrong guesses, grouped by guess: the runs around one axis of true classes ----
@@ -517,245 +513,190 @@ const unseen = new IntersectionObserver(entries => {
 }, { rootMargin: "800px" });
 
 function drawGroups() {
-  const members = RUNS.map(() => CLASSES.map(() => CLASSES.map(() => [])));  // run, guess, truth -> rows
-  let total = 0, longest = 1;
-  for (const r of RUNS) for (let n = 0; n < count; n++) if (wrong(r, n)) {
-    const rows = members[r][guessOf(r, n)][truth[n]];
-    total++;
-    longest = Math.max(longest, rows.push(n));
-  }
-  const mirrored = R === 2;
-  const bar = (r, rows) => h("div", { class: `bar ${runClass(r)}` },
-    rows.length > 0 && [h("i", { style: `width:${80 * rows.length / longest}%` }), h("span", null, rows.length)]);
+  const members = RUNS.map(() => CLASSES.map(() => CLASSES.map(() => [])));  // run, guess, truth -> images
+  for (const r of RUNS) for (let n = 0; n < count; n++) if (wrong(r, n)) members[r][guessOf(r, n)][truth[n]].push(n);
+  const lengths = members.flat(2).map(images => images.length), longest = Math.max(1, ...lengths);
+  const few = lengths.reduce((a, b) => a + b) < 2000, mirrored = R === 2;
+  const bar = (r, { length }) => h("div", { class: `bar ${runClass(r)}` },
+    length > 0 && [h("i", { style: `width:${80 * length / longest}%` }), h("span", null, comma(length))]);
   const pictures = (r, g) => {
-    const rows = members[r][g].flat();
-    const area = h("div", { class: `pictures ${runClass(r)}` }, h("b", { title: label(r) }, comma(rows.length)));
-    area.show = () => { area.append(...rows.map(n => opener(n, 42))); area.show = () => {}; };
-    if (total < 2000) area.show(); else unseen.observe(area);
+    const images = members[r][g].flat();
+    const area = h("div", { class: `pictures ${runClass(r)}` }, h("b", { title: label(r) }, comma(images.length)));
+    area.show = () => { area.append(...images.splice(0).map(n => opener(n, Math.min(64, rowSide)))); };
+    if (few) area.show(); else unseen.observe(area);
     return area;
   };
   const axis = g => h("div", { class: "axis" }, CLASSES.filter(t => RUNS.some(r => members[r][g][t].length)).map(t => {
-    const parts = RUNS.map(r => bar(r, members[r][g][t]));
-    parts.splice(mirrored ? 1 : 0, 0, h("span", { class: "name" }, className(t)));
-    return h("div", { class: "line", style: `--runs:${R}` }, parts);
+    const name = h("span", { class: "name" }, className(t)), bars = RUNS.map(r => bar(r, members[r][g][t]));
+    return h("div", { class: "line", style: `--runs:${R}` }, mirrored ? [bars[0], name, bars[1]] : [name, bars]);
   }));
-  const group = g => h("div", { class: "wrongs" }, h("b", { class: "name" }, className(g)),
-    mirrored ? [pictures(0, g), axis(g), pictures(1, g)] : [axis(g), h("div", null, RUNS.map(r => pictures(r, g)))]);
-  const shown = CLASSES.filter(g => members.some(run => run[g].some(rows => rows.length)));
-  const names = mirrored ? [runName(0), h("span", { class: "hint" }, "true class"), runName(1)]
-    : [h("span", { class: "hint" }, "true class"), RUNS.map(r => [runName(r), " "])];
+  const row = (kind, name, left, middle, right) => h("div", { class: `wrongs ${kind}` }, h("b", { class: "name" }, name),
+    mirrored ? [left, middle, right] : [middle, h("div", null, left, right)]);
+  const group = g => row("", className(g), pictures(0, g), axis(g), RUNS.slice(1).map(r => pictures(r, g)));
+  const shown = CLASSES.filter(g => members.some(run => run[g].some(images => images.length)));
   unseen.disconnect();
-  $("groups").className = mirrored ? "mirrored" : "";
-  fill("groups", shown.length ? [h("div", { class: "wrongs heads" }, h("span", { class: "hint" }, "guess"), mirrored ? names
-    : names.map(name => h("div", null, name))), shown.map(group)] : h("p", null, "Nothing is wrong."));
+  $("groups").classList.toggle("mirrored", mirrored);
+  const heads = row("heads", "guess", h("div", null, runName(0)), h("div", null, "true class"),
+    RUNS.slice(1).map(r => h("div", null, runName(r))));
+  fill("groups", shown.length ? [heads, shown.map(group)] : h("p", null, "No guess is wrong."));
 }
 
-// ---- Training dynamics ----
-const MAP = { width: 560, height: 260, left: 40, right: 10, top: 8, bottom: 34, widest: 0.5 };
-const mapX = spread => MAP.left + spread / MAP.widest * (MAP.width - MAP.left - MAP.right);
-const mapY = mean => MAP.top + (1 - mean) * (MAP.height - MAP.top - MAP.bottom);
-
-function dataMap(r) {
-  const { mean, spread } = data.runs[r], paths = ["", ""], seen = new Set();
-  for (let n = 0; n < count; n++) {
-    const x = Math.round(mapX(spread[n] / 65535)), y = Math.round(mapY(mean[n] / 65535)), bad = wrong(r, n);
-    const dot = (x * 1000 + y) * 2 + bad;
-    if (seen.has(dot)) continue;
-    seen.add(dot);
-    paths[Number(bad)] += bad ? `M${x - 3} ${y - 3}l6 6m0-6l-6 6` : `M${x - 1} ${y - 1}h2v2h-2z`;
-  }
-  const text = (x, y, words, anchor = "start") => h("text", { x, y, "text-anchor": anchor }, words);
-  const levels = [0, 0.25, 0.5, 0.75, 1].map(y => [
-    h("line", { class: "grid", x1: MAP.left, x2: MAP.width - MAP.right, y1: mapY(y), y2: mapY(y) }),
-    text(MAP.left - 5, mapY(y) + 4, y, "end")]);
-  const marks_ = [0, 0.1, 0.2, 0.3, 0.4, 0.5].map(x => text(mapX(x), MAP.height - MAP.bottom + 15, x, "middle"));
-  const [side_, left, right, low, high] = state.box.split(",").map(Number);
-  const box = h("rect", { class: "box", ...state.box && side_ === r ? rectangle(left, right, low, high) : {} });
-  const svg = h("svg", { viewBox: `0 0 ${MAP.width} ${MAP.height}`, class: `map ${runClass(r)}`, role: "img",
-    "aria-label": `data map of ${label(r)}: mean of the truth score against its spread` }, levels, marks_,
-  text((MAP.left + MAP.width) / 2, MAP.height - 3, "spread of the truth score over the epochs", "middle"),
-  h("path", { d: paths[0], class: "right" }), h("path", { d: paths[1], class: "wrong" }),
-  text(mapX(0.01), mapY(0.9), "easy"), text(mapX(0.42), mapY(0.5), "ambiguous"),
-  text(mapX(0.01), mapY(0.04), "hard or mislabelled"), box);
-  let start = null;
-  const place = event => {
-    const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
-    const within = value => Math.min(1, Math.max(0, value));
-    return [MAP.widest * within((point.x - mapX(0)) / (mapX(MAP.widest) - mapX(0))),
-      within((mapY(0) - point.y) / (mapY(0) - mapY(1)))];
-  };
-  const sides = ([x1, y1], [x2, y2]) =>
-    [Math.min(x1, x2), Math.max(x1, x2), Math.min(y1, y2), Math.max(y1, y2)].map(side => side.toFixed(3));
-  svg.onpointerdown = event => { start = place(event); svg.setPointerCapture(event.pointerId); };
-  svg.onpointermove = event => {
-    if (start) for (const [name, value] of Object.entries(rectangle(...sides(start, place(event))))) box.setAttribute(name, value);
-  };
-  svg.onpointerup = event => {
-    const drawn = start && sides(start, place(event));
-    start = null;
-    if (drawn) change({ box: drawn[1] - drawn[0] < 0.005 ? "" : [r, ...drawn].join(), show: "all" });
-  };
-  return svg;
-}
-const rectangle = (left, right, low, high) => ({ x: mapX(left), y: mapY(high),
-  width: Math.max(0, mapX(right) - mapX(left)), height: Math.max(0, mapY(low) - mapY(high)) });
+// ---- Training dynamics. The axes of the data map are drawn by `map_chart` in render.py ----
+const map = $("map"), [mapLeft, mapRight, mapTop, mapBottom] = map.dataset.area.split(",").map(Number);
+const MOST_SPREAD = 0.5;
+const mapX = spread => mapLeft + spread / MOST_SPREAD * (mapRight - mapLeft);
+const mapY = mean => mapBottom - mean * (mapBottom - mapTop);
+const setBox = (left, right, low, high) => Object.entries({ x: mapX(left), y: mapY(high), width: mapX(right) - mapX(left),
+  height: mapY(low) - mapY(high) }).forEach(([name, value]) => $("box").setAttribute(name, value));
+const mapped = () => moving.includes(state.map) ? state.map : moving[0];
 
 function drawDynamics() {
-  $("dynamics-section").hidden = !moving.length;
+  $("dynamics").hidden = !moving.length;
   if (!moving.length) return;
-  const chosen = moving.includes(state.map) ? state.map : moving[0];
-  const moments = [...new Set([...moving.flatMap(r => columns[`right${r}`].names.slice(0, -2)), "forgotten", "never right"])];
-  const place = (r, moment) => columns[`right${r}`].names.indexOf(moment);
-  const counts = moving.map(r => moments.map(moment => {
-    const k = place(r, moment);
-    return data.runs[r].learned.reduce((sum, one) => sum + (one === k), 0);
-  }));
-  const cell = (i, m) => {
-    const r = moving[i], number = counts[i][m];
+  const shown = mapped(), { mean, spread } = data.runs[shown], paths = ["", ""], seen = new Set();
+  for (let n = 0; n < count; n++) {
+    const x = Math.round(mapX(spread[n] / 65535)), y = Math.round(mapY(mean[n] / 65535)), cross = wrong(shown, n);
+    const dot = (x * 1000 + y) * 2 + cross;
+    if (!seen.has(dot)) paths[Number(cross)] += cross ? `M${x - 3} ${y - 3}l6 6m0-6l-6 6` : `M${x - 1} ${y - 1}h2v2h-2z`;
+    seen.add(dot);
+  }
+  map.setAttribute("class", `map ${runClass(shown)}`);
+  ["dots", "crosses"].forEach((id, i) => $(id).setAttribute("d", paths[i]));
+  const [r, ...sides] = state.box.split(",").map(Number);
+  setBox(...state.box && r === shown ? sides : [0, 0, 0, 0]);
+  fill("mapped", moving.length > 1 && select("map", "run", moving.map(r => option(r, label(r), shown)),
+    event => change({ map: Number(event.target.value) })));
+  const moments = [...new Set(moving.flatMap(r => columns[`right${r}`].names.slice(0, -2))), "forgotten", "never right"];
+  const cell = (r, moment, m) => {
+    const k = columns[`right${r}`].names.indexOf(moment);
+    const number = data.runs[r].learned.reduce((sum, learned) => sum + (learned === k), 0);
     return h("td", { class: `bar ${runClass(r)}` }, h("i", { style: `width:${12 * Math.log10(1 + number)}%` }),
-      button(`right-${r}-${m}`, comma(number), () => change({ ...clear, query: [[`right${r}`, "=", String(place(r, moments[m]))]] }),
-        { "aria-label": `${label(r)} ${moments[m]}: ${number}` }));
+      button(`right-${r}-${m}`, comma(number), () => change({ ...clear, query: [[`right${r}`, "=", String(k)]] }),
+        { "aria-label": `${label(r)} ${moment}: ${number}` }));
   };
-  fill("dynamics", h("div", null, h("p", { class: "hint" }, "A dot is one or more images, a cross a wrong guess. Drag a box to filter the list. ",
-    moving.length > 1 && select("map", "run", moving.map(r => option(r, label(r), chosen)), event => change({ map: Number(event.target.value) }))),
-  dataMap(chosen)),
-  h("div", null, h("p", { class: "hint" }, "Right from an epoch to the end; forgotten: once right, wrong at the end. Bars grow with the logarithm."),
-    h("table", { class: "facts learned" }, h("tr", null, h("th"), moving.map(r => h("th", { scope: "col" }, runName(r, "span")))),
-      moments.map((moment, m) => h("tr", null, h("th", { scope: "row" }, moment), moving.map((_, i) => cell(i, m)))))));
+  fill("learned", table("facts learned", ["right", ...runHeads(moving)],
+    moments.map((moment, m) => [moment, ...moving.map(r => cell(r, moment, m))])));
 }
 
-// ---- Per class, and the agreement of three and more runs ----
-function drawClasses() {
-  const all = RUNS.map(confusion), share = (part, whole) => whole ? part / whole : 0;
-  const measures = (matrix, k) => {
-    const hits = matrix[k * K + k], support = CLASSES.reduce((sum, g) => sum + matrix[k * K + g], 0);
-    const guesses = CLASSES.reduce((sum, t) => sum + matrix[t * K + k], 0);
-    return [share(hits, guesses), share(hits, support), share(2 * hits, guesses + support)];
-  };
-  const cell = value => h("td", null, (100 * value).toFixed(2));
-  const rows = CLASSES.map(k => {
-    const of = all.map(matrix => measures(matrix, k)), gain = 100 * (of[R - 1][2] - of[0][2]);
-    const support = truth.reduce((sum, t) => sum + (t === k), 0);
-    return h("tr", null, h("th", { scope: "row" }, className(k)), h("td", null, comma(support)), of.flat().map(cell),
-      R > 1 && h("td", null, `${gain > 0 ? "+" : ""}${gain.toFixed(2)}`.replace("-", "−")));
-  });
-  const heads = ["precision", "recall", "F1"];
-  fill("classes", h("table", { class: "facts" },
-    h("thead", null, h("tr", null, h("th"), h("th"), RUNS.map(r => h("th", { colspan: 3, scope: "colgroup" }, runName(r, "span"))), R > 1 && h("th")),
-      h("tr", null, ["class", "images", ...RUNS.flatMap(() => heads), R > 1 && "change of F1"].filter(Boolean)
-        .map(text => h("th", { scope: "col" }, text)))), h("tbody", null, rows)));
+let dragStart = null;
+function pointed(event) {  // the spread and the mean where the pointer is
+  const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(map.getScreenCTM().inverse());
+  const share = (value, from, to) => Math.min(1, Math.max(0, (value - from) / (to - from)));
+  return [MOST_SPREAD * share(x, mapLeft, mapRight), share(y, mapBottom, mapTop)];
 }
-function drawAgreement() {
-  $("agreement-section").hidden = R < 3;
-  if (R < 3) return;
-  const table = (title, f) => h("table", { class: "facts" }, h("caption", null, title),
-    h("tr", null, h("th"), RUNS.map(r => h("th", { scope: "col" }, runName(r, "span")))),
-    RUNS.map(a => h("tr", null, h("th", { scope: "row" }, runName(a, "span")), RUNS.map(b => h("td", null, f(a, b))))));
-  const sum = test => range(count).reduce((total, n) => total + test(n), 0);
-  fill("agreement",
-    table("same guess, in percent", (a, b) => (100 * sum(n => guessOf(a, n) === guessOf(b, n)) / count).toFixed(2)),
-    table("wrong in both", (a, b) => comma(sum(n => wrong(a, n) && wrong(b, n)))));
+function dragged(event) {
+  const [[x1, y1], [x2, y2]] = [dragStart, pointed(event)];
+  return [Math.min(x1, x2), Math.max(x1, x2), Math.min(y1, y2), Math.max(y1, y2)].map(side => Number(side.toFixed(3)));
 }
+map.onpointerdown = event => { dragStart = pointed(event); map.setPointerCapture(event.pointerId); };
+map.onpointermove = event => { if (dragStart) setBox(...dragged(event)); };
+map.onpointerup = event => {
+  if (!dragStart) return;
+  const sides = dragged(event);
+  dragStart = null;
+  change({ box: sides[1] - sides[0] < 0.005 ? "" : [mapped(), ...sides].join(), show: "all" });
+};
 
 // ---- One image ----
 const neighbours = n => found.includes(n) ? found : suspects.includes(n) ? suspects : [n];
 function step(by) {
-  const list = neighbours(rowOf(state.image)), to = list[list.indexOf(rowOf(state.image)) + by];
+  const n = rowOf(state.image), list = neighbours(n), to = list[list.indexOf(n) + by];
   if (to !== undefined) change({ image: String(idOf(to)) }, false);
 }
-function curves(r, n) {
-  const { epochs } = runs[r], y = value => 90 - 84 * value, x = e => 8 + 280 * e / Math.max(1, epochs.length - 1);
-  const drawn = CLASSES.map(k => [k, epochs.map((_, e) => data.runs[r].score(e, n, k))])
-    .filter(([k, values]) => k === truth[n] || Math.max(...values) >= 0.02);
-  const ends = drawn.map(([k, values]) => [k, values.at(-1)]).filter(([, value]) => value >= 0.08).sort((a, b) => b[1] - a[1]);
-  let above = -Infinity;
-  return h("svg", { viewBox: "0 0 340 100", class: "curves", role: "img", "aria-label": `scores of each class over the epochs of ${label(r)}` },
-    h("line", { class: "grid", x1: 8, x2: 288, y1: 90, y2: 90 }),
-    epochs.length > 1 && h("line", { class: "ideal", x1: x(views[state.epoch].at[r]), x2: x(views[state.epoch].at[r]), y1: 4, y2: 90 }),
-    drawn.map(([k, values]) => line(r, (values.length > 1 ? values : [values[0], values[0]]).map((v, e) =>
-      [values.length > 1 ? x(e) : 8 + 280 * e, y(v)]), k === truth[n] ? {} : { class: "other" })),
-    ends.map(([k, value]) => {
-      above = Math.max(above + 11, y(value) + 4);
-      return h("text", { x: 292, y: above, class: k === truth[n] ? "truth" : null }, classes[k].slice(0, 8));
-    }));
+
+function curves(r, n) {  // every class's score over the epochs, the truth's in the colour of the run
+  const { epochs, exact } = runs[r], y = value => 90 - 84 * value, x = e => 8 + 280 * e / Math.max(1, epochs.length - 1);
+  const scores = k => epochs.map((_, e) => data.runs[r].score(e, n, k));
+  const shown = CLASSES.filter(k => k === truth[n] || Math.max(...scores(k)) >= 0.02);
+  const lines = shown.map(k => line(r, [...scores(k), scores(k).at(-1)].map((v, e) =>
+    [Math.min(288, e === epochs.length ? 288 : x(e)), y(v)]), k === truth[n] ? "" : "other"));
+  let lowest = -Infinity;  // names must not overlap
+  const ends = shown.map(k => [k, scores(k).at(-1)]).filter(([, v]) => v >= 0.08).sort((a, b) => b[1] - a[1]);
+  const names = ends.map(([k, v]) => h("text", { x: 292, y: lowest = Math.max(lowest + 11, y(v) + 4),
+    class: k === truth[n] && "truth" }, classes[k].slice(0, 8)));
+  const now = x(epochs.length > 1 ? views[state.epoch].at[r] : exact);
+  return chart(340, 96, "curves", `score of each class by epoch, ${label(r)}`, gridLine(8, 288, 90),
+    h("line", { class: "ideal", x1: now, x2: now, y1: 4, y2: 90 }), lines, names);
 }
+
 function drawImage() {
   const dialog = $("image");
-  if (state.image === "") { if (dialog.open) dialog.close(); return; }
-  const n = rowOf(state.image), list = neighbours(n), place = list.indexOf(n);
-  const doubtful = marks.has(String(idOf(n)));
-  const top = [...CLASSES].sort((a, b) => most(n, (r, n) => score(r, n, b)) - most(n, (r, n) => score(r, n, a))).slice(0, 10);
-  fill("image", h("div", { class: "tools" },
-    button("image-previous", "←", () => step(-1), { "aria-label": "previous image", disabled: !place }),
-    `${comma(place + 1)} of ${comma(list.length)}`,
-    button("image-next", "→", () => step(1), { "aria-label": "next image", disabled: place === list.length - 1 }),
-    button("image-mark", doubtful ? "✓ label marked as doubtful (L)" : "mark label as doubtful (L)", () => toggleMark(n), { "aria-pressed": String(doubtful) }),
-    button("image-close", "close", () => dialog.close())),
-  h("div", { class: "detail" }, tiles && picture(n, Math.max(280, side), { role: "img", "aria-label": about(n) }),
+  if (state.image === "") return dialog.open && dialog.close();
+  const n = rowOf(state.image), list = neighbours(n), place = list.indexOf(n), doubtful = marks.has(String(idOf(n)));
+  const top = k => most(n, (r, n) => score(r, n, k));
+  const move = (key, text, by) => button(`go-${key}`, text, () => step(by),
+    { "aria-label": `${key} image`, disabled: !(place + by in list) });
+  fill("image", h("div", { class: "tools" }, move("previous", "←", -1), `${comma(place + 1)} of ${comma(list.length)}`,
+    move("next", "→", 1), button("doubt", "label is doubtful (L)", () => toggleMark(n), { "aria-pressed": String(doubtful) }),
+    button("close", "close (Esc)", () => dialog.close())),
+  h("div", { class: "detail" },
+    tiles && picture(n, Math.max(280, side), { role: "img", "aria-label": about(n) }),
     h("div", null, h("h2", { id: "image-title" }, `image ${idOf(n)}: truth `, className(truth[n])),
-      h("p", null, `margin of the label ${data.margin[n].toFixed(3).replace("-", "−")}; best other class `, h("b", null, className(data.suggested[n]))),
-      RUNS.map(r => h("div", null, h("p", null, runName(r), " ", guessCell(r, n)), curves(r, n)))),
-    h("table", { class: "facts" }, h("tr", null, h("th", { scope: "col" }, "score"), RUNS.map(r => h("th", { scope: "col" }, runName(r, "span")))),
-      top.map(k => h("tr", { class: k === truth[n] ? "truth" : null }, h("th", { scope: "row" }, className(k), k === truth[n] && " (truth)"),
-        RUNS.map(r => h("td", null, score(r, n, k).toFixed(4))))))));
+      h("p", null, `margin of the label ${signed(data.margin[n], 3)}, best other class `,
+        h("b", null, className(data.suggested[n]))),
+      RUNS.map(r => [h("p", null, runName(r), " ", guessCell(r, n)), curves(r, n)])),
+    table("facts", ["score", ...runHeads(RUNS)], [...CLASSES].sort((a, b) => top(b) - top(a)).slice(0, 10).map(k =>
+      [[className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => digits(score(r, n, k)))]))));
   if (!dialog.open) dialog.showModal();
+  return null;
 }
 
 // ---- Drawing: a part is drawn again if what it shows has changed ----
-const drawn = {};
+const drawn = new Map();
 function redraw(part, ...shown) {
-  const key = JSON.stringify(shown);
-  if (drawn[part.name] === key) return;
-  drawn[part.name] = key;
-  const focus = document.activeElement?.dataset?.key;
+  const key = JSON.stringify(shown), { activeElement } = document, focus = activeElement?.dataset.key;
+  if (drawn.get(part) === key) return;
+  drawn.set(part, key);
   part();
-  if (focus && !document.activeElement?.dataset?.key) document.querySelector(`[data-key="${CSS.escape(focus)}"]`)?.focus();
+  if (focus && !activeElement.isConnected) document.querySelector(`[data-key="${CSS.escape(focus)}"]`)?.focus();
 }
+
 function draw() {
-  const { image, map, matrix, page, size, gallery, ...filters } = state, { epoch, cell, box } = state;
+  const { image, map, matrix, page, size, gallery, ...filters } = state, { epoch, show, cell, box, query, any } = state;
+  const marked = [...marks];
   redraw(drawView, epoch);
-  redraw(drawChips, epoch, state.show);
-  redraw(drawTools, state, marks.size);
-  redraw(drawQuery, state.query, state.any, epoch);
-  const before = JSON.stringify([filters, [...marks]]);
-  if (before !== drawn.found) { found = filtered(); drawn.found = before; }
+  redraw(drawChips, epoch, show);
+  redraw(drawTools, state, marked);
+  redraw(drawQuery, epoch, query, any);
+  redraw(findImages, filters, marked);
   redraw(drawFilters, filters, found.length);
-  redraw(drawList, filters, page, size, gallery, [...marks]);
+  redraw(drawList, filters, page, size, gallery, marked);
   redraw(drawConfusion, epoch, matrix, cell);
   redraw(drawSuspects);
   redraw(drawGroups, epoch);
   redraw(drawDynamics, epoch, map, box);
-  redraw(drawClasses, epoch);
-  redraw(drawAgreement, epoch);
-  redraw(drawImage, image, epoch, [...marks], found.length);
+  redraw(drawImage, image, filters, marked);
 }
+const findImages = () => { found = filtered(); };
+
 function drawView() {
-  for (const section of document.querySelectorAll("[data-view]:not(circle)")) section.hidden = Number(section.dataset.view) !== state.epoch;
-  verdict = Uint8Array.from(range(count), findVerdict);
-  fill("runs", RUNS.map(r => [h("span", { class: `run ${runClass(r)}` },
-    h("svg", { viewBox: "0 0 26 8", "aria-hidden": "true" }, line(r, [[0, 4], [26, 4]])), runName(r)), " "]),
-  h("span", { class: "hint" }, `${comma(count)} images`));
+  for (const section of document.querySelectorAll("section[data-view]"))
+    section.hidden = Number(section.dataset.view) !== state.epoch;
+  verdict = findVerdicts();
+  fill("runs", RUNS.map(r => h("span", { class: `run ${runClass(r)}` },
+    h("svg", { viewBox: "0 0 26 8", "aria-hidden": "true" }, line(r, [[0, 4], [26, 4]])), runName(r))), h("span", { class: "hint" }, facts.about));
   $("slider").hidden = views.length < 2;
   $("epoch").value = state.epoch;
   $("at").value = views[state.epoch].epoch;
 }
 
+document.documentElement.classList.toggle("many", K > 12);
 $("epoch").max = views.length - 1;
 $("epoch").oninput = event => { state.epoch = Number(event.target.value); draw(); };
-$("epoch").onchange = event => { state.epoch = Number(event.target.value); writeAddress(true); draw(); };
+$("epoch").onchange = event => change({ epoch: Number(event.target.value) });
 $("answers").onclick = event => {
-  const view = event.target.closest("circle[data-view]")?.dataset.view;
-  if (view !== undefined) change({ epoch: Number(view) });
+  const point = event.target.closest("circle[data-view]");
+  if (point) change({ epoch: Number(point.dataset.view) });
 };
 $("image").removeAttribute("open");
 $("image").onclose = () => {
-  const id = state.image;
-  if (id) change({ image: "" });
-  document.querySelector(`[data-key="${CSS.escape(`image-${id}`)}"]`)?.focus();
+  const opened = document.querySelector(`[data-key="${CSS.escape(`image-${state.image}`)}"]`);
+  if (state.image !== "") change({ image: "" });
+  opened?.focus();
 };
-$("image").onkeydown = event => {
-  const act = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), l: () => toggleMark(rowOf(state.image)) };
-  act[event.key.length === 1 ? event.key.toLowerCase() : event.key]?.();
+$("image").onkeydown = ({ key }) => {
+  const acts = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), l: () => toggleMark(rowOf(state.image)) };
+  (acts[key] ?? acts[key.toLowerCase()])?.();
 };
 window.onhashchange = () => { readAddress(); draw(); };
 readAddress();

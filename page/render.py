@@ -15,12 +15,12 @@ from PIL import Image
 from page import figures
 from page.figures import Run
 
-MAX_CURVE = 120  # points of a curve
-MAX_PLAIN_PICTURES = 300  # on the page without JavaScript
+MAX_CURVE = 80  # points of a curve
+MAX_PLAIN_PICTURES = 150  # on the page without JavaScript
 MAX_LOSSLESS_SIDE = 48  # pixels; larger pictures, and coloured ones, are compressed with loss
 SHEET_PIXELS = 4_000_000  # of one sheet of pictures, so that a browser decodes only what it shows
 EXACT_SCORES = 1_250_000  # more are rounded to three digits, or the page would be too large
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 260, 168, 36, 8, 8, 30  # of a chart and its margins
+LEFT, RIGHT, TOP, BOTTOM = 36, 8, 8, 30  # the margins of a chart
 
 Element = ElementTree.Element
 
@@ -70,25 +70,28 @@ def round_ticks(high: float, count: int = 4, whole: bool = False) -> list[float]
 class Chart:
     """An SVG with two axes. `x` and `y` map values to its coordinates."""
 
-    def __init__(self, xs: list[float], ys: list[float], log: bool = False):
+    def __init__(
+        self, xs: list[float], ys: list[float], size: tuple[int, int] = (260, 168), log: bool = False
+    ):
         self.xs, self.ys, self.log, self.parts = xs, ys, log, []
+        self.size, self.right, self.bottom = size, size[0] - RIGHT, size[1] - BOTTOM
 
     def x(self, value: float) -> float:
         low, high = self.xs[0], self.xs[-1]
-        return LEFT + (value - low) / ((high - low) or 1) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (value - low) / ((high - low) or 1) * (self.right - LEFT)
 
     def y(self, value: float) -> float:
         low, high, value = (math.log(v) if self.log else v for v in (self.ys[0], self.ys[-1], value))
-        return HEIGHT - BOTTOM - (value - low) / ((high - low) or 1) * (HEIGHT - BOTTOM - TOP)
+        return self.bottom - (value - low) / ((high - low) or 1) * (self.bottom - TOP)
 
     def axes(self, x_title: str, y_format: str = "{:,.10g}", x_ticks: list[float] | None = None) -> None:
         for value in self.ys:
             y = round(self.y(value), 1)
-            self.parts.append(h("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
+            self.parts.append(h("line", x1=LEFT, x2=self.right, y1=y, y2=y, class_="grid"))
             self.text(y_format.format(value), LEFT - 4, y + 4, "end")
         for value in x_ticks or self.xs:
-            self.text(f"{value:,.10g}", self.x(value), HEIGHT - BOTTOM + 13)
-        self.text(x_title, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3)
+            self.text(f"{value:,.10g}", self.x(value), self.bottom + 13)
+        self.text(x_title, (LEFT + self.right) / 2, self.size[1] - 3)
 
     def text(self, text: str, x: float, y: float, anchor: str = "middle", kind: str | None = None) -> None:
         self.parts.append(h("text", text, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor, class_=kind))
@@ -104,12 +107,12 @@ class Chart:
     def labels(self, texts: dict[int, str]) -> None:
         """One line of text per run, in the lower right corner."""
         for line, (run, text) in enumerate(reversed(texts.items())):
-            y = HEIGHT - BOTTOM - 6 - 13 * line
-            self.text(text, WIDTH - RIGHT - 2, y, "end", f"label {run_class(run)}")
+            y = self.bottom - 6 - 13 * line
+            self.text(text, self.right - 2, y, "end", f"label {run_class(run)}")
 
     def figure(self, title: str, hint: str, summary: str) -> Element:
-        size = f"0 0 {WIDTH} {HEIGHT}"
-        svg = h("svg", *self.parts, viewBox=size, role="img", aria_label=f"{title}: {summary}")
+        box = f"0 0 {self.size[0]} {self.size[1]}"
+        svg = h("svg", *self.parts, viewBox=box, role="img", aria_label=f"{title}: {summary}")
         return h("figure", h("figcaption", title, " ", h("span", hint, class_="hint")), svg)
 
 
@@ -124,7 +127,9 @@ def named(texts: dict[int, str], runs: list[Run]) -> str:
 def wrong_chart(runs: list[Run], epochs: list[int]) -> Element | None:
     """Wrong guesses by epoch, one curve per run directory. The runs' own epochs are marked."""
     curves = {run.path.resolve(): (i, run) for i, run in reversed(list(enumerate(runs))) if run.history}
-    counts = {path: [(e, one.wrong.sum()) for e, one in run.history.items()] for path, (_, run) in curves.items()}
+    counts = {
+        path: [(e, one.wrong.sum()) for e, one in run.history.items()] for path, (_, run) in curves.items()
+    }
     points = [point for curve in counts.values() for point in curve]
     if len({epoch for epoch, _ in points}) < 2:
         return None
@@ -144,10 +149,10 @@ def wrong_chart(runs: list[Run], epochs: list[int]) -> Element | None:
         x, count = chart.x(run.epoch), run.wrong.sum()
         chart.dot(i, run.epoch, count, 5, f"{run.label}: {count:,} wrong")
         height = min(chart.y(count) - 8, height - 13)
-        anchor = "end" if x > WIDTH / 2 else "start"
+        anchor = "end" if x > chart.right / 2 else "start"
         chart.text(f"{short(run.name)} {count:,}", x, height, anchor, f"label {run_class(i)}")
     texts = {i: f"{run.wrong.sum():,}" for i, run in here.items()}
-    return chart.figure("Wrong by epoch", "click a point to go there", named(texts, runs))
+    return chart.figure("Wrong by epoch", "click a point", named(texts, runs))
 
 
 def loss_chart(runs: list[Run]) -> Element | None:
@@ -173,8 +178,8 @@ def loss_chart(runs: list[Run]) -> Element | None:
     last_values = {i: f"{curve[-1][1]:.3g}" for i, curve in curves.items()}
     for line, (i, value) in enumerate(last_values.items()):
         text = f"{short(runs[i].name)} {value}"
-        chart.text(text, WIDTH - RIGHT - 2, TOP + 12 + 13 * line, "end", f"label {run_class(i)}")
-    return chart.figure("Training loss by step", "mean of neighbouring steps", named(last_values, runs))
+        chart.text(text, chart.right - 2, TOP + 12 + 13 * line, "end", f"label {run_class(i)}")
+    return chart.figure("Training loss", "by step", named(last_values, runs))
 
 
 def review_chart(runs: list[Run]) -> Element:
@@ -183,16 +188,18 @@ def review_chart(runs: list[Run]) -> Element:
     marked = max(1, round(count / 50))  # 200 of MNIST's 10,000
     chart = Chart(round_ticks(min(count, marked * 2.5), 5), round_ticks(100))
     chart.axes("images reviewed", "{:.0f} %")
-    places = np.unique(np.linspace(1, min(count, chart.xs[-1]), 80).astype(int))
+    places = np.unique(np.linspace(1, min(count, chart.xs[-1]), MAX_CURVE).astype(int))
     texts = {}
     for i, run in enumerate(runs):
         found, total = figures.review_counts(run), run.wrong.sum()
         texts[i] = f"{found[marked - 1]:,} of {total:,}"
         if total:
             chart.curve(i, [(0, 0), *((k, 100 * found[k - 1] / total) for k in places)])
-            chart.dot(i, marked, 100 * found[marked - 1] / total, 4, f"{marked:,} least sure: {texts[i]} errors")
+            chart.dot(
+                i, marked, 100 * found[marked - 1] / total, 4, f"{marked:,} least sure: {texts[i]} errors"
+            )
     chart.labels({i: f"{short(runs[i].name)} {text}" for i, text in texts.items()})
-    return chart.figure("Review curve", f"errors among the {marked:,} least sure", named(texts, runs))
+    return chart.figure("Review curve", f"{marked:,} least sure", named(texts, runs))
 
 
 def reliability_chart(runs: list[Run]) -> Element:
@@ -209,15 +216,33 @@ def reliability_chart(runs: list[Run]) -> Element:
             chart.dot(i, x, y, radius, f"{n:,} images: score {x:.1f} %, right {y:.1f} %")
         texts[i] = f"ECE {100 * figures.calibration_error(run):.2f} %"
     chart.labels({i: f"{short(runs[i].name)} {text}" for i, text in texts.items()})
-    return chart.figure("Reliability", "right guesses by score", named(texts, runs))
+    return chart.figure("Reliability", "right by score", named(texts, runs))
+
+
+def map_chart() -> Element:
+    """The axes of the data map, for page.js to fill: its area on the chart is in data-area."""
+    chart = Chart([0, 0.1, 0.2, 0.3, 0.4, 0.5], round_ticks(1), (560, 260))
+    chart.axes("spread of the truth score over the epochs")
+    for x, y, zone in (
+        (0.005, 0.93, "easy"),
+        (0.42, 0.5, "ambiguous"),
+        (0.005, 0.04, "hard or mislabelled"),
+    ):
+        chart.text(zone, chart.x(x), chart.y(y), "start")
+    chart.parts += [h("path", id="dots"), h("path", id="crosses"), h("rect", id="box")]
+    area = f"{LEFT},{chart.right},{TOP},{chart.bottom}"
+    name = "data map: mean of the truth score against its spread"
+    return h(
+        "svg", *chart.parts, id="map", viewBox="0 0 560 260", role="img", aria_label=name, data_area=area
+    )
 
 
 # ---- What is there without JavaScript ----
 def view_section(index: int, shown: bool, runs: list[Run], epochs: list[int]) -> Element:
     """The answer, the facts and the charts at one position of the slider."""
     headline, rest = figures.answer(runs)
-    rows = {**figures.facts(runs), **figures.differing_settings(runs)}
-    cells = [[name, *("–" if value in (None, "") else value for value in row)] for name, row in rows.items()]
+    rows = figures.facts(runs).items()
+    cells = [[name, *("–" if value in (None, "") else value for value in row)] for name, row in rows]
     heads = ["", *(run_name(i, run, "span") for i, run in enumerate(runs))]
     charts = [wrong_chart(runs, epochs), loss_chart(runs), review_chart(runs), reliability_chart(runs)]
     top = [h("div", table(heads, cells, class_="facts"), class_="scroll"), *filter(None.__ne__, charts)]
@@ -230,6 +255,42 @@ def view_section(index: int, shown: bool, runs: list[Run], epochs: list[int]) ->
     )
 
 
+def class_section(index: int, shown: bool, runs: list[Run], classes: list[str]) -> Element:
+    """Precision, recall, F1 and support per class; the agreement of three and more runs."""
+    measures = [figures.class_measures(run) for run in runs]
+    images = np.bincount(runs[0].truth, minlength=len(classes))
+    names = ("precision", "recall", "F1")
+    heads = [
+        "class",
+        "images",
+        *(h("span", run_name(i, run), f" {n}") for i, run in enumerate(runs) for n in names),
+    ]
+    rows = [
+        [name, f"{n:,}", *(f"{m:.2f}" for run in measures for m in run[k])]
+        for k, (name, n) in enumerate(zip(classes, images))
+    ]
+    if len(runs) > 1:
+        heads.append("change of F1")
+        for row, change in zip(rows, measures[-1][:, 2] - measures[0][:, 2]):
+            row.append(f"{change:+.2f}".replace("-", "−"))
+    parts = [h("h2", "Per class"), h("div", table(heads, rows, class_="facts"), class_="scroll")]
+    if len(runs) > 2:
+        parts += [h("h2", "Agreement"), h("div", *agreement(runs), class_="pair")]
+    return h("section", *parts, data_view=index, hidden=None if shown else "")
+
+
+def agreement(runs: list[Run]) -> list[Element]:
+    heads = [run_name(i, run, "span") for i, run in enumerate(runs)]
+    same = [[f"{100 * (a.guess == b.guess).mean():.2f} %" for b in runs] for a in runs]
+    shared = [[f"{(a.wrong & b.wrong).sum():,}" for b in runs] for a in runs]
+    titles = {"the same guess": same, "wrong in both": shared}
+    tables = []
+    for title, cells in titles.items():
+        rows = [[run_name(i, run, "span"), *row] for i, (run, row) in enumerate(zip(runs, cells))]
+        tables.append(table([title, *heads], rows, class_="facts"))
+    return tables
+
+
 def plain_groups(runs: list[Run], classes: list[str], pictures: np.ndarray | None) -> Element:
     """Wrong guesses, grouped by guess: counts, true classes, and some of the pictures."""
     budget = MAX_PLAIN_PICTURES // max(1, sum(len({*run.guess[run.wrong]}) for run in runs))
@@ -240,7 +301,9 @@ def plain_groups(runs: list[Run], classes: list[str], pictures: np.ndarray | Non
             indices = np.flatnonzero(run.wrong & (run.guess == guess))
             truths = np.bincount(run.truth[indices], minlength=len(classes))
             text = ", ".join(f"{classes[k]} ×{truths[k]}" for k in np.flatnonzero(truths))
-            images = [plain_picture(run, n, pictures) for n in indices[:budget]] if pictures is not None else []
+            images = (
+                [plain_picture(run, n, pictures) for n in indices[:budget]] if pictures is not None else []
+            )
             cells.append(h("div", h("b", len(indices)), f" {text} ", *images))
         rows.append([name, *cells])
     heads = ["guess", *(run_name(i, run, "span") for i, run in enumerate(runs))]
@@ -325,7 +388,11 @@ def arrays(runs: list[Run], margins: np.ndarray, suggested: np.ndarray) -> tuple
     """All numbers of the page, compressed. `unpack` in page.js reads them in the same order."""
     count = len(runs[0].ids)
     exact, digits = exact_scores(runs)
-    parts = [runs[0].truth.astype(np.uint8), suggested.astype(np.uint8), bytes_by_place(margins.astype("<f4"))]
+    parts = [
+        runs[0].truth.astype(np.uint8),
+        suggested.astype(np.uint8),
+        bytes_by_place(margins.astype("<f4")),
+    ]
     for run, scores in zip(runs, exact):
         history = list(run.history.values()) or [run]
         parts += [one.guess.astype(np.uint8) for one in history]
@@ -363,7 +430,10 @@ def render_page(
     shown = [[list(run.history or [None]).index(run.epoch) for run in view] for view in views]
     labels = [[run.label for run in view] for view in views]
     record |= {"classes": classes, "ids": ids, "runs": [run_record(run) for run in runs], "start": start}
-    record |= {"views": [{"epoch": e, "at": at, "labels": names} for e, at, names in zip(epochs, shown, labels)]}
+    record |= {
+        "views": [{"epoch": e, "at": at, "labels": names} for e, at, names in zip(epochs, shown, labels)]
+    }
+    record["about"] = f"{figures.shared_data_set(runs)}{len(runs[0].ids):,} images"
     record["tiles"], files = (None, []) if pictures is None else sheets(pictures)
     blobs = [binary(data, id="arrays"), *(binary(file, class_="sheet") for file in files)]
     text = json.dumps(record).replace("<", "\\u003c")
@@ -371,12 +441,15 @@ def render_page(
     plain += [h("h2", "Confusion"), *plain_matrices(runs, classes)]
     folder = Path(__file__).parent
     page, style, script = ((folder / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
-    sections = (view_section(i, i == start, view, epochs) for i, view in enumerate(views))
+    tops = (view_section(i, i == start, view, epochs) for i, view in enumerate(views))
+    ends = (class_section(i, i == start, view, classes) for i, view in enumerate(views))
     return Template(page).substitute(
         title=html(h("title", " vs ".join(run.label for run in runs))),
         style=style,
-        answers=html(*sections),
+        answers=html(*tops),
         plain=html(*plain),
+        map=html(map_chart()),
+        classes=html(*ends),
         data=html(h("script", text, type="application/json", id="facts"), *blobs),
         script=script,
     )
