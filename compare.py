@@ -248,9 +248,14 @@ def print_summary(runs: list[Run], classes: list[str], margins: np.ndarray, sugg
         print(f"{pair.before.label} -> {pair.after.label}: {counts}; {pair.verdict_text}")
     for run in runs:
         print(f"most confused in {run.label}: {', '.join(most_confused(run, classes)) or 'nothing'}")
-    first = margins.argsort(kind="stable")[:10]
-    suspects = [f"id {runs[0].ids[n]} {classes[runs[0].truth[n]]}? {classes[suggested[n]]}" for n in first]
-    print(f"labels to check (label? other guess): {', '.join(suspects)}")
+    print("suspected label errors: the lowest margins (--suspects FILE writes more)")
+    rows = [("id", "label", "runs say", "margin")]
+    for n in margins.argsort(kind="stable")[:10]:
+        names = classes[runs[0].truth[n]], classes[suggested[n]]
+        rows.append((str(runs[0].ids[n]), *names, f"{margins[n]:.2f}"))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
 
 
 def write_suspects(path: str, run: Run, margins: np.ndarray, suggested: np.ndarray) -> None:

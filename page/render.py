@@ -30,6 +30,8 @@ def h(tag: str, *children, **attributes) -> Element:
     names = {name: name.rstrip("_").replace("_", "-") for name in attributes}
     element = Element(tag, {names[k]: str(v) for k, v in attributes.items() if v is not None})
     for child in children:
+        if child is None:
+            continue
         if isinstance(child, Element):
             element.append(child)
         elif len(element):
@@ -245,7 +247,7 @@ def view_section(index: int, shown: bool, runs: list[Run], epochs: list[int]) ->
     cells = [[name, *("–" if value in (None, "") else value for value in row)] for name, row in rows]
     heads = ["", *(run_name(i, run, "span") for i, run in enumerate(runs))]
     charts = [wrong_chart(runs, epochs), loss_chart(runs), review_chart(runs), reliability_chart(runs)]
-    top = [h("div", table(heads, cells, class_="facts"), class_="scroll"), *filter(None.__ne__, charts)]
+    top = [h("div", table(heads, cells, class_="facts"), class_="scroll"), *charts]
     return h(
         "section",
         h("h1", h("strong", headline), rest, class_="answer"),
