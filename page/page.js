@@ -413,7 +413,7 @@ function drawList() {
       RUNS.map(r => [" ", h("b", { class: runClass(r) }, className(guessOf(r, n)), wrong(r, n) && "✗")])))];
   fill("list", !rows.length ? h("p", null, "No image passes all filters.")
     : state.gallery ? h("div", { class: "gallery" }, rows.map(card))
-      : h("div", { class: "scroll" }, h("table", { class: "rows", role: "table" },
+      : h("div", { class: "scroll" }, h("table", { class: "rows", role: "table", style: `--side:${tiles ? rowSide : 0}px` },
         h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, list.map(title))),
         h("tbody", { role: "rowgroup" }, rows.map(row)))));
   const go = (text, name, to) => button(`page-${name}`, text, () => change({ page: to }),

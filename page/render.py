@@ -19,7 +19,8 @@ MAX_CURVE = 80  # points of a curve
 MAX_PLAIN_PICTURES = 150  # on the page without JavaScript
 MAX_LOSSLESS_SIDE = 48  # pixels; larger pictures, and coloured ones, are compressed with loss
 SHEET_PIXELS = 4_000_000  # of one sheet of pictures, so that a browser decodes only what it shows
-EXACT_SCORES = 1_250_000  # more are rounded to three digits, or the page would be too large
+MANY = 20_000  # pictures; more have 32 shades
+EXACT_SCORES = 1_250_000  # more are rounded to 3 digits and 5 decimals, or the page would be too large
 LEFT, RIGHT, TOP, BOTTOM = 36, 8, 8, 30  # the margins of a chart
 
 Element = ElementTree.Element
@@ -354,6 +355,8 @@ def sheets(pictures: np.ndarray) -> tuple[dict, list[bytes]]:
     """The pictures (N, H, W, C) on sheets, as WebP, and where they are there."""
     count, height, width, channels = pictures.shape
     columns = max(1, math.isqrt(SHEET_PIXELS // (height * width)))
+    if count > MANY:
+        pictures = pictures & 0xF8  # 32 shades, which compress to two thirds
     lossless = channels == 1 and max(height, width) <= MAX_LOSSLESS_SIDE
     quality = 50 if lossless else 80 if count * height * width < 50e6 else 50
     files = []
@@ -379,8 +382,9 @@ def exact_scores(runs: list[Run]) -> tuple[list[np.ndarray], int]:
     scores = [run.scores for run in runs]
     singles = [values.astype(np.float32) for values in scores]
     if sum(values.size for values in scores) > EXACT_SCORES:
-        # Round to 11 significant bits: the discarded bits are zeros, which take no room when compressed.
-        return [((s.view(np.uint32) + 0x800) & 0xFFFFF000).view(np.float32) for s in singles], 3
+        # Round to 10 significant bits and to zero: zero bits take no room when compressed.
+        rounded = [((s.view(np.uint32) + 0x2000) & 0xFFFFC000).view(np.float32) for s in singles]
+        return [np.where(s < 1e-5, np.float32(0), s) for s in rounded], 3
     if all((abs(s - values) <= 5e-9 * values).all() for s, values in zip(singles, scores)):
         return singles, 9
     return scores, 17

@@ -372,9 +372,15 @@ def test_arrow_keys_move_in_a_matrix_with_one_tab_stop(page, two, files):
     page.open(two)
     page.click("matrix-0")
     assert page.js("return document.querySelectorAll('.matrix [tabindex=\"0\"]').length") == 1
-    truths = {g: sorted({*files[1].truth[files[1].guess[0] == g]}) for g in range(10)}  # the rows of a column
+    truths = {
+        g: sorted({*files[1].truth[files[1].guess[0] == g]}) for g in range(10)
+    }  # the rows of a column
     g, (above, below, *_) = max(truths.items(), key=lambda item: len(item[1]))
-    page.js("document.querySelector(`[data-key='cell-0,${arguments[0]},${arguments[1]}']`).focus()", int(above), g)
+    page.js(
+        "document.querySelector(`[data-key='cell-0,${arguments[0]},${arguments[1]}']`).focus()",
+        int(above),
+        g,
+    )
     ActionChains(page.browser).send_keys(Keys.ARROW_DOWN).perform()
     key = page.js("return document.activeElement.dataset.key")
     assert key == f"cell-0,{below},{g}"
