@@ -162,6 +162,17 @@ def class_measures(run: Run) -> np.ndarray:
     return np.stack([100 * part / np.maximum(whole, 1) for part, whole in parts], axis=1)
 
 
+def learning(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Of each image: since which epoch the guesses are right to the end, and how often one was forgotten.
+
+    The first is the place of that epoch among the E epochs, E if the last guess is wrong, E + 1 if all are.
+    """
+    wrong = np.stack([one.wrong for one in run.history.values()] or [run.wrong])  # (E, N)
+    since = wrong.shape[0] - wrong[::-1].argmax(0)
+    learned = np.where(wrong.any(0), since, 0) + wrong.all(0)
+    return learned, (wrong[1:] & ~wrong[:-1]).sum(0)
+
+
 def answer(runs: list[Run]) -> tuple[str, str]:
     """Which run is better, as a headline and the figures behind it."""
     wrong = [f"{run.wrong.sum():,}" for run in runs]

@@ -20,7 +20,7 @@ function h(tag, attributes, ...children) {
 }
 const fill = (id, ...children) => $(id).replaceChildren(...children.flat(Infinity).filter(Boolean));
 const comma = value => value.toLocaleString("en");
-const signed = (value, places) => value.toFixed(places).replace("-", "−");
+
 const percent = value => `${Math.round(100 * value)} %`;
 const className = k => h("bdi", { title: classes[k] }, classes[k]);
 const label = r => views[state.epoch].labels[r];
@@ -29,8 +29,6 @@ const runName = (r, tag = "b") => h(tag, { class: runClass(r), title: label(r) }
 const option = (value, text, chosen) => h("option", { value, selected: String(chosen) === String(value) }, text);
 const button = (key, text, onclick, more) =>
   h("button", { type: "button", "data-key": key, onclick, ...more }, text);
-const select = (key, name, options, onchange) =>
-  h("label", null, `${name} `, h("select", { "data-key": key, onchange }, options));
 
 // ---- Data: `arrays` and `binary` in render.py write them ----
 function decode(script) {  // base 85: five characters from # to w, ! for <, hold four bytes
@@ -61,25 +59,9 @@ function unpack(bytes) {
     const score = (e, n, k) => e === exact ? scores[n * K + k]
       : rounded[(n * K + k) * others + e - (e > exact)] / 100;
     const [mean, spread] = [0, 1].map(() => gather(count, Uint16Array));
-    read.runs.push({ guess, score, mean, spread, ...learning(guess, read.truth) });
+    read.runs.push({ guess, score, mean, spread, learned: take(count), forgotten: take(count) });
   }
   return read;
-}
-
-function learning(guess, truth) {
-  // learned: the place of the first epoch of those that are right to the end, then "forgotten", "never right"
-  const last = guess.length, learned = new Uint8Array(count), forgotten = new Uint8Array(count);
-  for (let n = 0; n < count; n++) {
-    let everRight = false;
-    for (let e = 0; e < last; e++) {
-      const right = guess[e][n] === truth[n];
-      if (!right) learned[n] = e + 1;
-      if (!right && e && guess[e - 1][n] === truth[n]) forgotten[n]++;
-      everRight ||= right;
-    }
-    if (learned[n] === last && !everRight) learned[n]++;
-  }
-  return { learned, forgotten };
 }
 
 const stream = new Blob([decode($("arrays"))]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -198,7 +180,7 @@ function readAddress() {
     cell: MATRICES[matrix] && pair.length === 2 && pair.every(k => k in classes),
     box: moving.includes(run) && sides.length === 4 && !sides.some(Number.isNaN),
     size: SIZES.includes(state.size), matrix: MATRICES[state.matrix], map: runs[state.map],
-    image: rowOf(state.image) >= 0 && rowOf(state.image) < count,
+    image: rowOf(state.image) in truth,
   };
   for (const name in valid) if (!valid[name]) state[name] = DEFAULTS[name];
 }
@@ -312,71 +294,69 @@ function sparkline(n) {
 // ---- The list ----
 let found = [];  // the images that pass the filters, in order
 const clear = { show: "all", truth: "", guess: "", cell: "", box: "", query: [], any: "" };
-const risesFirst = key => columns[key].rising || columns[key].names;
-const sortBy = key => change({ sort: key,
-  down: (state.sort === key ? state.down : risesFirst(key)) ? "" : "1" });
+function sortBy(key) {
+  const rising = state.sort === key ? state.down : columns[key].rising || columns[key].names;
+  change({ sort: key, down: rising ? "" : "1" });
+}
 
 function drawChips() {
-  const both = R === 2 ? "both" : "all", second = ` by ${label(R - 1)}`;
-  const names = { wrong: R > 1 ? "any wrong" : "wrong", "all wrong, same guess": `${both} wrong the same`,
-    "all wrong, different": `${both} wrong otherwise` };
-  fill("chips", Object.keys(shows).map(key => button(`chip-${key}`,
-    [h("b", null, comma(verdict.reduce((sum, v) => sum + shows[key](v), 0))), " ", h("bdi", null, names[key] ?? key)],
-    () => change({ show: key }), { "aria-pressed": String(state.show === key), title: `${names[key] ?? key}${/fixed|broken/.test(key) ? second : ""}` })));
+  const all = R === 2 ? "both" : "all", by = /fixed|broken/;
+  const names = { wrong: R > 1 ? "any wrong" : "wrong", [VERDICTS[SAME]]: `${all} wrong the same`,
+    [VERDICTS[SAME + 1]]: `${all} wrong otherwise` };
+  fill("chips", Object.keys(shows).map(key => {
+    const name = names[key] ?? key, number = verdict.reduce((sum, v) => sum + shows[key](v), 0);
+    return button(`chip-${key}`, [h("b", null, comma(number)), ` ${name}`], () => change({ show: key }),
+      { "aria-pressed": String(state.show === key), title: by.test(key) ? `${name} by ${label(R - 1)}` : name });
+  }));
 }
 
 function drawTools() {
   const presets = ["change", "mistake", "sure", "margin", "id"].slice(R > 1 ? 0 : 1);
-  const sorts = list => list.map(key => option(key, columns[key].title(), state.sort));
-  const names = name => [option("", "any", state[name]), CLASSES.map(k => option(k, classes[k], state[name]))];
-  const pick = name => event => change({ [name]: event.target.value });
-  fill("tools",
-    select("sort", "sort", [sorts(presets), h("optgroup", { label: "any column" },
-      sorts(Object.keys(columns).filter(key => !presets.includes(key))))], event => sortBy(event.target.value)),
-    button("down", state.down ? "↓" : "↑", () => change({ down: state.down ? "" : "1" }),
-      { "aria-label": state.down ? "largest first" : "smallest first" }),
-    select("truth", "truth", names("truth"), pick("truth")),
-    select("guess", "guess", names("guess"), pick("guess")),
-    select("group", "group", ["", ...GROUPS].map(key => option(key, key ? columns[key].title() : "–", state.group)),
-      pick("group")),
-    button("query", "query", () => change({ query: [...state.query, ["id", "≥", ""]] })),
-    button("gallery", state.gallery ? "table" : "gallery", () => change({ gallery: state.gallery ? "" : "1" })),
-    button("csv", "CSV", downloadList, { title: "download these images with all scores" }),
-    marks.size && button("marks", `${marks.size} doubtful, CSV`, downloadMarks));
+  const sorts = keys => keys.map(key => option(key, columns[key].title(), state.sort));
+  const others = Object.keys(columns).filter(key => !presets.includes(key));
+  fill("sort", sorts(presets), h("optgroup", { label: "any column" }, sorts(others)));
+  for (const name of ["truth", "guess"])
+    fill(name, option("", "any", state[name]), classes.map((text, k) => option(k, text, state[name])));
+  fill("group", option("", "–", ""), GROUPS.map(key => option(key, columns[key].title(), state.group)));
+  fill("size", SIZES.map(size => option(size, size, state.size)));
+  $("down").textContent = state.down ? "↓" : "↑";
+  $("down").ariaLabel = state.down ? "largest first" : "smallest first";
+  $("gallery").textContent = state.gallery ? "table" : "gallery";
+  $("marks").hidden = !marks.size;
+  $("marks").textContent = `${marks.size} doubtful, CSV`;
 }
 
 function drawQuery() {
-  const keys = Object.keys(columns).map(key => [key, columns[key].title()]);
+  const titles = Object.entries(columns).map(([key, column]) => [key, column.title()]);
   const row = (condition, i) => {
-    const onchange = part => event => change({ query: state.query.with(i, condition.with(part, event.target.value)) });
-    const part = (p, tag, more, options) => h(tag, { onchange: onchange(p), "data-key": `query-${i}-${p}`,
-      "aria-label": `condition ${i + 1}: ${["column", "comparison", "value"][p]}`, ...more }, options);
     const [key, test, value] = condition, { names } = columns[key];
+    const part = (p, tag, more, ...options) => h(tag, { ...more, "data-key": `query-${i}-${p}`,
+      "aria-label": `${["column", "comparison", "value"][p]} of condition ${i + 1}`,
+      onchange: ({ target }) => change({ query: state.query.with(i, condition.with(p, target.value)) }) }, options);
     return h("div", { class: "tools" },
-      part(0, "select", null, keys.map(([other, title]) => option(other, title, key))),
+      part(0, "select", null, titles.map(([other, title]) => option(other, title, key))),
       part(1, "select", null, Object.keys(TESTS).map(other => option(other, other, test))),
-      names ? part(2, "select", null, ["…", ...names].map((name, k) => option(k ? k - 1 : "", name, value)))
+      names ? part(2, "select", null, option("", "…", value), names.map((name, k) => option(k, name, value)))
         : part(2, "input", { value, inputmode: "decimal", size: 8 }),
       button(`remove-${i}`, "✕", () => change({ query: state.query.toSpliced(i, 1) }),
         { "aria-label": `remove condition ${i + 1}` }));
   };
   $("query").hidden = !state.query.length;
-  fill("query", state.query.map(row), state.query.length > 1 && select("any", "images that pass",
-    [option("", "all conditions", state.any), option("1", "any condition", state.any)],
-    event => change({ any: event.target.value })));
+  fill("conditions", state.query.map(row));
+  fill("any", option("", "all conditions", state.any), option("1", "any condition", state.any));
 }
 
 function drawFilters() {
-  const remove = (key, text, changes) => button(`no-${key}`, [h("bdi", null, text), " ✕"], () => change(changes),
-    { title: "remove this filter" });
+  const remove = (key, text, changes) =>
+    button(`no-${key}`, `${text} ✕`, () => change(changes), { title: "remove this filter" });
   const [matrix, t, g] = state.cell.split(",").map(Number), [r, left, right, low, high] = state.box.split(",");
   const whose = ([a, b]) => b === undefined ? `by ${label(a)}` : `by only one of ${label(a)}, ${label(b)}`;
+  const filters = Object.keys(clear).some(name => String(state[name]) !== String(clear[name]));
   fill("filters", h("span", { id: "shown" }, h("b", null, comma(found.length)), ` of ${comma(count)} images`),
     state.cell && remove("cell", `truth ${classes[t]}, guess ${classes[g]} ${whose(MATRICES[matrix])}`, { cell: "" }),
     state.box && remove("box", `${label(r)}: mean ${low} to ${high}, spread ${left} to ${right}`, { box: "" }),
-    state.query.length > 0 && remove("query", `query of ${state.query.length}`, { query: [], any: "" }),
-    Object.keys(clear).some(name => String(state[name]) !== String(clear[name]))
-      && button("clear", "show all images", () => change(clear)));
+    state.query.length > 0 && remove("query", "query", { query: [], any: "" }),
+    filters && button("clear", "show all images", () => change(clear)));
 }
 
 const listColumns = () => [
@@ -393,41 +373,45 @@ function drawList() {
   const size = state.gallery ? Math.max(100, state.size) : state.size, group = columns[state.group];
   const pages = Math.max(1, Math.ceil(found.length / size)), page = Math.min(state.page, pages - 1);
   const rows = found.slice(page * size, (page + 1) * size), list = listColumns();
-  const heads = rows.map((n, i) => {  // what stands above row i, if it starts a group
+  const groupHead = (n, i) => {  // above row i, if it starts a group
     const value = group?.value(n);
     if (!group || i && group.value(rows[i - 1]) === value) return null;
     const images = comma(found.filter(other => group.value(other) === value).length);
     return [`${group.title()}: `, h("bdi", null, group.names[value]), `, ${images} images`];
-  });
-  const title = ([key, text]) => h("th", { scope: "col", role: "columnheader", "aria-sort":
-    key === state.sort ? state.down ? "descending" : "ascending" : null },
-  key ? button(`head-${key}`, [text, key === state.sort && (state.down ? " ↓" : " ↑")], () => sortBy(key),
-    { title: `sort by ${columns[key].title()}` }) : text);
+  };
+  const title = ([key, text]) => {
+    const order = key === state.sort && (state.down ? "descending" : "ascending");
+    const sort = key && button(`head-${key}`, [text, order && (state.down ? " ↓" : " ↑")], () => sortBy(key),
+      { title: `sort by ${columns[key].title()}` });
+    return h("th", { scope: "col", role: "columnheader", "aria-sort": order }, sort || text);
+  };
   const cell = ([key, head, draw], n) => h("td", { role: "cell", class: `c-${key.replace(/\d+$/, "") || "image"}`,
     "data-name": head.textContent ?? head }, draw(n));
-  const row = (n, i) => [
-    heads[i] && h("tr", { class: "group", role: "row" }, h("th", { colspan: list.length, role: "cell" }, heads[i])),
-    h("tr", { role: "row", "data-id": idOf(n) }, list.map(column => cell(column, n)))];
-  const card = (n, i) => [heads[i] && h("h3", null, heads[i]), h("div", { class: "card", "data-id": idOf(n) },
-    opener(n, Math.max(64, rowSide)), h("div", null, className(truth[n]), " →",
-      RUNS.map(r => [" ", h("b", { class: runClass(r) }, className(guessOf(r, n)), wrong(r, n) && "✗")])))];
+  const row = (n, i) => {
+    const head = groupHead(n, i);
+    return [head && h("tr", { class: "group", role: "row" }, h("th", { colspan: list.length, role: "cell" }, head)),
+      h("tr", { role: "row", "data-id": idOf(n) }, list.map(column => cell(column, n)))];
+  };
+  const card = (n, i) => {
+    const head = groupHead(n, i), guess = r => h("b", { class: runClass(r) }, className(guessOf(r, n)));
+    return [head && h("h3", null, head), h("div", { class: "card", "data-id": idOf(n) }, opener(n, Math.max(64, rowSide)),
+      h("div", null, className(truth[n]), " →", RUNS.map(r => [" ", guess(r), wrong(r, n) && "✗"])))];
+  };
+  const rowsTable = () => h("table", { class: "rows", role: "table", style: `--side:${tiles ? rowSide : 0}px` },
+    h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, list.map(title))),
+    h("tbody", { role: "rowgroup" }, rows.map(row)));
   fill("list", !rows.length ? h("p", null, "No image passes all filters.")
-    : state.gallery ? h("div", { class: "gallery" }, rows.map(card))
-      : h("div", { class: "scroll" }, h("table", { class: "rows", role: "table", style: `--side:${tiles ? rowSide : 0}px` },
-        h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, list.map(title))),
-        h("tbody", { role: "rowgroup" }, rows.map(row)))));
-  const go = (text, name, to) => button(`page-${name}`, text, () => change({ page: to }),
-    { "aria-label": `${name} page`, disabled: to === page || to < 0 || to >= pages });
-  fill("pages", go("«", "first", 0), go("‹", "previous", page - 1), `page ${comma(page + 1)} of ${comma(pages)}`,
-    go("›", "next", page + 1), go("»", "last", pages - 1),
-    select("size", "rows", SIZES.map(n => option(n, n, state.size)),
-      event => change({ size: Number(event.target.value) })));
+    : state.gallery ? h("div", { class: "gallery" }, rows.map(card)) : h("div", { class: "scroll" }, rowsTable()));
+  $("page").textContent = `page ${comma(page + 1)} of ${comma(pages)}`;
+  for (const [id, to] of Object.entries({ first: 0, previous: page - 1, next: page + 1, last: pages - 1 })) {
+    $(id).disabled = to === page || to < 0 || to >= pages;
+    $(id).onclick = () => change({ page: to });
+  }
 }
 
 // ---- Downloads. A cell that a spreadsheet would take for a formula gets an apostrophe ----
 function csvCell(value) {
-  if (typeof value === "number") return String(value);
-  const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
+  const text = typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
   return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 function download(name, rows) {
@@ -440,15 +424,15 @@ const isExact = r => views[state.epoch].at[r] === runs[r].exact && facts.digits 
 const digits = value => facts.digits > 9 ? value : Number(value.toPrecision(facts.digits));
 function downloadList() {
   const heads = r => CLASSES.map(k => `score_${k} ${label(r)}${isExact(r) ? "" : " (rounded)"}`);
-  download("predictions.csv", [
-    ["id", "truth", "verdict", ...RUNS.map(r => `guess ${label(r)}`), ...RUNS.flatMap(heads)],
-    ...found.map(n => [idOf(n), classes[truth[n]], VERDICTS[verdict[n]], ...RUNS.map(r => classes[guessOf(r, n)]),
-      ...RUNS.flatMap(r => CLASSES.map(k => digits(score(r, n, k))))])]);
+  const row = n => [idOf(n), classes[truth[n]], VERDICTS[verdict[n]], ...RUNS.map(r => classes[guessOf(r, n)]),
+    ...RUNS.flatMap(r => CLASSES.map(k => digits(score(r, n, k))))];
+  download("predictions.csv", [["id", "truth", "verdict", ...RUNS.map(r => `guess ${label(r)}`),
+    ...RUNS.flatMap(heads)], ...found.map(row)]);
 }
 function downloadMarks() {
-  download("doubtful.csv", [["id", "truth", "suggested", "margin"],
-    ...range(count).filter(n => marks.has(String(idOf(n)))).map(n =>
-      [idOf(n), classes[truth[n]], classes[data.suggested[n]], Number(data.margin[n].toPrecision(6))])]);
+  const row = n => [idOf(n), classes[truth[n]], classes[data.suggested[n]], Number(data.margin[n].toPrecision(6))];
+  const marked = range(count).filter(n => marks.has(String(idOf(n))));
+  download("doubtful.csv", [["id", "truth", "suggested", "margin"], ...marked.map(row)]);
 }
 
 // ---- Confusion: one tab stop a matrix, arrow keys inside ----
@@ -460,51 +444,49 @@ function confusion(r) {
 
 function drawConfusion() {
   const all = RUNS.map(confusion), [a, b] = MATRICES[state.matrix], isRun = b === undefined;
-  const darkest = all.reduce((max, matrix) => matrix.reduce((m, n, i) => i % (K + 1) ? Math.max(m, n) : m, max), 1);
+  const errors = all.flatMap(matrix => [...matrix].filter((_, i) => i % (K + 1)));
+  const darkest = errors.reduce((most, n) => Math.max(most, n), 1);
   const shown = isRun ? all[a] : all[b].map((n, i) => n - all[a][i]);
   const cell = (t, g) => {
-    const value = shown[t * K + g], off = t !== g, key = `${state.matrix},${t},${g}`;
+    const value = shown[t * K + g], isError = t !== g, key = `${state.matrix},${t},${g}`;
     if (!value) return td();
     const text = isRun ? comma(value) : `${value > 0 ? "+" : "−"}${comma(Math.abs(value))}`;
     const name = `truth ${classes[t]}, guess ${classes[g]}: ${text}`;
-    const shade = off ? 10 + 40 * Math.min(1, Math.abs(value) / darkest) : 0;
-    return h("td", { class: runClass(isRun || value > 0 === off ? b ?? a : a), style: `--shade:${shade}%` },
-      button(`cell-${key}`, text, () => change({ cell: state.cell === key ? "" : key }), { tabindex: -1, title: name,
-        "aria-label": name, "aria-pressed": String(state.cell === key), class: !off && "hint" }));
+    const shade = isError ? 10 + 40 * Math.min(1, Math.abs(value) / darkest) : 0;
+    const worse = isRun || value > 0 !== isError ? a : b;  // its colour is that of the run with more errors
+    return h("td", { class: runClass(worse), style: `--shade:${shade}%` }, button(`cell-${key}`, text,
+      () => change({ cell: state.cell === key ? "" : key }), { tabindex: -1, title: name, "aria-label": name,
+        "aria-pressed": String(state.cell === key), class: !isError && "hint" }));
   };
-  const matrix = table("matrix", [["truth ↓", h("br"), "guess →"], ...CLASSES.map(className)],
+  const corner = ["truth ↓", h("br"), "guess →"];
+  const matrix = table("matrix", [corner, ...CLASSES.map(className)],
     CLASSES.map(t => [className(t), ...CLASSES.map(g => cell(t, g))]));
   matrix.onkeydown = rove;
-  matrix.setAttribute("aria-label", `confusion, ${matrixName(MATRICES[state.matrix])}`);
+  matrix.ariaLabel = `confusion, ${matrixName(MATRICES[state.matrix])}`;
   (matrix.querySelector("[aria-pressed=true]") ?? matrix.querySelector("button"))?.setAttribute("tabindex", 0);
-  const tabs = MATRICES.map((pair, i) => button(`matrix-${i}`, h("bdi", null, matrixName(pair)),
-    () => change({ matrix: i }), { "aria-pressed": String(i === state.matrix) }));
-  fill("confusion", h("div", { class: "tabs", role: "group", "aria-label": "matrix" }, tabs),
-    h("div", { class: "scroll" }, matrix), h("p", { class: "hint" },
-      isRun ? "" : `${label(b)} minus ${label(a)}. `, "Same shade, same count."));
+  fill("matrices", MATRICES.map((pair, i) => button(`matrix-${i}`, h("bdi", null, matrixName(pair)),
+    () => change({ matrix: i }), { "aria-pressed": String(i === state.matrix) })));
+  fill("confusion", matrix);
+  $("minus").textContent = `${isRun ? "" : `${label(b)} minus ${label(a)}. `}Same shade, same count.`;
 }
 
 function rove(event) {  // to the next number in the direction of an arrow key
-  const [down, right] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ?? [];
-  if (down === undefined) return;
+  const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+  if (!steps[event.key]) return;
   event.preventDefault();
-  const from = event.target.closest("td"), { rows } = from.closest("table");
+  const [down, right] = steps[event.key], from = event.target.closest("td"), { rows } = from.closest("table");
   let [y, x] = [from.parentNode.rowIndex + down, from.cellIndex + right];
   while (rows[y]?.cells[x] && !rows[y].cells[x].querySelector("td button")) [y, x] = [y + down, x + right];
   const to = rows[y]?.cells[x]?.querySelector("button");
   if (!to) return;
-  event.target.setAttribute("tabindex", -1);
+  from.closest("table").querySelector("[tabindex='0']").setAttribute("tabindex", -1);
   to.setAttribute("tabindex", 0);
   to.focus();
 }
 
-// ---- Suspected label errors ----
 function drawSuspects() {
-  const card = n => h("div", { class: "card" }, opener(n, 48), h("div", null, "label ", h("b", null, className(truth[n])),
-    h("br"), "runs ", h("b", null, className(data.suggested[n]))));
-  fill("suspects", h("div", { class: "gallery" }, suspects.slice(0, 12).map(card)),
-    h("p", { class: "hint" }, "Margin of the label, mean of the last three epochs of all runs; lowest first."),
-    button("suspects", "sort the list by it", () => change({ ...clear, sort: "margin", down: "" })));
+  fill("suspects", suspects.slice(0, 12).map(n => h("div", { class: "card" }, opener(n, 48), h("div", null, "label ",
+    h("b", null, className(truth[n])), h("br"), "runs ", h("b", null, className(data.suggested[n]))))));
 }
 
 // ---- Wrong guesses, grouped by guess: the runs around one axis of true classes ----
@@ -514,62 +496,66 @@ const unseen = new IntersectionObserver(entries => {
 
 function drawGroups() {
   const members = RUNS.map(() => CLASSES.map(() => CLASSES.map(() => [])));  // run, guess, truth -> images
-  for (const r of RUNS) for (let n = 0; n < count; n++) if (wrong(r, n)) members[r][guessOf(r, n)][truth[n]].push(n);
+  for (const r of RUNS) for (let n = 0; n < count; n++)
+    if (wrong(r, n)) members[r][guessOf(r, n)][truth[n]].push(n);
   const lengths = members.flat(2).map(images => images.length), longest = Math.max(1, ...lengths);
   const few = lengths.reduce((a, b) => a + b) < 2000, mirrored = R === 2;
   const bar = (r, { length }) => h("div", { class: `bar ${runClass(r)}` },
     length > 0 && [h("i", { style: `width:${80 * length / longest}%` }), h("span", null, comma(length))]);
   const pictures = (r, g) => {
-    const images = members[r][g].flat();
-    const area = h("div", { class: `pictures ${runClass(r)}` }, h("b", { title: label(r) }, comma(images.length)));
-    area.show = () => { area.append(...images.splice(0).map(n => opener(n, Math.min(64, rowSide)))); };
+    const images = members[r][g].flat(), number = h("b", { title: label(r) }, comma(images.length));
+    const area = h("div", { class: `pictures ${runClass(r)}` }, number);
+    area.show = () => area.append(...images.splice(0).map(n => opener(n, Math.min(64, rowSide))));
     if (few) area.show(); else unseen.observe(area);
     return area;
   };
-  const axis = g => h("div", { class: "axis" }, CLASSES.filter(t => RUNS.some(r => members[r][g][t].length)).map(t => {
+  const axisLine = (t, g) => {
     const name = h("span", { class: "name" }, className(t)), bars = RUNS.map(r => bar(r, members[r][g][t]));
     return h("div", { class: "line", style: `--runs:${R}` }, mirrored ? [bars[0], name, bars[1]] : [name, bars]);
-  }));
-  const row = (kind, name, left, middle, right) => h("div", { class: `wrongs ${kind}` }, h("b", { class: "name" }, name),
-    mirrored ? [left, middle, right] : [middle, h("div", null, left, right)]);
-  const group = g => row("", className(g), pictures(0, g), axis(g), RUNS.slice(1).map(r => pictures(r, g)));
-  const shown = CLASSES.filter(g => members.some(run => run[g].some(images => images.length)));
+  };
+  const row = (kind, name, middle, parts) => h("div", { class: `wrongs ${kind}` }, h("b", { class: "name" }, name),
+    mirrored ? [parts[0], middle, parts[1]] : [middle, h("div", null, parts)]);
+  const group = g => row("", className(g), h("div", { class: "axis" },
+    CLASSES.filter(t => RUNS.some(r => members[r][g][t].length)).map(t => axisLine(t, g))), RUNS.map(r => pictures(r, g)));
+  const shown = CLASSES.filter(g => RUNS.some(r => members[r][g].some(images => images.length)));
   unseen.disconnect();
   $("groups").classList.toggle("mirrored", mirrored);
-  const heads = row("heads", "guess", h("div", null, runName(0)), h("div", null, "true class"),
-    RUNS.slice(1).map(r => h("div", null, runName(r))));
-  fill("groups", shown.length ? [heads, shown.map(group)] : h("p", null, "No guess is wrong."));
+  fill("groups", row("heads", "guess", h("div", null, "true class"), RUNS.map(r => h("div", null, runName(r)))),
+    shown.map(group), !shown.length && h("p", null, "No guess is wrong."));
 }
 
-// ---- Training dynamics. The axes of the data map are drawn by `map_chart` in render.py ----
+// ---- Training dynamics. `map_chart` in render.py draws the axes of the data map ----
 const map = $("map"), [mapLeft, mapRight, mapTop, mapBottom] = map.dataset.area.split(",").map(Number);
 const MOST_SPREAD = 0.5;
 const mapX = spread => mapLeft + spread / MOST_SPREAD * (mapRight - mapLeft);
 const mapY = mean => mapBottom - mean * (mapBottom - mapTop);
-const setBox = (left, right, low, high) => Object.entries({ x: mapX(left), y: mapY(high), width: mapX(right) - mapX(left),
-  height: mapY(low) - mapY(high) }).forEach(([name, value]) => $("box").setAttribute(name, value));
 const mapped = () => moving.includes(state.map) ? state.map : moving[0];
+function setBox(left, right, low, high) {
+  const box = { x: mapX(left), y: mapY(high), width: mapX(right) - mapX(left), height: mapY(low) - mapY(high) };
+  for (const [name, value] of Object.entries(box)) $("box").setAttribute(name, value);
+}
 
-function drawDynamics() {
-  $("dynamics").hidden = !moving.length;
-  if (!moving.length) return;
+function drawMap() {
   const shown = mapped(), { mean, spread } = data.runs[shown], paths = ["", ""], seen = new Set();
   for (let n = 0; n < count; n++) {
     const x = Math.round(mapX(spread[n] / 65535)), y = Math.round(mapY(mean[n] / 65535)), cross = wrong(shown, n);
     const dot = (x * 1000 + y) * 2 + cross;
-    if (!seen.has(dot)) paths[Number(cross)] += cross ? `M${x - 3} ${y - 3}l6 6m0-6l-6 6` : `M${x - 1} ${y - 1}h2v2h-2z`;
+    if (seen.has(dot)) continue;
     seen.add(dot);
+    paths[Number(cross)] += cross ? `M${x - 3} ${y - 3}l6 6m0-6l-6 6` : `M${x - 1} ${y - 1}h2v2h-2z`;
   }
-  map.setAttribute("class", `map ${runClass(shown)}`);
+  map.setAttribute("class", runClass(shown));
   ["dots", "crosses"].forEach((id, i) => $(id).setAttribute("d", paths[i]));
   const [r, ...sides] = state.box.split(",").map(Number);
   setBox(...state.box && r === shown ? sides : [0, 0, 0, 0]);
-  fill("mapped", moving.length > 1 && select("map", "run", moving.map(r => option(r, label(r), shown)),
-    event => change({ map: Number(event.target.value) })));
-  const moments = [...new Set(moving.flatMap(r => columns[`right${r}`].names.slice(0, -2))), "forgotten", "never right"];
+  fill("mapped", moving.map(r => option(r, label(r), shown)));
+}
+
+function drawLearned() {
+  const names = r => columns[`right${r}`].names;
+  const moments = [...new Set(moving.flatMap(r => names(r).slice(0, -2))), ...names(moving[0]).slice(-2)];
   const cell = (r, moment, m) => {
-    const k = columns[`right${r}`].names.indexOf(moment);
-    const number = data.runs[r].learned.reduce((sum, learned) => sum + (learned === k), 0);
+    const k = names(r).indexOf(moment), number = data.runs[r].learned.reduce((sum, one) => sum + (one === k), 0);
     return h("td", { class: `bar ${runClass(r)}` }, h("i", { style: `width:${12 * Math.log10(1 + number)}%` }),
       button(`right-${r}-${m}`, comma(number), () => change({ ...clear, query: [[`right${r}`, "=", String(k)]] }),
         { "aria-label": `${label(r)} ${moment}: ${number}` }));
@@ -586,7 +572,8 @@ function pointed(event) {  // the spread and the mean where the pointer is
 }
 function dragged(event) {
   const [[x1, y1], [x2, y2]] = [dragStart, pointed(event)];
-  return [Math.min(x1, x2), Math.max(x1, x2), Math.min(y1, y2), Math.max(y1, y2)].map(side => Number(side.toFixed(3)));
+  const sides = [Math.min(x1, x2), Math.max(x1, x2), Math.min(y1, y2), Math.max(y1, y2)];
+  return sides.map(side => Number(side.toFixed(3)));
 }
 map.onpointerdown = event => { dragStart = pointed(event); map.setPointerCapture(event.pointerId); };
 map.onpointermove = event => { if (dragStart) setBox(...dragged(event)); };
@@ -604,52 +591,52 @@ function step(by) {
   if (to !== undefined) change({ image: String(idOf(to)) }, false);
 }
 
-function curves(r, n) {  // every class's score over the epochs, the truth's in the colour of the run
-  const { epochs, exact } = runs[r], y = value => 90 - 84 * value, x = e => 8 + 280 * e / Math.max(1, epochs.length - 1);
-  const scores = k => epochs.map((_, e) => data.runs[r].score(e, n, k));
+function curves(r, n) {  // the score of each class by epoch, that of the truth in the colour of the run
+  const { epochs, exact } = runs[r], end = 288, y = value => 90 - 84 * value;
+  const x = e => 8 + (end - 8) * e / Math.max(1, epochs.length - 1);
+  const scores = k => epochs.map((_, e) => data.runs[r].score(e, n, k)), latest = k => scores(k).at(-1);
   const shown = CLASSES.filter(k => k === truth[n] || Math.max(...scores(k)) >= 0.02);
-  const lines = shown.map(k => line(r, [...scores(k), scores(k).at(-1)].map((v, e) =>
-    [Math.min(288, e === epochs.length ? 288 : x(e)), y(v)]), k === truth[n] ? "" : "other"));
-  let lowest = -Infinity;  // names must not overlap
-  const ends = shown.map(k => [k, scores(k).at(-1)]).filter(([, v]) => v >= 0.08).sort((a, b) => b[1] - a[1]);
-  const names = ends.map(([k, v]) => h("text", { x: 292, y: lowest = Math.max(lowest + 11, y(v) + 4),
-    class: k === truth[n] && "truth" }, classes[k].slice(0, 8)));
+  const lines = shown.map(k => line(r, [...scores(k).map((v, e) => [x(e), y(v)]), [end, y(latest(k))]],
+    k === truth[n] ? "" : "other"));
+  let lowest = -Infinity;  // the names must not overlap
+  const names = shown.filter(k => latest(k) >= 0.08).sort((a, b) => latest(b) - latest(a)).map(k => {
+    lowest = Math.max(lowest + 11, y(latest(k)) + 4);
+    return h("text", { x: end + 4, y: lowest, class: k === truth[n] && "truth" }, classes[k].slice(0, 8));
+  });
   const now = x(epochs.length > 1 ? views[state.epoch].at[r] : exact);
-  return chart(340, 96, "curves", `score of each class by epoch, ${label(r)}`, gridLine(8, 288, 90),
+  return chart(340, 96, "curves", `score of each class by epoch, ${label(r)}`, gridLine(8, end, 90),
     h("line", { class: "ideal", x1: now, x2: now, y1: 4, y2: 90 }), lines, names);
 }
 
 function drawImage() {
-  const dialog = $("image");
-  if (state.image === "") return dialog.open && dialog.close();
-  const n = rowOf(state.image), list = neighbours(n), place = list.indexOf(n), doubtful = marks.has(String(idOf(n)));
-  const top = k => most(n, (r, n) => score(r, n, k));
-  const move = (key, text, by) => button(`go-${key}`, text, () => step(by),
-    { "aria-label": `${key} image`, disabled: !(place + by in list) });
-  fill("image", h("div", { class: "tools" }, move("previous", "←", -1), `${comma(place + 1)} of ${comma(list.length)}`,
-    move("next", "→", 1), button("doubt", "label is doubtful (L)", () => toggleMark(n), { "aria-pressed": String(doubtful) }),
-    button("close", "close (Esc)", () => dialog.close())),
-  h("div", { class: "detail" },
-    tiles && picture(n, Math.max(280, side), { role: "img", "aria-label": about(n) }),
+  if (state.image === "") { $("image").close(); return; }
+  const n = rowOf(state.image), list = neighbours(n), place = list.indexOf(n), top = k => most(n, r => score(r, n, k));
+  const best = [...CLASSES].sort((a, b) => top(b) - top(a)).slice(0, 10);
+  $("place").textContent = `${comma(place + 1)} of ${comma(list.length)}`;
+  $("before").disabled = place === 0;
+  $("after").disabled = place === list.length - 1;
+  $("doubt").ariaPressed = String(marks.has(String(idOf(n))));
+  fill("detail", tiles && picture(n, Math.max(280, side), { role: "img", "aria-label": about(n) }),
     h("div", null, h("h2", { id: "image-title" }, `image ${idOf(n)}: truth `, className(truth[n])),
-      h("p", null, `margin of the label ${signed(data.margin[n], 3)}, best other class `,
+      h("p", null, `margin of the label ${data.margin[n].toFixed(3).replace("-", "−")}, best other class `,
         h("b", null, className(data.suggested[n]))),
       RUNS.map(r => [h("p", null, runName(r), " ", guessCell(r, n)), curves(r, n)])),
-    table("facts", ["score", ...runHeads(RUNS)], [...CLASSES].sort((a, b) => top(b) - top(a)).slice(0, 10).map(k =>
-      [[className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => digits(score(r, n, k)))]))));
-  if (!dialog.open) dialog.showModal();
-  return null;
+    table("facts", ["score", ...runHeads(RUNS)], best.map(k =>
+      [[className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => digits(score(r, n, k)))])));
+  if (!$("image").open) $("image").showModal();
 }
 
 // ---- Drawing: a part is drawn again if what it shows has changed ----
 const drawn = new Map();
 function redraw(part, ...shown) {
-  const key = JSON.stringify(shown), { activeElement } = document, focus = activeElement?.dataset.key;
+  const key = JSON.stringify(shown), { activeElement } = document;
   if (drawn.get(part) === key) return;
   drawn.set(part, key);
   part();
-  if (focus && !activeElement.isConnected) document.querySelector(`[data-key="${CSS.escape(focus)}"]`)?.focus();
+  if (activeElement?.dataset.key && !activeElement.isConnected) focusOn(activeElement.dataset.key);
 }
+const focusOn = key => document.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
+const findImages = () => { found = filtered(); };
 
 function draw() {
   const { image, map, matrix, page, size, gallery, ...filters } = state, { epoch, show, cell, box, query, any } = state;
@@ -664,41 +651,61 @@ function draw() {
   redraw(drawConfusion, epoch, matrix, cell);
   redraw(drawSuspects);
   redraw(drawGroups, epoch);
-  redraw(drawDynamics, epoch, map, box);
+  if (moving.length) redraw(drawMap, epoch, map, box);
+  if (moving.length) redraw(drawLearned, epoch);
   redraw(drawImage, image, filters, marked);
 }
-const findImages = () => { found = filtered(); };
 
 function drawView() {
   for (const section of document.querySelectorAll("section[data-view]"))
     section.hidden = Number(section.dataset.view) !== state.epoch;
   verdict = findVerdicts();
-  fill("runs", RUNS.map(r => h("span", { class: `run ${runClass(r)}` },
-    h("svg", { viewBox: "0 0 26 8", "aria-hidden": "true" }, line(r, [[0, 4], [26, 4]])), runName(r))), h("span", { class: "hint" }, facts.about));
-  $("slider").hidden = views.length < 2;
+  const sample = r => h("svg", { viewBox: "0 0 26 8", "aria-hidden": "true" }, line(r, [[0, 4], [26, 4]]));
+  fill("runs", RUNS.map(r => h("span", { class: `run ${runClass(r)}` }, sample(r), runName(r))),
+    h("span", { class: "hint" }, facts.about));
   $("epoch").value = state.epoch;
   $("at").value = views[state.epoch].epoch;
 }
 
-document.documentElement.classList.toggle("many", K > 12);
-$("epoch").max = views.length - 1;
-$("epoch").oninput = event => { state.epoch = Number(event.target.value); draw(); };
-$("epoch").onchange = event => change({ epoch: Number(event.target.value) });
-$("answers").onclick = event => {
+// ---- Controls ----
+const on = (id, type, act) => { $(id)[`on${type}`] = act; };
+for (const name of ["truth", "guess", "group", "any"])
+  on(name, "change", event => change({ [name]: event.target.value }));
+on("size", "change", event => change({ size: Number(event.target.value) }));
+on("mapped", "change", event => change({ map: Number(event.target.value) }));
+on("sort", "change", event => sortBy(event.target.value));
+on("down", "click", () => change({ down: state.down ? "" : "1" }));
+on("add", "click", () => change({ query: [...state.query, ["id", "≥", ""]] }));
+on("gallery", "click", () => change({ gallery: state.gallery ? "" : "1" }));
+on("csv", "click", downloadList);
+on("marks", "click", downloadMarks);
+on("by-margin", "click", () => change({ ...clear, sort: "margin", down: "" }));
+on("epoch", "input", event => { state.epoch = Number(event.target.value); draw(); });
+on("epoch", "change", event => change({ epoch: Number(event.target.value) }));
+on("answers", "click", event => {
   const point = event.target.closest("circle[data-view]");
   if (point) change({ epoch: Number(point.dataset.view) });
-};
-$("image").removeAttribute("open");
-$("image").onclose = () => {
-  const opened = document.querySelector(`[data-key="${CSS.escape(`image-${state.image}`)}"]`);
+});
+on("before", "click", () => step(-1));
+on("after", "click", () => step(1));
+on("doubt", "click", () => toggleMark(rowOf(state.image)));
+on("close", "click", () => $("image").close());
+on("image", "close", () => {
+  const key = `image-${state.image}`;
   if (state.image !== "") change({ image: "" });
-  opened?.focus();
-};
-$("image").onkeydown = ({ key }) => {
-  const acts = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), l: () => toggleMark(rowOf(state.image)) };
-  (acts[key] ?? acts[key.toLowerCase()])?.();
-};
+  focusOn(key);
+});
+on("image", "keydown", ({ key }) => {
+  const acts = { ArrowLeft: "before", ArrowRight: "after", l: "doubt", L: "doubt" };
+  if (acts[key]) $(acts[key]).click();
+});
 window.onhashchange = () => { readAddress(); draw(); };
+
+$("image").removeAttribute("open");  // as it may be in a saved copy
+document.documentElement.classList.toggle("many", K > 12);
+$("slider").hidden = views.length < 2;
+$("dynamics").hidden = !moving.length;
+$("epoch").max = views.length - 1;
 readAddress();
 draw();
 document.documentElement.dataset.ready = "yes";

@@ -408,6 +408,7 @@ def arrays(runs: list[Run], margins: np.ndarray, suggested: np.ndarray) -> tuple
         truth_scores = np.stack([one.truth_score for one in history])
         for values in (truth_scores.mean(0), truth_scores.std(0)):
             parts.append(bytes_by_place(np.rint(65535 * values).astype("<u2")))
+        parts += [values.astype(np.uint8) for values in figures.learning(run)]
     facts = {"count": count, "digits": digits}
     return facts, zlib.compress(b"".join(part.tobytes() for part in parts), 9)
 

@@ -16,6 +16,9 @@ from programs import run
 webdriver = pytest.importorskip("selenium.webdriver")
 pytestmark = pytest.mark.xdist_group("browser")
 HOSTILE = "\"><img src=x onerror=document.title=1>'é"
+FIND = (
+    "const [k] = arguments, e = document.getElementById(k) ?? document.querySelector(`[data-key='${k}']`); "
+)
 CLASSES = ["=1+1", "</script><b>1", "a\tb", '"q"', "שלום עולם", "x" * 70, "-6", "&amp;", "@8", "9"]
 
 
@@ -40,11 +43,10 @@ class Page:
         raise AssertionError(f"not within {seconds} s: {script}")
 
     def click(self, key: str) -> None:
-        self.js("document.querySelector(`[data-key='${arguments[0]}']`).click()", key)
+        self.js(FIND + "e.click()", key)
 
     def choose(self, key: str, value) -> None:
-        find = "const e = document.querySelector(`[data-key='${arguments[0]}']`); "
-        self.js(find + "e.value = arguments[1]; e.onchange({ target: e });", key, str(value))
+        self.js(FIND + "e.value = arguments[1]; e.onchange({ target: e });", key, str(value))
 
     def go_to_epoch(self, view: int) -> None:
         move = "const e = document.getElementById('epoch'); e.value = arguments[0]; "
@@ -191,7 +193,7 @@ def test_page_shows_names_as_text_and_asks_for_nothing(page, two):
     assert page.js("return document.title") == f"first@2 vs {HOSTILE}@2"
     assert not page.js("return document.querySelector('img, td b b')")
     names = page.js(
-        "return [...document.querySelectorAll('[data-key=truth] option')].slice(1).map(o => o.textContent)"
+        "return [...document.querySelectorAll('#truth option')].slice(1).map(o => o.textContent)"
     )
     assert names == CLASSES
     assert HOSTILE * 20 in page.text("#answers section:not([hidden]) table")
@@ -224,9 +226,9 @@ def test_filters_add_up_and_are_undone(page, two, files):
     page.choose("group", "guess1")
     assert page.text("tr.group") == f"guess, {HOSTILE}@2: {CLASSES[0]}, {(now.guess[1] == 0).sum()} images"
     page.choose("group", "")
-    page.click("query")
+    page.click("add")
     page.choose("query-0-2", 40)
-    page.click("query")
+    page.click("add")
     page.choose("query-1-0", "class3_1")
     page.choose("query-1-1", "<")
     page.choose("query-1-2", 0.5)
@@ -250,7 +252,7 @@ def test_titles_sort(page, two, files):
     page.address("show=all")
     change = abs(np.subtract(*(s[np.arange(500), now.truth] for s in now.scores)))
     assert page.ids == (-change).argsort(kind="stable")[:25].tolist()
-    page.click("page-last")
+    page.click("last")
     assert page.ids == (-change).argsort(kind="stable")[475:].tolist()
 
 
@@ -259,13 +261,13 @@ def test_address_holds_the_view(page, two):
     page.click("chip-all")
     page.choose("truth", 3)
     page.click("head-id")
-    page.click("page-next")
+    page.click("next")
     page.go_to_epoch(0)
     link, ids = page.browser.current_url, page.ids
     page.browser.back()
     page.wait("return document.getElementById('at').value === '2'")
     page.browser.back()
-    page.wait("return document.querySelector('#pages').textContent.includes('page 1 ')")
+    page.wait("return document.querySelector('#page').textContent.startsWith('page 1 ')")
     page.browser.forward()
     page.browser.forward()
     page.wait("return document.getElementById('at').value === '1'")
@@ -333,7 +335,7 @@ def test_image_is_opened_stepped_and_marked_by_keys(page, two, tmp_path):
     assert page.js("return document.activeElement.dataset.key") == f"image-{ids[1]}"
     assert [row["id"] for row in downloaded(page, tmp_path, "marks")] == [str(ids[1])]
     page.open(two)
-    assert page.text("[data-key=marks]").startswith("1 doubtful")
+    assert page.text("#marks").startswith("1 doubtful")
 
 
 def test_data_map_and_learning_agree_with_the_files(page, two, files):
