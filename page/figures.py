@@ -8,6 +8,12 @@ import numpy as np
 from scipy.special import bdtr
 
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
+# How the runs did on an image, by their number. Of two, "fixed" means that only the second is right.
+VERDICTS = {
+    1: ["all right", "wrong"],
+    2: ["all right", "fixed", "broken", "both wrong the same", "both wrong otherwise"],
+    3: ["all right", "disagree", "all wrong the same", "all wrong otherwise"],
+}
 NOT_SETTINGS = {"run_dir", "data_dir", "classes", "parameters"}  # keys that are not compared as settings
 
 

@@ -20,13 +20,12 @@ function h(tag, attributes, ...children) {
 }
 const fill = (id, ...children) => $(id).replaceChildren(...children.flat(Infinity).filter(Boolean));
 const comma = value => value.toLocaleString("en");
-
 const percent = value => `${Math.round(100 * value)} %`;
 const className = k => h("bdi", { title: classes[k] }, classes[k]);
 const label = r => views[state.epoch].labels[r];
 const runClass = r => `r${r % 6}`;
 const runName = (r, tag = "b") => h(tag, { class: runClass(r), title: label(r) }, h("bdi", null, label(r)));
-const option = (value, text, chosen) => h("option", { value, selected: String(chosen) === String(value) }, text);
+const option = (value, text, now) => h("option", { value, selected: String(now) === String(value) }, text);
 const button = (key, text, onclick, more) =>
   h("button", { type: "button", "data-key": key, onclick, ...more }, text);
 
@@ -63,7 +62,6 @@ function unpack(bytes) {
   }
   return read;
 }
-
 const stream = new Blob([decode($("arrays"))]).stream().pipeThrough(new DecompressionStream("deflate"));
 const moving = RUNS.filter(r => runs[r].epochs.length > 1);  // those with a past
 const data = unpack(new Uint8Array(await new Response(stream).arrayBuffer()));
@@ -86,9 +84,7 @@ const idOf = n => facts.ids ? facts.ids[n] : n;
 const rowOf = id => facts.ids ? facts.ids.findIndex(other => String(other) === id) : Number(id);
 const most = (n, f) => Math.max(...RUNS.map(r => f(r, n)));
 const least = (n, f) => Math.min(...RUNS.map(r => f(r, n)));
-const VERDICTS = ["all right", ...R === 1 ? ["wrong"] : R === 2 ? ["fixed", "broken"] : ["disagree"],
-  ...R > 1 ? ["all wrong, same guess", "all wrong, different"] : []];
-const SAME = VERDICTS.indexOf("all wrong, same guess");
+const VERDICTS = facts.verdicts;
 function findVerdicts() {
   const guesses = RUNS.map(r => data.runs[r].guess[views[state.epoch].at[r]]);
   return truth.map((t, n) => {
@@ -99,7 +95,7 @@ function findVerdicts() {
     }
     if (wrongs === 0 || R === 1) return wrongs;
     if (wrongs < R) return R === 2 && guesses[0][n] === t ? 2 : 1;  // broken or fixed; disagree
-    return same ? SAME : SAME + 1;
+    return VERDICTS.length - (same ? 2 : 1);
   });
 }
 let verdict = new Uint8Array(count);
@@ -113,22 +109,24 @@ let marks = new Set();
 try { marks = new Set(JSON.parse(localStorage.getItem(storage) ?? "[]")); } catch { /* none are kept */ }
 function toggleMark(n) {
   if (!marks.delete(String(idOf(n)))) marks.add(String(idOf(n)));
-  try { localStorage.setItem(storage, JSON.stringify([...marks])); } catch { /* they last until it is closed */ }
+  try { localStorage.setItem(storage, JSON.stringify([...marks])); } catch { /* they are lost at the end */ }
   draw();
 }
+
+const truthChange = n => most(n, truthScore) - least(n, truthScore);
+const wrongScore = (r, n) => wrong(r, n) ? guessScore(r, n) : 0;
 
 // ---- Columns: what can be sorted, queried and grouped. `names` if the values are places in a list ----
 const columns = {
   id: { title: () => "id", value: idOf, rising: true },
   truth: { title: () => "truth", value: n => truth[n], names: classes },
   verdict: { title: () => "verdict", value: n => verdict[n], names: VERDICTS },
-  change: { title: () => "largest change of truth score", value: n => most(n, truthScore) - least(n, truthScore) },
+  change: { title: () => "largest change of truth score", value: truthChange },
   mistake: { title: () => "most confident wrong guess", value: n => most(n, wrongScore) },
   sure: { title: () => "least sure guess", value: n => least(n, guessScore), rising: true },
   margin: { title: () => "margin of the label", value: n => data.margin[n], rising: true },
   doubtful: { title: () => "label marked as doubtful", value: n => Number(marks.has(String(idOf(n)))) },
 };
-const wrongScore = (r, n) => wrong(r, n) ? guessScore(r, n) : 0;
 for (const r of RUNS) {
   const { learned, forgotten, mean, spread } = data.runs[r];
   const moments = [...runs[r].epochs.map(epoch => `since epoch ${epoch}`), "forgotten", "never right"];
@@ -152,17 +150,16 @@ const TESTS = {
 };
 // Confusion matrices: of each run, and the difference of each later run to the first.
 const MATRICES = [...RUNS.map(r => [r]), ...RUNS.slice(1).map(r => [0, r])];
-const matrixName = ([a, b]) => b === undefined ? label(a) : R === 2 ? "difference" : `${label(b)} − ${label(a)}`;
+const matrixName = ([a, b]) => b === undefined ? label(a) : R > 2 ? `${label(b)} − ${label(a)}` : "difference";
 
 // ---- The state: everything that the address holds ----
 const DEFAULTS = {
   epoch: facts.start, show: "wrong", truth: "", guess: "", cell: "", box: "", query: [], any: "", group: "",
-  sort: R > 1 ? "change" : "mistake", down: "1", page: 0, size: 25, gallery: "", matrix: R === 1 ? 0 : R, map: 0,
-  image: "",
+  sort: R > 1 ? "change" : "mistake", down: "1", page: 0, size: 25, gallery: "", image: "",
+  matrix: R === 1 ? 0 : R, map: moving[0] ?? 0,
 };
 const SIZES = [25, 50, 100];  // rows a page
 let state = { ...DEFAULTS };
-
 function readAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
   state = { ...DEFAULTS };
@@ -170,31 +167,27 @@ function readAddress() {
     if (typeof DEFAULTS[name] === "string") state[name] = value;
     if (typeof DEFAULTS[name] === "number" && /^\d{1,6}$/.test(value)) state[name] = Number(value);
   }
-  const isCondition = c => Object.hasOwn(columns, c[0]) && Object.hasOwn(TESTS, c[1]) && typeof c[2] === "string";
-  try { state.query = JSON.parse(given.get("query") ?? "[]").filter(isCondition); } catch { state.query = []; }
+  const isCondition = ([column, test, value]) =>
+    Object.hasOwn(columns, column) && Object.hasOwn(TESTS, test) && typeof value === "string";
+  try { state.query = JSON.parse(given.get("query") ?? "[]").filter(isCondition); } catch { /* none */ }
   const numbers = text => text.split(",").map(Number);
   const [matrix, ...pair] = numbers(state.cell), [run, ...sides] = numbers(state.box);
   const valid = {
-    epoch: views[state.epoch], show: Object.hasOwn(shows, state.show), sort: Object.hasOwn(columns, state.sort),
-    truth: state.truth in classes, guess: state.guess in classes, group: GROUPS.includes(state.group),
+    epoch: views[state.epoch], truth: state.truth in classes, guess: state.guess in classes,
+    show: Object.hasOwn(shows, state.show), sort: Object.hasOwn(columns, state.sort),
     cell: MATRICES[matrix] && pair.length === 2 && pair.every(k => k in classes),
     box: moving.includes(run) && sides.length === 4 && !sides.some(Number.isNaN),
-    size: SIZES.includes(state.size), matrix: MATRICES[state.matrix], map: runs[state.map],
-    image: rowOf(state.image) in truth,
+    size: SIZES.includes(state.size), matrix: MATRICES[state.matrix], map: moving.includes(state.map),
+    group: GROUPS.includes(state.group), image: rowOf(state.image) in truth,
   };
   for (const name in valid) if (!valid[name]) state[name] = DEFAULTS[name];
 }
-
 function writeAddress(push) {
-  const given = new URLSearchParams();
-  for (const [name, value] of Object.entries(DEFAULTS)) {
-    const now = name === "query" ? JSON.stringify(state.query) : String(state[name]);
-    if (now !== (name === "query" ? "[]" : String(value))) given.set(name, now);
-  }
-  if (String(given) !== location.hash.slice(1))
-    history[push ? "pushState" : "replaceState"](null, "", `#${given}`);
+  const given = new URLSearchParams(), text = value => typeof value === "object" ? JSON.stringify(value) : value;
+  for (const [name, value] of Object.entries(DEFAULTS))
+    if (text(state[name]) !== text(value)) given.set(name, text(state[name]));
+  if (String(given) !== location.hash.slice(1)) history[push ? "pushState" : "replaceState"](null, "", `#${given}`);
 }
-
 const KEEP_PAGE = ["page", "image", "matrix", "map"];
 function change(changes, push = true) {
   const page = Object.keys(changes).every(name => KEEP_PAGE.includes(name)) ? state.page : 0;
@@ -205,23 +198,18 @@ function change(changes, push = true) {
 
 // ---- Filter and sort ----
 function conditionTest([key, test, value]) {
-  const column = columns[key], compare = TESTS[test];
-  const wanted = typeof column.value(0) === "number" ? Number(value) : value;
-  return value.trim() === "" || Number.isNaN(wanted) ? () => true : n => compare(column.value(n), wanted);
+  const column = columns[key], wanted = typeof column.value(0) === "number" ? Number(value) : value;
+  return value.trim() === "" || Number.isNaN(wanted) ? () => true : n => TESTS[test](column.value(n), wanted);
 }
-
 function cellTest() {
   const [matrix, t, g] = state.cell.split(",").map(Number), [a, b] = MATRICES[matrix];
-  if (b === undefined) return n => truth[n] === t && guessOf(a, n) === g;
-  return n => truth[n] === t && (guessOf(a, n) === g) !== (guessOf(b, n) === g);
+  return n => truth[n] === t && (guessOf(a, n) === g) !== (b !== undefined && guessOf(b, n) === g);
 }
-
 function boxTest() {
-  const [r, left, right, low, high] = state.box.split(",").map(Number), { mean, spread } = data.runs[r];
-  const inside = (value, from, to) => value >= from * 65535 && value <= to * 65535;
-  return n => inside(spread[n], left, right) && inside(mean[n], low, high);
+  const [r, left, right, low, high] = state.box.split(",").map(Number);
+  const [mean, spread] = [columns[`mean${r}`].value, columns[`spread${r}`].value];
+  return n => spread(n) >= left && spread(n) <= right && mean(n) >= low && mean(n) <= high;
 }
-
 function sorted(found) {
   const { value } = columns[state.sort], sign = state.down ? -1 : 1;
   const group = state.group ? columns[state.group].value : () => 0;
@@ -230,27 +218,24 @@ function sorted(found) {
   const order = (x, y) => x > y ? sign : x < y ? -sign : 0;
   return found.sort((a, b) => groups[a] - groups[b] || order(keys[a], keys[b]) || a - b);
 }
-
 function filtered() {
   const tests = [n => shows[state.show](verdict[n])];
   if (state.truth) tests.push(n => truth[n] === Number(state.truth));
   if (state.guess) tests.push(n => RUNS.some(r => guessOf(r, n) === Number(state.guess)));
   if (state.cell) tests.push(cellTest());
   if (state.box) tests.push(boxTest());
-  const conditions = state.query.map(conditionTest);
-  if (conditions.length) tests.push(n => state.any ? conditions.some(c => c(n)) : conditions.every(c => c(n)));
+  const conditions = state.query.map(conditionTest), how = state.any ? "some" : "every";
+  if (conditions.length) tests.push(n => conditions[how](condition => condition(n)));
   return sorted(range(count).filter(n => tests.every(test => test(n))));
 }
 
 // ---- Pieces that several sections show ----
 const side = tiles ? Math.max(tiles.width, tiles.height) : 0;
-const rowSide = side <= 48 ? 42 : Math.min(side, 160);  // small pictures are enlarged, larger ones keep their size
+const rowSide = side <= 48 ? 42 : Math.min(side, 160);  // small pictures are enlarged, larger ones not
 function picture(n, wanted = rowSide, more = {}) {
-  const scale = wanted / side, across = tiles.columns, wide = tiles.width * scale, high = tiles.height * scale;
-  const place = n % across ** 2, x = place % across * wide, y = Math.floor(place / across) * high;
-  const style = `width:${wide}px;height:${high}px;background-size:${across * wide}px auto;`;
-  return h("span", { class: `picture sheet${Math.floor(n / across ** 2)}`,
-    style: `${style}background-position:${-x}px ${-y}px`, ...more });
+  const place = n % tiles.columns ** 2, sheet = Math.floor(n / tiles.columns ** 2);
+  const style = `--scale:${wanted / side};--x:${place % tiles.columns};--y:${Math.floor(place / tiles.columns)}`;
+  return h("span", { class: `picture sheet${sheet}`, style, ...more });
 }
 const about = n => `image ${idOf(n)}, truth ${classes[truth[n]]}`;
 const opener = (n, wanted) => button(`image-${idOf(n)}`, tiles ? picture(n, wanted) : idOf(n),
@@ -270,20 +255,17 @@ const table = (kind, heads, rows) => h("table", { class: kind },
   h("thead", null, h("tr", null, heads.map(head => th("col", head)))),
   h("tbody", null, rows.map(([head, ...cells]) => h("tr", null, th("row", head),
     cells.map(cell => cell instanceof HTMLTableCellElement ? cell : td(cell))))));
-const runHeads = list => list.map(r => runName(r, "span"));
-
 function bars(n) {  // the scores of each class, or of the highest ones: a bar per run, the truth underlined
   const top = k => k === truth[n] ? 2 : most(n, (r, n) => score(r, n, k));
   const shown = K <= 12 ? CLASSES : [...CLASSES].sort((a, b) => top(b) - top(a)).slice(0, 6);
   const step = 160 / shown.length, wide = (step - 2) / R;
-  const group = (k, i) => [...RUNS.map(r => {
-    const height = 29 * score(r, n, k);
-    return h("rect", { class: runClass(r), x: i * step + 1 + r * wide, y: 30 - height, width: 0.9 * wide, height });
-  }), h("text", { x: (i + 0.5) * step, y: 39, class: k === truth[n] && "truth" }, classes[k].slice(0, step / 6))];
+  const bar = (r, k, x, height = 29 * score(r, n, k)) =>
+    h("rect", { class: runClass(r), x: x + 1 + r * wide, y: 30 - height, width: 0.9 * wide, height });
+  const name = (k, x) => h("text", { x, y: 39, class: k === truth[n] && "truth" }, classes[k].slice(0, step / 6));
   const words = k => `${classes[k]}: ${RUNS.map(r => percent(score(r, n, k))).join(", ")}`;
-  return chart(160, 42, "bars", `scores ${shown.map(words).join("; ")}`, shown.map(group));
+  return chart(160, 42, "bars", `scores ${shown.map(words).join("; ")}`,
+    shown.map((k, i) => [RUNS.map(r => bar(r, k, i * step)), name(k, (i + 0.5) * step)]));
 }
-
 function sparkline(n) {
   const lines = moving.map(r => line(r, runs[r].epochs.map((_, e, { length }) =>
     [3 + 84 * e / (length - 1), 32 - 30 * data.runs[r].score(e, n, truth[n])])));
@@ -300,14 +282,13 @@ function sortBy(key) {
 }
 
 function drawChips() {
-  const all = R === 2 ? "both" : "all", by = /fixed|broken/;
-  const names = { wrong: R > 1 ? "any wrong" : "wrong", [VERDICTS[SAME]]: `${all} wrong the same`,
-    [VERDICTS[SAME + 1]]: `${all} wrong otherwise` };
-  fill("chips", Object.keys(shows).map(key => {
-    const name = names[key] ?? key, number = verdict.reduce((sum, v) => sum + shows[key](v), 0);
+  const chip = key => {
+    const number = verdict.reduce((sum, v) => sum + shows[key](v), 0);
+    const name = key === "wrong" && R > 1 ? "any wrong" : key, by = /fixed|broken/.test(key) ? ` by ${label(1)}` : "";
     return button(`chip-${key}`, [h("b", null, comma(number)), ` ${name}`], () => change({ show: key }),
-      { "aria-pressed": String(state.show === key), title: by.test(key) ? `${name} by ${label(R - 1)}` : name });
-  }));
+      { title: name + by, "aria-pressed": String(state.show === key) });
+  };
+  fill("chips", Object.keys(shows).map(chip));
 }
 
 function drawTools() {
@@ -317,11 +298,11 @@ function drawTools() {
   fill("sort", sorts(presets), h("optgroup", { label: "any column" }, sorts(others)));
   for (const name of ["truth", "guess"])
     fill(name, option("", "any", state[name]), classes.map((text, k) => option(k, text, state[name])));
-  fill("group", option("", "–", ""), GROUPS.map(key => option(key, columns[key].title(), state.group)));
+  fill("group", option("", "–", state.group), GROUPS.map(key => option(key, columns[key].title(), state.group)));
   fill("size", SIZES.map(size => option(size, size, state.size)));
   $("down").textContent = state.down ? "↓" : "↑";
   $("down").ariaLabel = state.down ? "largest first" : "smallest first";
-  $("gallery").textContent = state.gallery ? "table" : "gallery";
+  $("gallery").ariaPressed = String(Boolean(state.gallery));
   $("marks").hidden = !marks.size;
   $("marks").textContent = `${marks.size} doubtful, CSV`;
 }
@@ -332,7 +313,7 @@ function drawQuery() {
     const [key, test, value] = condition, { names } = columns[key];
     const part = (p, tag, more, ...options) => h(tag, { ...more, "data-key": `query-${i}-${p}`,
       "aria-label": `${["column", "comparison", "value"][p]} of condition ${i + 1}`,
-      onchange: ({ target }) => change({ query: state.query.with(i, condition.with(p, target.value)) }) }, options);
+      onchange: ({ target: { value } }) => change({ query: state.query.with(i, condition.with(p, value)) }) }, options);
     return h("div", { class: "tools" },
       part(0, "select", null, titles.map(([other, title]) => option(other, title, key))),
       part(1, "select", null, Object.keys(TESTS).map(other => option(other, other, test))),
@@ -349,12 +330,12 @@ function drawQuery() {
 function drawFilters() {
   const remove = (key, text, changes) =>
     button(`no-${key}`, `${text} ✕`, () => change(changes), { title: "remove this filter" });
-  const [matrix, t, g] = state.cell.split(",").map(Number), [r, left, right, low, high] = state.box.split(",");
-  const whose = ([a, b]) => b === undefined ? `by ${label(a)}` : `by only one of ${label(a)}, ${label(b)}`;
+  const [matrix, t, g] = state.cell.split(","), [r, left, right, low, high] = state.box.split(",");
+  const [a, b] = MATRICES[matrix] ?? [], whose = b ? `only one of ${label(a)}, ${label(b)}` : label(a ?? 0);
   const filters = Object.keys(clear).some(name => String(state[name]) !== String(clear[name]));
   fill("filters", h("span", { id: "shown" }, h("b", null, comma(found.length)), ` of ${comma(count)} images`),
-    state.cell && remove("cell", `truth ${classes[t]}, guess ${classes[g]} ${whose(MATRICES[matrix])}`, { cell: "" }),
-    state.box && remove("box", `${label(r)}: mean ${low} to ${high}, spread ${left} to ${right}`, { box: "" }),
+    state.cell && remove("cell", `truth ${classes[t]}, guess ${classes[g]} by ${whose}`, { cell: "" }),
+    state.box && remove("box", `${label(r)}: mean ${low}–${high}, spread ${left}–${right}`, { box: "" }),
     state.query.length > 0 && remove("query", "query", { query: [], any: "" }),
     filters && button("clear", "show all images", () => change(clear)));
 }
@@ -373,35 +354,29 @@ function drawList() {
   const size = state.gallery ? Math.max(100, state.size) : state.size, group = columns[state.group];
   const pages = Math.max(1, Math.ceil(found.length / size)), page = Math.min(state.page, pages - 1);
   const rows = found.slice(page * size, (page + 1) * size), list = listColumns();
-  const groupHead = (n, i) => {  // above row i, if it starts a group
+  const heads = rows.map((n, i) => {  // what stands above a row that starts a group
     const value = group?.value(n);
     if (!group || i && group.value(rows[i - 1]) === value) return null;
     const images = comma(found.filter(other => group.value(other) === value).length);
     return [`${group.title()}: `, h("bdi", null, group.names[value]), `, ${images} images`];
-  };
+  });
   const title = ([key, text]) => {
     const order = key === state.sort && (state.down ? "descending" : "ascending");
     const sort = key && button(`head-${key}`, [text, order && (state.down ? " ↓" : " ↑")], () => sortBy(key),
       { title: `sort by ${columns[key].title()}` });
-    return h("th", { scope: "col", role: "columnheader", "aria-sort": order }, sort || text);
+    return h("th", { scope: "col", "aria-sort": order }, sort || text);
   };
-  const cell = ([key, head, draw], n) => h("td", { role: "cell", class: `c-${key.replace(/\d+$/, "") || "image"}`,
-    "data-name": head.textContent ?? head }, draw(n));
-  const row = (n, i) => {
-    const head = groupHead(n, i);
-    return [head && h("tr", { class: "group", role: "row" }, h("th", { colspan: list.length, role: "cell" }, head)),
-      h("tr", { role: "row", "data-id": idOf(n) }, list.map(column => cell(column, n)))];
-  };
-  const card = (n, i) => {
-    const head = groupHead(n, i), guess = r => h("b", { class: runClass(r) }, className(guessOf(r, n)));
-    return [head && h("h3", null, head), h("div", { class: "card", "data-id": idOf(n) }, opener(n, Math.max(64, rowSide)),
-      h("div", null, className(truth[n]), " →", RUNS.map(r => [" ", guess(r), wrong(r, n) && "✗"])))];
-  };
-  const rowsTable = () => h("table", { class: "rows", role: "table", style: `--side:${tiles ? rowSide : 0}px` },
-    h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, list.map(title))),
-    h("tbody", { role: "rowgroup" }, rows.map(row)));
-  fill("list", !rows.length ? h("p", null, "No image passes all filters.")
-    : state.gallery ? h("div", { class: "gallery" }, rows.map(card)) : h("div", { class: "scroll" }, rowsTable()));
+  const cell = n => ([key, head, draw]) =>
+    h("td", { class: `c-${key.replace(/\d+$/, "") || "image"}`, "data-name": head.textContent ?? head }, draw(n));
+  const row = (n, i) => [heads[i] && h("tr", { class: "group" }, h("th", { colspan: list.length }, heads[i])),
+    h("tr", { "data-id": idOf(n) }, list.map(cell(n)))];
+  const guess = (r, n) => [" ", h("b", { class: runClass(r) }, className(guessOf(r, n))), wrong(r, n) && "✗"];
+  const card = (n, i) => [heads[i] && h("h3", null, heads[i]), h("div", { class: "card", "data-id": idOf(n) },
+    opener(n, Math.max(64, rowSide)), h("div", null, className(truth[n]), " →", RUNS.map(r => guess(r, n))))];
+  fill("list", !rows.length && h("p", null, "No image passes all filters."),
+    state.gallery ? h("div", { class: "gallery" }, rows.map(card))
+      : h("table", { class: "rows", style: `--side:${tiles ? rowSide : 0}px` },
+        h("thead", null, h("tr", null, list.map(title))), h("tbody", null, rows.map(row))));
   $("page").textContent = `page ${comma(page + 1)} of ${comma(pages)}`;
   for (const [id, to] of Object.entries({ first: 0, previous: page - 1, next: page + 1, last: pages - 1 })) {
     $(id).disabled = to === page || to < 0 || to >= pages;
@@ -424,15 +399,15 @@ const isExact = r => views[state.epoch].at[r] === runs[r].exact && facts.digits 
 const digits = value => facts.digits > 9 ? value : Number(value.toPrecision(facts.digits));
 function downloadList() {
   const heads = r => CLASSES.map(k => `score_${k} ${label(r)}${isExact(r) ? "" : " (rounded)"}`);
+  const names = ["id", "truth", "verdict", ...RUNS.map(r => `guess ${label(r)}`), ...RUNS.flatMap(heads)];
   const row = n => [idOf(n), classes[truth[n]], VERDICTS[verdict[n]], ...RUNS.map(r => classes[guessOf(r, n)]),
     ...RUNS.flatMap(r => CLASSES.map(k => digits(score(r, n, k))))];
-  download("predictions.csv", [["id", "truth", "verdict", ...RUNS.map(r => `guess ${label(r)}`),
-    ...RUNS.flatMap(heads)], ...found.map(row)]);
+  download("predictions.csv", [names, ...found.map(row)]);
 }
 function downloadMarks() {
-  const row = n => [idOf(n), classes[truth[n]], classes[data.suggested[n]], Number(data.margin[n].toPrecision(6))];
   const marked = range(count).filter(n => marks.has(String(idOf(n))));
-  download("doubtful.csv", [["id", "truth", "suggested", "margin"], ...marked.map(row)]);
+  download("doubtful.csv", [["id", "truth", "suggested", "margin"], ...marked.map(n =>
+    [idOf(n), classes[truth[n]], classes[data.suggested[n]], Number(data.margin[n].toPrecision(6))])]);
 }
 
 // ---- Confusion: one tab stop a matrix, arrow keys inside ----
@@ -463,13 +438,13 @@ function drawConfusion() {
     CLASSES.map(t => [className(t), ...CLASSES.map(g => cell(t, g))]));
   matrix.onkeydown = rove;
   matrix.ariaLabel = `confusion, ${matrixName(MATRICES[state.matrix])}`;
-  (matrix.querySelector("[aria-pressed=true]") ?? matrix.querySelector("button"))?.setAttribute("tabindex", 0);
+  const first = matrix.querySelector("[aria-pressed=true]") ?? matrix.querySelector("button");
+  first?.setAttribute("tabindex", 0);
   fill("matrices", MATRICES.map((pair, i) => button(`matrix-${i}`, h("bdi", null, matrixName(pair)),
     () => change({ matrix: i }), { "aria-pressed": String(i === state.matrix) })));
   fill("confusion", matrix);
   $("minus").textContent = `${isRun ? "" : `${label(b)} minus ${label(a)}. `}Same shade, same count.`;
 }
-
 function rove(event) {  // to the next number in the direction of an arrow key
   const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
   if (!steps[event.key]) return;
@@ -485,43 +460,33 @@ function rove(event) {  // to the next number in the direction of an arrow key
 }
 
 function drawSuspects() {
-  fill("suspects", suspects.slice(0, 12).map(n => h("div", { class: "card" }, opener(n, 48), h("div", null, "label ",
-    h("b", null, className(truth[n])), h("br"), "runs ", h("b", null, className(data.suggested[n]))))));
+  const words = n => ["label ", h("b", null, className(truth[n])), h("br"),
+    "runs ", h("b", null, className(data.suggested[n]))];
+  fill("suspects", suspects.slice(0, 12).map(n => h("div", { class: "card" }, opener(n, 48), h("div", null, words(n)))));
 }
 
 // ---- Wrong guesses, grouped by guess: the runs around one axis of true classes ----
-const unseen = new IntersectionObserver(entries => {
-  for (const { target, isIntersecting } of entries) if (isIntersecting) target.show();
-}, { rootMargin: "800px" });
-
 function drawGroups() {
   const members = RUNS.map(() => CLASSES.map(() => CLASSES.map(() => [])));  // run, guess, truth -> images
-  for (const r of RUNS) for (let n = 0; n < count; n++)
-    if (wrong(r, n)) members[r][guessOf(r, n)][truth[n]].push(n);
-  const lengths = members.flat(2).map(images => images.length), longest = Math.max(1, ...lengths);
-  const few = lengths.reduce((a, b) => a + b) < 2000, mirrored = R === 2;
+  for (const r of RUNS)
+    for (let n = 0; n < count; n++) if (wrong(r, n)) members[r][guessOf(r, n)][truth[n]].push(n);
+  const longest = members.flat(2).reduce((most, images) => Math.max(most, images.length), 1), mirrored = R === 2;
   const bar = (r, { length }) => h("div", { class: `bar ${runClass(r)}` },
     length > 0 && [h("i", { style: `width:${80 * length / longest}%` }), h("span", null, comma(length))]);
-  const pictures = (r, g) => {
-    const images = members[r][g].flat(), number = h("b", { title: label(r) }, comma(images.length));
-    const area = h("div", { class: `pictures ${runClass(r)}` }, number);
-    area.show = () => area.append(...images.splice(0).map(n => opener(n, Math.min(64, rowSide))));
-    if (few) area.show(); else unseen.observe(area);
-    return area;
-  };
+  const pictures = (r, images) => h("div", { class: `pictures ${runClass(r)}` },
+    h("b", { title: label(r) }, comma(images.length)), images.map(n => opener(n, Math.min(64, rowSide))));
   const axisLine = (t, g) => {
     const name = h("span", { class: "name" }, className(t)), bars = RUNS.map(r => bar(r, members[r][g][t]));
     return h("div", { class: "line", style: `--runs:${R}` }, mirrored ? [bars[0], name, bars[1]] : [name, bars]);
   };
-  const row = (kind, name, middle, parts) => h("div", { class: `wrongs ${kind}` }, h("b", { class: "name" }, name),
-    mirrored ? [parts[0], middle, parts[1]] : [middle, h("div", null, parts)]);
-  const group = g => row("", className(g), h("div", { class: "axis" },
-    CLASSES.filter(t => RUNS.some(r => members[r][g][t].length)).map(t => axisLine(t, g))), RUNS.map(r => pictures(r, g)));
+  const axis = g => CLASSES.filter(t => RUNS.some(r => members[r][g][t].length)).map(t => axisLine(t, g));
+  const row = (kind, name, middle, parts) => h("div", { class: `wrongs ${kind}` },
+    h("b", { class: "name" }, name), mirrored ? [parts[0], middle, parts[1]] : [middle, h("div", null, parts)]);
   const shown = CLASSES.filter(g => RUNS.some(r => members[r][g].some(images => images.length)));
-  unseen.disconnect();
   $("groups").classList.toggle("mirrored", mirrored);
   fill("groups", row("heads", "guess", h("div", null, "true class"), RUNS.map(r => h("div", null, runName(r)))),
-    shown.map(group), !shown.length && h("p", null, "No guess is wrong."));
+    shown.map(g => row("", className(g), h("div", null, axis(g)), RUNS.map(r => pictures(r, members[r][g].flat())))),
+    !shown.length && h("p", null, "No guess is wrong."));
 }
 
 // ---- Training dynamics. `map_chart` in render.py draws the axes of the data map ----
@@ -529,17 +494,15 @@ const map = $("map"), [mapLeft, mapRight, mapTop, mapBottom] = map.dataset.area.
 const MOST_SPREAD = 0.5;
 const mapX = spread => mapLeft + spread / MOST_SPREAD * (mapRight - mapLeft);
 const mapY = mean => mapBottom - mean * (mapBottom - mapTop);
-const mapped = () => moving.includes(state.map) ? state.map : moving[0];
 function setBox(left, right, low, high) {
-  const box = { x: mapX(left), y: mapY(high), width: mapX(right) - mapX(left), height: mapY(low) - mapY(high) };
-  for (const [name, value] of Object.entries(box)) $("box").setAttribute(name, value);
+  const sides = { x: mapX(left), y: mapY(high), width: mapX(right) - mapX(left), height: mapY(low) - mapY(high) };
+  for (const [name, value] of Object.entries(sides)) $("box").setAttribute(name, value);
 }
-
 function drawMap() {
-  const shown = mapped(), { mean, spread } = data.runs[shown], paths = ["", ""], seen = new Set();
+  const { map: shown } = state, { mean, spread } = data.runs[shown], paths = ["", ""], seen = new Set();
   for (let n = 0; n < count; n++) {
-    const x = Math.round(mapX(spread[n] / 65535)), y = Math.round(mapY(mean[n] / 65535)), cross = wrong(shown, n);
-    const dot = (x * 1000 + y) * 2 + cross;
+    const x = Math.round(mapX(spread[n] / 65535)), y = Math.round(mapY(mean[n] / 65535));
+    const cross = wrong(shown, n), dot = (x * 1000 + y) * 2 + cross;
     if (seen.has(dot)) continue;
     seen.add(dot);
     paths[Number(cross)] += cross ? `M${x - 3} ${y - 3}l6 6m0-6l-6 6` : `M${x - 1} ${y - 1}h2v2h-2z`;
@@ -549,19 +512,6 @@ function drawMap() {
   const [r, ...sides] = state.box.split(",").map(Number);
   setBox(...state.box && r === shown ? sides : [0, 0, 0, 0]);
   fill("mapped", moving.map(r => option(r, label(r), shown)));
-}
-
-function drawLearned() {
-  const names = r => columns[`right${r}`].names;
-  const moments = [...new Set(moving.flatMap(r => names(r).slice(0, -2))), ...names(moving[0]).slice(-2)];
-  const cell = (r, moment, m) => {
-    const k = names(r).indexOf(moment), number = data.runs[r].learned.reduce((sum, one) => sum + (one === k), 0);
-    return h("td", { class: `bar ${runClass(r)}` }, h("i", { style: `width:${12 * Math.log10(1 + number)}%` }),
-      button(`right-${r}-${m}`, comma(number), () => change({ ...clear, query: [[`right${r}`, "=", String(k)]] }),
-        { "aria-label": `${label(r)} ${moment}: ${number}` }));
-  };
-  fill("learned", table("facts learned", ["right", ...runHeads(moving)],
-    moments.map((moment, m) => [moment, ...moving.map(r => cell(r, moment, m))])));
 }
 
 let dragStart = null;
@@ -581,7 +531,7 @@ map.onpointerup = event => {
   if (!dragStart) return;
   const sides = dragged(event);
   dragStart = null;
-  change({ box: sides[1] - sides[0] < 0.005 ? "" : [mapped(), ...sides].join(), show: "all" });
+  change({ box: sides[1] - sides[0] < 0.005 ? "" : [state.map, ...sides].join(), show: "all" });
 };
 
 // ---- One image ----
@@ -590,38 +540,35 @@ function step(by) {
   const n = rowOf(state.image), list = neighbours(n), to = list[list.indexOf(n) + by];
   if (to !== undefined) change({ image: String(idOf(to)) }, false);
 }
-
 function curves(r, n) {  // the score of each class by epoch, that of the truth in the colour of the run
-  const { epochs, exact } = runs[r], end = 288, y = value => 90 - 84 * value;
-  const x = e => 8 + (end - 8) * e / Math.max(1, epochs.length - 1);
-  const scores = k => epochs.map((_, e) => data.runs[r].score(e, n, k)), latest = k => scores(k).at(-1);
-  const shown = CLASSES.filter(k => k === truth[n] || Math.max(...scores(k)) >= 0.02);
-  const lines = shown.map(k => line(r, [...scores(k).map((v, e) => [x(e), y(v)]), [end, y(latest(k))]],
-    k === truth[n] ? "" : "other"));
+  const { epochs } = runs[r], end = 288, y = value => 90 - 84 * value;
+  const x = e => 8 + (end - 8) * e / Math.max(1, epochs.length - 1), now = x(views[state.epoch].at[r]);
+  const scores = CLASSES.map(k => epochs.map((_, e) => data.runs[r].score(e, n, k)));
+  const shown = CLASSES.filter(k => k === truth[n] || Math.max(...scores[k]) >= 0.02);
+  const points = k => [...scores[k].map((v, e) => [x(e), y(v)]), [end, y(scores[k].at(-1))]];
   let lowest = -Infinity;  // the names must not overlap
-  const names = shown.filter(k => latest(k) >= 0.08).sort((a, b) => latest(b) - latest(a)).map(k => {
-    lowest = Math.max(lowest + 11, y(latest(k)) + 4);
-    return h("text", { x: end + 4, y: lowest, class: k === truth[n] && "truth" }, classes[k].slice(0, 8));
-  });
-  const now = x(epochs.length > 1 ? views[state.epoch].at[r] : exact);
+  const name = ([v, k]) => h("text", { x: end + 4, y: lowest = Math.max(lowest + 11, y(v) + 4),
+    class: k === truth[n] && "truth" }, classes[k].slice(0, 8));
+  const ends = shown.map(k => [scores[k].at(-1), k]).filter(([v]) => v >= 0.08).sort(([a], [b]) => b - a);
   return chart(340, 96, "curves", `score of each class by epoch, ${label(r)}`, gridLine(8, end, 90),
-    h("line", { class: "ideal", x1: now, x2: now, y1: 4, y2: 90 }), lines, names);
+    h("line", { class: "ideal", x1: now, x2: now, y1: 4, y2: 90 }),
+    shown.map(k => line(r, points(k), k === truth[n] ? "" : "other")), ends.map(name));
 }
 
 function drawImage() {
   if (state.image === "") { $("image").close(); return; }
-  const n = rowOf(state.image), list = neighbours(n), place = list.indexOf(n), top = k => most(n, r => score(r, n, k));
-  const best = [...CLASSES].sort((a, b) => top(b) - top(a)).slice(0, 10);
+  const n = rowOf(state.image), list = neighbours(n), place = list.indexOf(n);
+  const top = k => most(n, r => score(r, n, k)), best = [...CLASSES].sort((a, b) => top(b) - top(a)).slice(0, 10);
   $("place").textContent = `${comma(place + 1)} of ${comma(list.length)}`;
   $("before").disabled = place === 0;
   $("after").disabled = place === list.length - 1;
   $("doubt").ariaPressed = String(marks.has(String(idOf(n))));
+  const margin = data.margin[n].toFixed(3).replace("-", "−");
   fill("detail", tiles && picture(n, Math.max(280, side), { role: "img", "aria-label": about(n) }),
     h("div", null, h("h2", { id: "image-title" }, `image ${idOf(n)}: truth `, className(truth[n])),
-      h("p", null, `margin of the label ${data.margin[n].toFixed(3).replace("-", "−")}, best other class `,
-        h("b", null, className(data.suggested[n]))),
+      h("p", null, `margin of the label ${margin}, best other class `, h("b", null, className(data.suggested[n]))),
       RUNS.map(r => [h("p", null, runName(r), " ", guessCell(r, n)), curves(r, n)])),
-    table("facts", ["score", ...runHeads(RUNS)], best.map(k =>
+    table("facts", ["score", ...RUNS.map(r => runName(r, "span"))], best.map(k =>
       [[className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => digits(score(r, n, k)))])));
   if (!$("image").open) $("image").showModal();
 }
@@ -639,23 +586,20 @@ const focusOn = key => document.querySelector(`[data-key="${CSS.escape(key)}"]`)
 const findImages = () => { found = filtered(); };
 
 function draw() {
-  const { image, map, matrix, page, size, gallery, ...filters } = state, { epoch, show, cell, box, query, any } = state;
-  const marked = [...marks];
+  const { image, map, matrix, page, size, gallery, ...filters } = state, marked = [...marks], { epoch } = state;
   redraw(drawView, epoch);
-  redraw(drawChips, epoch, show);
+  redraw(drawChips, epoch, state.show);
   redraw(drawTools, state, marked);
-  redraw(drawQuery, epoch, query, any);
+  redraw(drawQuery, epoch, state.query, state.any);
   redraw(findImages, filters, marked);
   redraw(drawFilters, filters, found.length);
   redraw(drawList, filters, page, size, gallery, marked);
-  redraw(drawConfusion, epoch, matrix, cell);
+  redraw(drawConfusion, epoch, matrix, state.cell);
   redraw(drawSuspects);
   redraw(drawGroups, epoch);
-  if (moving.length) redraw(drawMap, epoch, map, box);
-  if (moving.length) redraw(drawLearned, epoch);
+  if (moving.length) redraw(drawMap, epoch, map, state.box);
   redraw(drawImage, image, filters, marked);
 }
-
 function drawView() {
   for (const section of document.querySelectorAll("section[data-view]"))
     section.hidden = Number(section.dataset.view) !== state.epoch;
@@ -668,39 +612,36 @@ function drawView() {
 }
 
 // ---- Controls ----
-const on = (id, type, act) => { $(id)[`on${type}`] = act; };
 for (const name of ["truth", "guess", "group", "any"])
-  on(name, "change", event => change({ [name]: event.target.value }));
-on("size", "change", event => change({ size: Number(event.target.value) }));
-on("mapped", "change", event => change({ map: Number(event.target.value) }));
-on("sort", "change", event => sortBy(event.target.value));
-on("down", "click", () => change({ down: state.down ? "" : "1" }));
-on("add", "click", () => change({ query: [...state.query, ["id", "≥", ""]] }));
-on("gallery", "click", () => change({ gallery: state.gallery ? "" : "1" }));
-on("csv", "click", downloadList);
-on("marks", "click", downloadMarks);
-on("by-margin", "click", () => change({ ...clear, sort: "margin", down: "" }));
-on("epoch", "input", event => { state.epoch = Number(event.target.value); draw(); });
-on("epoch", "change", event => change({ epoch: Number(event.target.value) }));
-on("answers", "click", event => {
-  const point = event.target.closest("circle[data-view]");
-  if (point) change({ epoch: Number(point.dataset.view) });
-});
-on("before", "click", () => step(-1));
-on("after", "click", () => step(1));
-on("doubt", "click", () => toggleMark(rowOf(state.image)));
-on("close", "click", () => $("image").close());
-on("image", "close", () => {
+  $(name).onchange = event => change({ [name]: event.target.value });
+$("size").onchange = event => change({ size: Number(event.target.value) });
+$("mapped").onchange = event => change({ map: Number(event.target.value) });
+$("sort").onchange = event => sortBy(event.target.value);
+$("epoch").oninput = event => { state.epoch = Number(event.target.value); draw(); };
+$("epoch").onchange = event => change({ epoch: Number(event.target.value) });
+const clicks = {
+  down: () => change({ down: state.down ? "" : "1" }),
+  add: () => change({ query: [...state.query, ["id", "≥", ""]] }),
+  gallery: () => change({ gallery: state.gallery ? "" : "1" }),
+  csv: downloadList, marks: downloadMarks,
+  "by-margin": () => change({ ...clear, sort: "margin", down: "" }),
+  before: () => step(-1), after: () => step(1), doubt: () => toggleMark(rowOf(state.image)),
+  close: () => $("image").close(),
+  answers: ({ target: { dataset } }) => { if (dataset.view) change({ epoch: Number(dataset.view) }); },
+  learned: ({ target: { dataset: { run, learned } } }) => {
+    if (run) change({ ...clear, query: [[`right${run}`, "=", learned]] });
+  },
+};
+for (const [id, act] of Object.entries(clicks)) $(id).onclick = act;
+$("image").onclose = () => {
   const key = `image-${state.image}`;
   if (state.image !== "") change({ image: "" });
   focusOn(key);
-});
-on("image", "keydown", ({ key }) => {
-  const acts = { ArrowLeft: "before", ArrowRight: "after", l: "doubt", L: "doubt" };
-  if (acts[key]) $(acts[key]).click();
-});
+};
+$("image").onkeydown = ({ key }) => $({ ArrowLeft: "before", ArrowRight: "after", l: "doubt", L: "doubt" }[key])?.click();
 window.onhashchange = () => { readAddress(); draw(); };
-
+for (const [name, value] of Object.entries({ across: tiles?.columns, width: tiles?.width, height: tiles?.height }))
+  document.documentElement.style.setProperty(`--${name}`, value);
 $("image").removeAttribute("open");  // as it may be in a saved copy
 document.documentElement.classList.toggle("many", K > 12);
 $("slider").hidden = views.length < 2;

@@ -240,6 +240,34 @@ def map_chart() -> Element:
     )
 
 
+def learned_table(runs: list[Run]) -> Element:
+    """How many images each run gets right since an epoch, for good; how many it forgot or never learned."""
+    moving = {i: run for i, run in enumerate(runs) if len(run.history) > 1}
+    ends = ["forgotten", "never right"]
+    epochs = sorted({epoch for run in moving.values() for epoch in run.history})
+    rows = [[f"since epoch {epoch}"] for epoch in epochs] + [[end] for end in ends]
+    for i, run in moving.items():
+        places = [*run.history, *ends]
+        counts = np.bincount(figures.learning(run)[0], minlength=len(places))
+        for row, moment in zip(rows, [*epochs, *ends]):
+            place = places.index(moment) if moment in places else None
+            row.append("" if place is None else learned_bar(i, place, counts[place]))
+    return table(
+        ["right", *(run_name(i, run, "span") for i, run in moving.items())], rows, class_="facts learned"
+    )
+
+
+def learned_bar(run: int, place: int, count: int) -> Element:
+    """A bar whose length grows with the logarithm, and a button that filters the list."""
+    bar = h("i", style=f"width:{12 * math.log10(1 + count):.1f}%")
+    return h(
+        "div",
+        bar,
+        h("button", f"{count:,}", data_run=run, data_learned=place),
+        class_=f"bar {run_class(run)}",
+    )
+
+
 # ---- What is there without JavaScript ----
 def view_section(index: int, shown: bool, runs: list[Run], epochs: list[int]) -> Element:
     """The answer, the facts and the charts at one position of the slider."""
@@ -440,6 +468,7 @@ def render_page(
     record |= {
         "views": [{"epoch": e, "at": at, "labels": names} for e, at, names in zip(epochs, shown, labels)]
     }
+    record["verdicts"] = figures.VERDICTS[min(len(runs), 3)]
     record["about"] = f"{figures.shared_data_set(runs)}{len(runs[0].ids):,} images"
     record["tiles"], files = (None, []) if pictures is None else sheets(pictures)
     blobs = [binary(data, id="arrays"), *(binary(file, class_="sheet") for file in files)]
@@ -456,6 +485,7 @@ def render_page(
         answers=html(*tops),
         plain=html(*plain),
         map=html(map_chart()),
+        learned=html(learned_table(runs)),
         classes=html(*ends),
         data=html(h("script", text, type="application/json", id="facts"), *blobs),
         script=script,
