@@ -139,6 +139,16 @@ def label_margins(runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:
     return margins, others.argmax(1)
 
 
+def verdicts(runs: list[Run]) -> np.ndarray:
+    """How the runs did on each image (N,): a place in VERDICTS."""
+    wrong, guess = np.stack([run.wrong for run in runs]), np.stack([run.guess for run in runs])  # (R, N)
+    if len(runs) == 1:
+        return wrong[0].astype(int)
+    broken = (len(runs) == 2) & ~wrong[0]
+    both = len(VERDICTS[min(len(runs), 3)]) - np.where((guess == guess[0]).all(0), 2, 1)
+    return np.select([~wrong.any(0), wrong.all(0)], [0, both], 1 + broken)
+
+
 def review_counts(run: Run) -> np.ndarray:
     """How many of the errors are among the k least sure images, for k = 1 ... N: (N,)."""
     return run.wrong[run.confidence.argsort(kind="stable")].cumsum()

@@ -50,16 +50,17 @@ function unpack(bytes) {
       for (let b = 0; b < size; b++) joined[i * size + b] = planes[b * length + i];
     return new Type(joined.buffer);
   };
-  const read = { truth: take(count), suggested: take(count), margin: gather(count, Float32Array), runs: [] };
-  for (const { epochs, exact } of runs) {
+  const read = { truth: take(count), suggested: take(count), margin: gather(count, Float32Array) };
+  read.verdicts = views.map(() => take(count));
+  read.runs = runs.map(({ epochs, exact }) => {
     const guess = epochs.map(() => take(count)), others = epochs.length - 1;
     const rounded = take(count * K * others);  // whole percents, (count, K, others)
     const scores = gather(count * K, facts.digits > 9 ? Float64Array : Float32Array);
     const score = (e, n, k) => e === exact ? scores[n * K + k]
       : rounded[(n * K + k) * others + e - (e > exact)] / 100;
     const [mean, spread] = [0, 1].map(() => gather(count, Uint16Array));
-    read.runs.push({ guess, score, mean, spread, learned: take(count), forgotten: take(count) });
-  }
+    return { guess, score, mean, spread, learned: take(count), forgotten: take(count) };
+  });
   return read;
 }
 const stream = new Blob([decode($("arrays"))]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -85,20 +86,7 @@ const rowOf = id => facts.ids ? facts.ids.findIndex(other => String(other) === i
 const most = (n, f) => Math.max(...RUNS.map(r => f(r, n)));
 const least = (n, f) => Math.min(...RUNS.map(r => f(r, n)));
 const VERDICTS = facts.verdicts;
-function findVerdicts() {
-  const guesses = RUNS.map(r => data.runs[r].guess[views[state.epoch].at[r]]);
-  return truth.map((t, n) => {
-    let wrongs = 0, same = true;
-    for (const guess of guesses) {
-      wrongs += guess[n] !== t;
-      same &&= guess[n] === guesses[0][n];
-    }
-    if (wrongs === 0 || R === 1) return wrongs;
-    if (wrongs < R) return R === 2 && guesses[0][n] === t ? 2 : 1;  // broken or fixed; disagree
-    return VERDICTS.length - (same ? 2 : 1);
-  });
-}
-let verdict = new Uint8Array(count);
+let verdict = null;  // of each image in the view that is shown, a place in VERDICTS
 const shows = { wrong: v => v > 0 };  // the chips: which verdicts pass
 VERDICTS.slice(R > 1 ? 1 : 2).forEach((name, i) => { shows[name] = v => v === i + 1; });
 shows.all = () => true;
@@ -150,15 +138,14 @@ const TESTS = {
 };
 // Confusion matrices: of each run, and the difference of each later run to the first.
 const MATRICES = [...RUNS.map(r => [r]), ...RUNS.slice(1).map(r => [0, r])];
-const matrixName = ([a, b]) => b === undefined ? label(a) : R > 2 ? `${label(b)} − ${label(a)}` : "difference";
+const matrixName = ([a, b]) => b === undefined ? label(a) : R > 2 ? `${label(b)} − ${label(a)}` : "change";
 
 // ---- The state: everything that the address holds ----
 const DEFAULTS = {
   epoch: facts.start, show: "wrong", truth: "", guess: "", cell: "", box: "", query: [], any: "", group: "",
-  sort: R > 1 ? "change" : "mistake", down: "1", page: 0, size: 25, gallery: "", image: "",
+  sort: R > 1 ? "change" : "mistake", down: "1", page: 0, gallery: "", image: "",
   matrix: R === 1 ? 0 : R, map: moving[0] ?? 0,
 };
-const SIZES = [25, 50, 100];  // rows a page
 let state = { ...DEFAULTS };
 function readAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
@@ -177,16 +164,19 @@ function readAddress() {
     show: Object.hasOwn(shows, state.show), sort: Object.hasOwn(columns, state.sort),
     cell: MATRICES[matrix] && pair.length === 2 && pair.every(k => k in classes),
     box: moving.includes(run) && sides.length === 4 && !sides.some(Number.isNaN),
-    size: SIZES.includes(state.size), matrix: MATRICES[state.matrix], map: moving.includes(state.map),
+    matrix: MATRICES[state.matrix], map: moving.includes(state.map),
     group: GROUPS.includes(state.group), image: rowOf(state.image) in truth,
   };
   for (const name in valid) if (!valid[name]) state[name] = DEFAULTS[name];
 }
 function writeAddress(push) {
-  const given = new URLSearchParams(), text = value => typeof value === "object" ? JSON.stringify(value) : value;
-  for (const [name, value] of Object.entries(DEFAULTS))
-    if (text(state[name]) !== text(value)) given.set(name, text(state[name]));
-  if (String(given) !== location.hash.slice(1)) history[push ? "pushState" : "replaceState"](null, "", `#${given}`);
+  const given = new URLSearchParams();
+  for (const [name, value] of Object.entries(DEFAULTS)) {
+    const text = name === "query" ? JSON.stringify(state.query) : String(state[name]);
+    if (text !== (name === "query" ? "[]" : String(value))) given.set(name, text);
+  }
+  if (String(given) === location.hash.slice(1)) return;
+  history[push ? "pushState" : "replaceState"](null, "", `#${given}`);
 }
 const KEEP_PAGE = ["page", "image", "matrix", "map"];
 function change(changes, push = true) {
@@ -233,8 +223,8 @@ function filtered() {
 const side = tiles ? Math.max(tiles.width, tiles.height) : 0;
 const rowSide = side <= 48 ? 42 : Math.min(side, 160);  // small pictures are enlarged, larger ones not
 function picture(n, wanted = rowSide, more = {}) {
-  const place = n % tiles.columns ** 2, sheet = Math.floor(n / tiles.columns ** 2);
-  const style = `--scale:${wanted / side};--x:${place % tiles.columns};--y:${Math.floor(place / tiles.columns)}`;
+  const across = tiles.columns, place = n % across ** 2, sheet = Math.floor(n / across ** 2);
+  const style = `--scale:${wanted / side};--x:${place % across};--y:${Math.floor(place / across)}`;
   return h("span", { class: `picture sheet${sheet}`, style, ...more });
 }
 const about = n => `image ${idOf(n)}, truth ${classes[truth[n]]}`;
@@ -261,7 +251,8 @@ function bars(n) {  // the scores of each class, or of the highest ones: a bar p
   const step = 160 / shown.length, wide = (step - 2) / R;
   const bar = (r, k, x, height = 29 * score(r, n, k)) =>
     h("rect", { class: runClass(r), x: x + 1 + r * wide, y: 30 - height, width: 0.9 * wide, height });
-  const name = (k, x) => h("text", { x, y: 39, class: k === truth[n] && "truth" }, classes[k].slice(0, step / 6));
+  const name = (k, x) =>
+    h("text", { x, y: 39, class: k === truth[n] && "truth" }, classes[k].slice(0, step / 6));
   const words = k => `${classes[k]}: ${RUNS.map(r => percent(score(r, n, k))).join(", ")}`;
   return chart(160, 42, "bars", `scores ${shown.map(words).join("; ")}`,
     shown.map((k, i) => [RUNS.map(r => bar(r, k, i * step)), name(k, (i + 0.5) * step)]));
@@ -280,17 +271,16 @@ function sortBy(key) {
   const rising = state.sort === key ? state.down : columns[key].rising || columns[key].names;
   change({ sort: key, down: rising ? "" : "1" });
 }
-
 function drawChips() {
   const chip = key => {
     const number = verdict.reduce((sum, v) => sum + shows[key](v), 0);
-    const name = key === "wrong" && R > 1 ? "any wrong" : key, by = /fixed|broken/.test(key) ? ` by ${label(1)}` : "";
+    const name = key === "wrong" && R > 1 ? "any wrong" : key;
+    const by = /fixed|broken/.test(key) ? ` by ${label(1)}` : "";
     return button(`chip-${key}`, [h("b", null, comma(number)), ` ${name}`], () => change({ show: key }),
       { title: name + by, "aria-pressed": String(state.show === key) });
   };
   fill("chips", Object.keys(shows).map(chip));
 }
-
 function drawTools() {
   const presets = ["change", "mistake", "sure", "margin", "id"].slice(R > 1 ? 0 : 1);
   const sorts = keys => keys.map(key => option(key, columns[key].title(), state.sort));
@@ -298,22 +288,22 @@ function drawTools() {
   fill("sort", sorts(presets), h("optgroup", { label: "any column" }, sorts(others)));
   for (const name of ["truth", "guess"])
     fill(name, option("", "any", state[name]), classes.map((text, k) => option(k, text, state[name])));
-  fill("group", option("", "–", state.group), GROUPS.map(key => option(key, columns[key].title(), state.group)));
-  fill("size", SIZES.map(size => option(size, size, state.size)));
+  const groups = GROUPS.map(key => option(key, columns[key].title(), state.group));
+  fill("group", option("", "–", state.group), groups);
   $("down").textContent = state.down ? "↓" : "↑";
   $("down").ariaLabel = state.down ? "largest first" : "smallest first";
   $("gallery").ariaPressed = String(Boolean(state.gallery));
   $("marks").hidden = !marks.size;
   $("marks").textContent = `${marks.size} doubtful, CSV`;
 }
-
 function drawQuery() {
   const titles = Object.entries(columns).map(([key, column]) => [key, column.title()]);
   const row = (condition, i) => {
     const [key, test, value] = condition, { names } = columns[key];
+    const edit = (p, text) => change({ query: state.query.with(i, condition.with(p, text)) });
     const part = (p, tag, more, ...options) => h(tag, { ...more, "data-key": `query-${i}-${p}`,
       "aria-label": `${["column", "comparison", "value"][p]} of condition ${i + 1}`,
-      onchange: ({ target: { value } }) => change({ query: state.query.with(i, condition.with(p, value)) }) }, options);
+      onchange: event => edit(p, event.target.value) }, options);
     return h("div", { class: "tools" },
       part(0, "select", null, titles.map(([other, title]) => option(other, title, key))),
       part(1, "select", null, Object.keys(TESTS).map(other => option(other, other, test))),
@@ -326,7 +316,6 @@ function drawQuery() {
   fill("conditions", state.query.map(row));
   fill("any", option("", "all conditions", state.any), option("1", "any condition", state.any));
 }
-
 function drawFilters() {
   const remove = (key, text, changes) =>
     button(`no-${key}`, `${text} ✕`, () => change(changes), { title: "remove this filter" });
@@ -349,9 +338,8 @@ const listColumns = () => [
   ["mistake", "scores", bars],
   moving.length && [R > 1 ? "change" : "truth0", "truth score by epoch", sparkline],
 ].filter(Boolean);
-
 function drawList() {
-  const size = state.gallery ? Math.max(100, state.size) : state.size, group = columns[state.group];
+  const size = state.gallery ? 200 : 25, group = columns[state.group];
   const pages = Math.max(1, Math.ceil(found.length / size)), page = Math.min(state.page, pages - 1);
   const rows = found.slice(page * size, (page + 1) * size), list = listColumns();
   const heads = rows.map((n, i) => {  // what stands above a row that starts a group
@@ -366,8 +354,8 @@ function drawList() {
       { title: `sort by ${columns[key].title()}` });
     return h("th", { scope: "col", "aria-sort": order }, sort || text);
   };
-  const cell = n => ([key, head, draw]) =>
-    h("td", { class: `c-${key.replace(/\d+$/, "") || "image"}`, "data-name": head.textContent ?? head }, draw(n));
+  const cell = n => ([key, head, draw]) => h("td", { "data-name": head.textContent ?? head,
+    class: `c-${key.replace(/\d+$/, "") || "image"}` }, draw(n));
   const row = (n, i) => [heads[i] && h("tr", { class: "group" }, h("th", { colspan: list.length }, heads[i])),
     h("tr", { "data-id": idOf(n) }, list.map(cell(n)))];
   const guess = (r, n) => [" ", h("b", { class: runClass(r) }, className(guessOf(r, n))), wrong(r, n) && "✗"];
@@ -400,8 +388,9 @@ const digits = value => facts.digits > 9 ? value : Number(value.toPrecision(fact
 function downloadList() {
   const heads = r => CLASSES.map(k => `score_${k} ${label(r)}${isExact(r) ? "" : " (rounded)"}`);
   const names = ["id", "truth", "verdict", ...RUNS.map(r => `guess ${label(r)}`), ...RUNS.flatMap(heads)];
-  const row = n => [idOf(n), classes[truth[n]], VERDICTS[verdict[n]], ...RUNS.map(r => classes[guessOf(r, n)]),
-    ...RUNS.flatMap(r => CLASSES.map(k => digits(score(r, n, k))))];
+  const scores = n => RUNS.flatMap(r => CLASSES.map(k => digits(score(r, n, k))));
+  const row = n =>
+    [idOf(n), classes[truth[n]], VERDICTS[verdict[n]], ...RUNS.map(r => classes[guessOf(r, n)]), ...scores(n)];
   download("predictions.csv", [names, ...found.map(row)]);
 }
 function downloadMarks() {
@@ -416,7 +405,6 @@ function confusion(r) {
   for (let n = 0; n < count; n++) matrix[truth[n] * K + guessOf(r, n)]++;
   return matrix;
 }
-
 function drawConfusion() {
   const all = RUNS.map(confusion), [a, b] = MATRICES[state.matrix], isRun = b === undefined;
   const errors = all.flatMap(matrix => [...matrix].filter((_, i) => i % (K + 1)));
@@ -458,11 +446,11 @@ function rove(event) {  // to the next number in the direction of an arrow key
   to.setAttribute("tabindex", 0);
   to.focus();
 }
-
 function drawSuspects() {
   const words = n => ["label ", h("b", null, className(truth[n])), h("br"),
     "runs ", h("b", null, className(data.suggested[n]))];
-  fill("suspects", suspects.slice(0, 12).map(n => h("div", { class: "card" }, opener(n, 48), h("div", null, words(n)))));
+  const card = n => h("div", { class: "card" }, opener(n, 48), h("div", null, words(n)));
+  fill("suspects", suspects.slice(0, 12).map(card));
 }
 
 // ---- Wrong guesses, grouped by guess: the runs around one axis of true classes ----
@@ -470,23 +458,22 @@ function drawGroups() {
   const members = RUNS.map(() => CLASSES.map(() => CLASSES.map(() => [])));  // run, guess, truth -> images
   for (const r of RUNS)
     for (let n = 0; n < count; n++) if (wrong(r, n)) members[r][guessOf(r, n)][truth[n]].push(n);
-  const longest = members.flat(2).reduce((most, images) => Math.max(most, images.length), 1), mirrored = R === 2;
+  const longest = members.flat(2).reduce((most, images) => Math.max(most, images.length), 1);
   const bar = (r, { length }) => h("div", { class: `bar ${runClass(r)}` },
     length > 0 && [h("i", { style: `width:${80 * length / longest}%` }), h("span", null, comma(length))]);
   const pictures = (r, images) => h("div", { class: `pictures ${runClass(r)}` },
     h("b", { title: label(r) }, comma(images.length)), images.map(n => opener(n, Math.min(64, rowSide))));
   const axisLine = (t, g) => {
     const name = h("span", { class: "name" }, className(t)), bars = RUNS.map(r => bar(r, members[r][g][t]));
-    return h("div", { class: "line", style: `--runs:${R}` }, mirrored ? [bars[0], name, bars[1]] : [name, bars]);
+    return h("div", { class: "line", style: `--runs:${R}` }, R === 2 ? [bars[0], name, bars[1]] : [name, bars]);
   };
   const axis = g => CLASSES.filter(t => RUNS.some(r => members[r][g][t].length)).map(t => axisLine(t, g));
   const row = (kind, name, middle, parts) => h("div", { class: `wrongs ${kind}` },
-    h("b", { class: "name" }, name), mirrored ? [parts[0], middle, parts[1]] : [middle, h("div", null, parts)]);
+    h("b", { class: "name" }, name), R === 2 ? [parts[0], middle, parts[1]] : [middle, h("div", null, parts)]);
   const shown = CLASSES.filter(g => RUNS.some(r => members[r][g].some(images => images.length)));
-  $("groups").classList.toggle("mirrored", mirrored);
-  fill("groups", row("heads", "guess", h("div", null, "true class"), RUNS.map(r => h("div", null, runName(r)))),
-    shown.map(g => row("", className(g), h("div", null, axis(g)), RUNS.map(r => pictures(r, members[r][g].flat())))),
-    !shown.length && h("p", null, "No guess is wrong."));
+  const group = g => row("", className(g), h("div", null, axis(g)), RUNS.map(r => pictures(r, members[r][g].flat())));
+  const heads = row("heads", "guess", h("div", null, "true class"), RUNS.map(r => h("div", null, runName(r))));
+  fill("groups", heads, shown.map(group), !shown.length && h("p", null, "No guess is wrong."));
 }
 
 // ---- Training dynamics. `map_chart` in render.py draws the axes of the data map ----
@@ -495,8 +482,9 @@ const MOST_SPREAD = 0.5;
 const mapX = spread => mapLeft + spread / MOST_SPREAD * (mapRight - mapLeft);
 const mapY = mean => mapBottom - mean * (mapBottom - mapTop);
 function setBox(left, right, low, high) {
-  const sides = { x: mapX(left), y: mapY(high), width: mapX(right) - mapX(left), height: mapY(low) - mapY(high) };
-  for (const [name, value] of Object.entries(sides)) $("box").setAttribute(name, value);
+  const place = { x: mapX(left), y: mapY(high), width: mapX(right) - mapX(left) };
+  for (const [name, value] of Object.entries({ ...place, height: mapY(low) - place.y }))
+    $("box").setAttribute(name, value);
 }
 function drawMap() {
   const { map: shown } = state, { mean, spread } = data.runs[shown], paths = ["", ""], seen = new Set();
@@ -513,7 +501,6 @@ function drawMap() {
   setBox(...state.box && r === shown ? sides : [0, 0, 0, 0]);
   fill("mapped", moving.map(r => option(r, label(r), shown)));
 }
-
 let dragStart = null;
 function pointed(event) {  // the spread and the mean where the pointer is
   const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(map.getScreenCTM().inverse());
@@ -554,11 +541,11 @@ function curves(r, n) {  // the score of each class by epoch, that of the truth 
     h("line", { class: "ideal", x1: now, x2: now, y1: 4, y2: 90 }),
     shown.map(k => line(r, points(k), k === truth[n] ? "" : "other")), ends.map(name));
 }
-
 function drawImage() {
   if (state.image === "") { $("image").close(); return; }
   const n = rowOf(state.image), list = neighbours(n), place = list.indexOf(n);
-  const top = k => most(n, r => score(r, n, k)), best = [...CLASSES].sort((a, b) => top(b) - top(a)).slice(0, 10);
+  const top = k => most(n, r => score(r, n, k));
+  const best = [...CLASSES].sort((a, b) => top(b) - top(a)).slice(0, 10);
   $("place").textContent = `${comma(place + 1)} of ${comma(list.length)}`;
   $("before").disabled = place === 0;
   $("after").disabled = place === list.length - 1;
@@ -566,7 +553,7 @@ function drawImage() {
   const margin = data.margin[n].toFixed(3).replace("-", "−");
   fill("detail", tiles && picture(n, Math.max(280, side), { role: "img", "aria-label": about(n) }),
     h("div", null, h("h2", { id: "image-title" }, `image ${idOf(n)}: truth `, className(truth[n])),
-      h("p", null, `margin of the label ${margin}, best other class `, h("b", null, className(data.suggested[n]))),
+      h("p", null, `margin of the label ${margin}, against `, h("b", null, className(data.suggested[n]))),
       RUNS.map(r => [h("p", null, runName(r), " ", guessCell(r, n)), curves(r, n)])),
     table("facts", ["score", ...RUNS.map(r => runName(r, "span"))], best.map(k =>
       [[className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => digits(score(r, n, k)))])));
@@ -584,16 +571,15 @@ function redraw(part, ...shown) {
 }
 const focusOn = key => document.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
 const findImages = () => { found = filtered(); };
-
 function draw() {
-  const { image, map, matrix, page, size, gallery, ...filters } = state, marked = [...marks], { epoch } = state;
+  const { image, map, matrix, page, gallery, ...filters } = state, { epoch } = state, marked = [...marks];
   redraw(drawView, epoch);
   redraw(drawChips, epoch, state.show);
   redraw(drawTools, state, marked);
   redraw(drawQuery, epoch, state.query, state.any);
   redraw(findImages, filters, marked);
   redraw(drawFilters, filters, found.length);
-  redraw(drawList, filters, page, size, gallery, marked);
+  redraw(drawList, filters, page, gallery, marked);
   redraw(drawConfusion, epoch, matrix, state.cell);
   redraw(drawSuspects);
   redraw(drawGroups, epoch);
@@ -603,7 +589,7 @@ function draw() {
 function drawView() {
   for (const section of document.querySelectorAll("section[data-view]"))
     section.hidden = Number(section.dataset.view) !== state.epoch;
-  verdict = findVerdicts();
+  verdict = data.verdicts[state.epoch];
   const sample = r => h("svg", { viewBox: "0 0 26 8", "aria-hidden": "true" }, line(r, [[0, 4], [26, 4]]));
   fill("runs", RUNS.map(r => h("span", { class: `run ${runClass(r)}` }, sample(r), runName(r))),
     h("span", { class: "hint" }, facts.about));
@@ -614,7 +600,6 @@ function drawView() {
 // ---- Controls ----
 for (const name of ["truth", "guess", "group", "any"])
   $(name).onchange = event => change({ [name]: event.target.value });
-$("size").onchange = event => change({ size: Number(event.target.value) });
 $("mapped").onchange = event => change({ map: Number(event.target.value) });
 $("sort").onchange = event => sortBy(event.target.value);
 $("epoch").oninput = event => { state.epoch = Number(event.target.value); draw(); };
@@ -638,10 +623,10 @@ $("image").onclose = () => {
   if (state.image !== "") change({ image: "" });
   focusOn(key);
 };
-$("image").onkeydown = ({ key }) => $({ ArrowLeft: "before", ArrowRight: "after", l: "doubt", L: "doubt" }[key])?.click();
+const keys = { ArrowLeft: "before", ArrowRight: "after", l: "doubt", L: "doubt" };
+$("image").onkeydown = event => $(keys[event.key])?.click();
 window.onhashchange = () => { readAddress(); draw(); };
-for (const [name, value] of Object.entries({ across: tiles?.columns, width: tiles?.width, height: tiles?.height }))
-  document.documentElement.style.setProperty(`--${name}`, value);
+for (const [name, value] of Object.entries(tiles ?? {})) document.documentElement.style.setProperty(`--${name}`, value);
 $("image").removeAttribute("open");  // as it may be in a saved copy
 document.documentElement.classList.toggle("many", K > 12);
 $("slider").hidden = views.length < 2;

@@ -418,7 +418,9 @@ def exact_scores(runs: list[Run]) -> tuple[list[np.ndarray], int]:
     return scores, 17
 
 
-def arrays(runs: list[Run], margins: np.ndarray, suggested: np.ndarray) -> tuple[dict, bytes]:
+def arrays(
+    runs: list[Run], views: list[list[Run]], margins: np.ndarray, suggested: np.ndarray
+) -> tuple[dict, bytes]:
     """All numbers of the page, compressed. `unpack` in page.js reads them in the same order."""
     count = len(runs[0].ids)
     exact, digits = exact_scores(runs)
@@ -427,6 +429,7 @@ def arrays(runs: list[Run], margins: np.ndarray, suggested: np.ndarray) -> tuple
         suggested.astype(np.uint8),
         bytes_by_place(margins.astype("<f4")),
     ]
+    parts += [figures.verdicts(view).astype(np.uint8) for view in views]
     for run, scores in zip(runs, exact):
         history = list(run.history.values()) or [run]
         parts += [one.guess.astype(np.uint8) for one in history]
@@ -460,7 +463,7 @@ def render_page(
 ) -> str:
     """The page as one HTML text. Margins (N,) and suggested classes (N,) are those of `label_margins`."""
     epochs, views, start = figures.make_views(runs)
-    record, data = arrays(runs, margins, suggested)
+    record, data = arrays(runs, views, margins, suggested)
     ids = None if np.array_equal(runs[0].ids, np.arange(len(runs[0].ids))) else runs[0].ids.tolist()
     shown = [[list(run.history or [None]).index(run.epoch) for run in view] for view in views]
     labels = [[run.label for run in view] for view in views]

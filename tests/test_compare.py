@@ -41,6 +41,19 @@ def test_equal_labels_are_made_unique():
     assert [run.label for run in runs] == ["a/run", "b/run (2)", "b/run (3)"]
 
 
+def test_verdicts_of_one_two_and_three_runs():
+    a, b, c = made_up({0: 1, 1: 2, 2: 3, 3: 4}), made_up({0: 1, 1: 5, 4: 1}), made_up({0: 1, 1: 9})
+
+    def names(*runs: figures.Run) -> list[str]:
+        return [figures.VERDICTS[len(runs)][verdict] for verdict in figures.verdicts(list(runs))[:6]]
+
+    assert names(a) == ["wrong"] * 4 + ["all right"] * 2
+    two = ["both wrong the same", "both wrong otherwise", "fixed", "fixed", "broken", "all right"]
+    assert names(a, b) == two
+    three = ["all wrong the same", "all wrong otherwise"] + ["disagree"] * 3 + ["all right"]
+    assert names(a, b, c) == three
+
+
 @pytest.mark.parametrize(
     "fixed, broken, ways",
     # By hand: twice the number of ways that n coins show at most min(fixed, broken) heads, of 2^n.
