@@ -106,13 +106,13 @@ const wrongScore = (r, n) => wrong(r, n) ? guessScore(r, n) : 0;
 
 // ---- Columns: what can be sorted, queried and grouped. `names` if the values are places in a list ----
 const columns = {
-  id: { title: () => "id", value: idOf, rising: true },
-  truth: { title: () => "truth", value: n => truth[n], names: classes },
-  verdict: { title: () => "verdict", value: n => verdict[n], names: VERDICTS },
-  change: { title: () => "largest change of truth score", value: truthChange },
+  ...R > 1 && { change: { title: () => "largest change of truth score", value: truthChange } },
   mistake: { title: () => "most confident wrong guess", value: n => most(n, wrongScore) },
   sure: { title: () => "least sure guess", value: n => least(n, guessScore), rising: true },
   margin: { title: () => "margin of the label", value: n => data.margin[n], rising: true },
+  id: { title: () => "id", value: idOf, rising: true },
+  truth: { title: () => "truth", value: n => truth[n], names: classes },
+  verdict: { title: () => "verdict", value: n => verdict[n], names: VERDICTS },
   doubtful: { title: () => "label marked as doubtful", value: n => Number(marks.has(String(idOf(n)))) },
 };
 for (const r of RUNS) {
@@ -142,11 +142,13 @@ const matrixName = ([a, b]) => b === undefined ? label(a) : R > 2 ? `${label(b)}
 
 // ---- The state: everything that the address holds ----
 const DEFAULTS = {
-  epoch: facts.start, show: "wrong", truth: "", guess: "", cell: "", box: "", query: [], any: "", group: "",
+  epoch: facts.start, show: "wrong", truth: "", guess: "", cell: "", box: "", query: "", any: "", group: "",
   sort: R > 1 ? "change" : "mistake", down: "1", page: 0, gallery: "", image: "",
   matrix: R === 1 ? 0 : R, map: moving[0] ?? 0,
 };
 let state = { ...DEFAULTS };
+const conditions = () => JSON.parse(state.query || "[]");  // [column, test, value] each
+const queryOf = list => ({ query: list.length ? JSON.stringify(list) : "" });
 function readAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
   state = { ...DEFAULTS };
@@ -156,7 +158,7 @@ function readAddress() {
   }
   const isCondition = ([column, test, value]) =>
     Object.hasOwn(columns, column) && Object.hasOwn(TESTS, test) && typeof value === "string";
-  try { state.query = JSON.parse(given.get("query") ?? "[]").filter(isCondition); } catch { /* none */ }
+  try { if (!conditions().every(isCondition)) state.query = ""; } catch { state.query = ""; }
   const numbers = text => text.split(",").map(Number);
   const [matrix, ...pair] = numbers(state.cell), [run, ...sides] = numbers(state.box);
   const valid = {
@@ -171,10 +173,7 @@ function readAddress() {
 }
 function writeAddress(push) {
   const given = new URLSearchParams();
-  for (const [name, value] of Object.entries(DEFAULTS)) {
-    const text = name === "query" ? JSON.stringify(state.query) : String(state[name]);
-    if (text !== (name === "query" ? "[]" : String(value))) given.set(name, text);
-  }
+  for (const name in DEFAULTS) if (state[name] !== DEFAULTS[name]) given.set(name, state[name]);
   if (String(given) === location.hash.slice(1)) return;
   history[push ? "pushState" : "replaceState"](null, "", `#${given}`);
 }
@@ -214,8 +213,8 @@ function filtered() {
   if (state.guess) tests.push(n => RUNS.some(r => guessOf(r, n) === Number(state.guess)));
   if (state.cell) tests.push(cellTest());
   if (state.box) tests.push(boxTest());
-  const conditions = state.query.map(conditionTest), how = state.any ? "some" : "every";
-  if (conditions.length) tests.push(n => conditions[how](condition => condition(n)));
+  const queried = conditions().map(conditionTest), how = state.any ? "some" : "every";
+  if (queried.length) tests.push(n => queried[how](test => test(n)));
   return sorted(range(count).filter(n => tests.every(test => test(n))));
 }
 
@@ -227,6 +226,8 @@ function picture(n, wanted = rowSide, more = {}) {
   const style = `--scale:${wanted / side};--x:${place % across};--y:${Math.floor(place / across)}`;
   return h("span", { class: `picture sheet${sheet}`, style, ...more });
 }
+const bestClasses = (n, limit, top = k => most(n, r => score(r, n, k))) =>
+  [...CLASSES].sort((a, b) => top(b) - top(a)).slice(0, limit);
 const about = n => `image ${idOf(n)}, truth ${classes[truth[n]]}`;
 const opener = (n, wanted) => button(`image-${idOf(n)}`, tiles ? picture(n, wanted) : idOf(n),
   () => change({ image: String(idOf(n)) }), { class: "open", "aria-label": about(n), title: about(n) });
@@ -239,15 +240,11 @@ const chart = (width, height, kind, name, ...parts) =>
 const gridLine = (x1, x2, y) => h("line", { class: "grid", x1, x2, y1: y, y2: y });
 const line = (r, points, kind = "") => h("polyline", { class: `${runClass(r)} ${kind}`,
   points: points.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join(" ") });
-const th = (scope, ...children) => h("th", { scope }, children);
-const td = (...children) => h("td", null, children);
 const table = (kind, heads, rows) => h("table", { class: kind },
-  h("thead", null, h("tr", null, heads.map(head => th("col", head)))),
-  h("tbody", null, rows.map(([head, ...cells]) => h("tr", null, th("row", head),
-    cells.map(cell => cell instanceof HTMLTableCellElement ? cell : td(cell))))));
+  h("thead", null, h("tr", null, heads.map(head => h("th", { scope: "col" }, head)))),
+  h("tbody", null, rows.map(([head, ...cells]) => h("tr", null, h("th", { scope: "row" }, head), cells))));
 function bars(n) {  // the scores of each class, or of the highest ones: a bar per run, the truth underlined
-  const top = k => k === truth[n] ? 2 : most(n, (r, n) => score(r, n, k));
-  const shown = K <= 12 ? CLASSES : [...CLASSES].sort((a, b) => top(b) - top(a)).slice(0, 6);
+  const shown = K <= 12 ? CLASSES : [...new Set([truth[n], ...bestClasses(n, 6)])];
   const step = 160 / shown.length, wide = (step - 2) / R;
   const bar = (r, k, x, height = 29 * score(r, n, k)) =>
     h("rect", { class: runClass(r), x: x + 1 + r * wide, y: 30 - height, width: 0.9 * wide, height });
@@ -266,7 +263,7 @@ function sparkline(n) {
 
 // ---- The list ----
 let found = [];  // the images that pass the filters, in order
-const clear = { show: "all", truth: "", guess: "", cell: "", box: "", query: [], any: "" };
+const clear = { show: "all", truth: "", guess: "", cell: "", box: "", query: "", any: "" };
 function sortBy(key) {
   const rising = state.sort === key ? state.down : columns[key].rising || columns[key].names;
   change({ sort: key, down: rising ? "" : "1" });
@@ -282,10 +279,7 @@ function drawChips() {
   fill("chips", Object.keys(shows).map(chip));
 }
 function drawTools() {
-  const presets = ["change", "mistake", "sure", "margin", "id"].slice(R > 1 ? 0 : 1);
-  const sorts = keys => keys.map(key => option(key, columns[key].title(), state.sort));
-  const others = Object.keys(columns).filter(key => !presets.includes(key));
-  fill("sort", sorts(presets), h("optgroup", { label: "any column" }, sorts(others)));
+  fill("sort", Object.keys(columns).map(key => option(key, columns[key].title(), state.sort)));
   for (const name of ["truth", "guess"])
     fill(name, option("", "any", state[name]), classes.map((text, k) => option(k, text, state[name])));
   const groups = GROUPS.map(key => option(key, columns[key].title(), state.group));
@@ -300,7 +294,7 @@ function drawQuery() {
   const titles = Object.entries(columns).map(([key, column]) => [key, column.title()]);
   const row = (condition, i) => {
     const [key, test, value] = condition, { names } = columns[key];
-    const edit = (p, text) => change({ query: state.query.with(i, condition.with(p, text)) });
+    const edit = (p, text) => change(queryOf(conditions().with(i, condition.with(p, text))));
     const part = (p, tag, more, ...options) => h(tag, { ...more, "data-key": `query-${i}-${p}`,
       "aria-label": `${["column", "comparison", "value"][p]} of condition ${i + 1}`,
       onchange: event => edit(p, event.target.value) }, options);
@@ -309,11 +303,11 @@ function drawQuery() {
       part(1, "select", null, Object.keys(TESTS).map(other => option(other, other, test))),
       names ? part(2, "select", null, option("", "…", value), names.map((name, k) => option(k, name, value)))
         : part(2, "input", { value, inputmode: "decimal", size: 8 }),
-      button(`remove-${i}`, "✕", () => change({ query: state.query.toSpliced(i, 1) }),
+      button(`remove-${i}`, "✕", () => change(queryOf(conditions().toSpliced(i, 1))),
         { "aria-label": `remove condition ${i + 1}` }));
   };
-  $("query").hidden = !state.query.length;
-  fill("conditions", state.query.map(row));
+  $("query").hidden = !state.query;
+  fill("conditions", conditions().map(row));
   fill("any", option("", "all conditions", state.any), option("1", "any condition", state.any));
 }
 function drawFilters() {
@@ -321,11 +315,11 @@ function drawFilters() {
     button(`no-${key}`, `${text} ✕`, () => change(changes), { title: "remove this filter" });
   const [matrix, t, g] = state.cell.split(","), [r, left, right, low, high] = state.box.split(",");
   const [a, b] = MATRICES[matrix] ?? [], whose = b ? `only one of ${label(a)}, ${label(b)}` : label(a ?? 0);
-  const filters = Object.keys(clear).some(name => String(state[name]) !== String(clear[name]));
+  const filters = Object.keys(clear).some(name => state[name] !== clear[name]);
   fill("filters", h("span", { id: "shown" }, h("b", null, comma(found.length)), ` of ${comma(count)} images`),
     state.cell && remove("cell", `truth ${classes[t]}, guess ${classes[g]} by ${whose}`, { cell: "" }),
     state.box && remove("box", `${label(r)}: mean ${low}–${high}, spread ${left}–${right}`, { box: "" }),
-    state.query.length > 0 && remove("query", "query", { query: [], any: "" }),
+    state.query && remove("query", "query", { query: "", any: "" }),
     filters && button("clear", "show all images", () => change(clear)));
 }
 
@@ -383,15 +377,14 @@ function download(name, rows) {
   h("a", { href, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(href), 60_000);
 }
-const isExact = r => views[state.epoch].at[r] === runs[r].exact && facts.digits > 3;
 const digits = value => facts.digits > 9 ? value : Number(value.toPrecision(facts.digits));
 function downloadList() {
-  const heads = r => CLASSES.map(k => `score_${k} ${label(r)}${isExact(r) ? "" : " (rounded)"}`);
+  const note = r => views[state.epoch].at[r] === runs[r].exact && facts.digits > 3 ? "" : " (rounded)";
+  const heads = r => CLASSES.map(k => `score_${k} ${label(r)}${note(r)}`);
   const names = ["id", "truth", "verdict", ...RUNS.map(r => `guess ${label(r)}`), ...RUNS.flatMap(heads)];
   const scores = n => RUNS.flatMap(r => CLASSES.map(k => digits(score(r, n, k))));
-  const row = n =>
-    [idOf(n), classes[truth[n]], VERDICTS[verdict[n]], ...RUNS.map(r => classes[guessOf(r, n)]), ...scores(n)];
-  download("predictions.csv", [names, ...found.map(row)]);
+  download("predictions.csv", [names, ...found.map(n =>
+    [idOf(n), classes[truth[n]], VERDICTS[verdict[n]], ...RUNS.map(r => classes[guessOf(r, n)]), ...scores(n)])]);
 }
 function downloadMarks() {
   const marked = range(count).filter(n => marks.has(String(idOf(n))));
@@ -412,7 +405,7 @@ function drawConfusion() {
   const shown = isRun ? all[a] : all[b].map((n, i) => n - all[a][i]);
   const cell = (t, g) => {
     const value = shown[t * K + g], isError = t !== g, key = `${state.matrix},${t},${g}`;
-    if (!value) return td();
+    if (!value) return h("td");
     const text = isRun ? comma(value) : `${value > 0 ? "+" : "−"}${comma(Math.abs(value))}`;
     const name = `truth ${classes[t]}, guess ${classes[g]}: ${text}`;
     const shade = isError ? 10 + 40 * Math.min(1, Math.abs(value) / darkest) : 0;
@@ -465,14 +458,14 @@ function drawGroups() {
     h("b", { title: label(r) }, comma(images.length)), images.map(n => opener(n, Math.min(64, rowSide))));
   const axisLine = (t, g) => {
     const name = h("span", { class: "name" }, className(t)), bars = RUNS.map(r => bar(r, members[r][g][t]));
-    return h("div", { class: "line", style: `--runs:${R}` }, R === 2 ? [bars[0], name, bars[1]] : [name, bars]);
+    return h("div", { class: "line", style: `--runs:${R}` }, name, bars);
   };
   const axis = g => CLASSES.filter(t => RUNS.some(r => members[r][g][t].length)).map(t => axisLine(t, g));
-  const row = (kind, name, middle, parts) => h("div", { class: `wrongs ${kind}` },
-    h("b", { class: "name" }, name), R === 2 ? [parts[0], middle, parts[1]] : [middle, h("div", null, parts)]);
+  const row = (kind, name, middle, parts) =>
+    h("div", { class: `wrongs ${kind}` }, h("b", { class: "name" }, name), h("div", null, middle), parts);
   const shown = CLASSES.filter(g => RUNS.some(r => members[r][g].some(images => images.length)));
-  const group = g => row("", className(g), h("div", null, axis(g)), RUNS.map(r => pictures(r, members[r][g].flat())));
-  const heads = row("heads", "guess", h("div", null, "true class"), RUNS.map(r => h("div", null, runName(r))));
+  const group = g => row("", className(g), axis(g), RUNS.map(r => pictures(r, members[r][g].flat())));
+  const heads = row("heads", "guess", "true class", RUNS.map(r => h("div", null, runName(r))));
   fill("groups", heads, shown.map(group), !shown.length && h("p", null, "No guess is wrong."));
 }
 
@@ -544,8 +537,6 @@ function curves(r, n) {  // the score of each class by epoch, that of the truth 
 function drawImage() {
   if (state.image === "") { $("image").close(); return; }
   const n = rowOf(state.image), list = neighbours(n), place = list.indexOf(n);
-  const top = k => most(n, r => score(r, n, k));
-  const best = [...CLASSES].sort((a, b) => top(b) - top(a)).slice(0, 10);
   $("place").textContent = `${comma(place + 1)} of ${comma(list.length)}`;
   $("before").disabled = place === 0;
   $("after").disabled = place === list.length - 1;
@@ -555,8 +546,8 @@ function drawImage() {
     h("div", null, h("h2", { id: "image-title" }, `image ${idOf(n)}: truth `, className(truth[n])),
       h("p", null, `margin of the label ${margin}, against `, h("b", null, className(data.suggested[n]))),
       RUNS.map(r => [h("p", null, runName(r), " ", guessCell(r, n)), curves(r, n)])),
-    table("facts", ["score", ...RUNS.map(r => runName(r, "span"))], best.map(k =>
-      [[className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => digits(score(r, n, k)))])));
+    table("facts", ["score", ...RUNS.map(r => runName(r, "span"))], bestClasses(n, 10).map(k =>
+      [[className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => h("td", null, digits(score(r, n, k))))])));
   if (!$("image").open) $("image").showModal();
 }
 
@@ -606,7 +597,7 @@ $("epoch").oninput = event => { state.epoch = Number(event.target.value); draw()
 $("epoch").onchange = event => change({ epoch: Number(event.target.value) });
 const clicks = {
   down: () => change({ down: state.down ? "" : "1" }),
-  add: () => change({ query: [...state.query, ["id", "≥", ""]] }),
+  add: () => change(queryOf([...conditions(), ["id", "≥", ""]])),
   gallery: () => change({ gallery: state.gallery ? "" : "1" }),
   csv: downloadList, marks: downloadMarks,
   "by-margin": () => change({ ...clear, sort: "margin", down: "" }),
@@ -614,7 +605,7 @@ const clicks = {
   close: () => $("image").close(),
   answers: ({ target: { dataset } }) => { if (dataset.view) change({ epoch: Number(dataset.view) }); },
   learned: ({ target: { dataset: { run, learned } } }) => {
-    if (run) change({ ...clear, query: [[`right${run}`, "=", learned]] });
+    if (run) change({ ...clear, ...queryOf([[`right${run}`, "=", learned]]) });
   },
 };
 for (const [id, act] of Object.entries(clicks)) $(id).onclick = act;
@@ -626,9 +617,10 @@ $("image").onclose = () => {
 const keys = { ArrowLeft: "before", ArrowRight: "after", l: "doubt", L: "doubt" };
 $("image").onkeydown = event => $(keys[event.key])?.click();
 window.onhashchange = () => { readAddress(); draw(); };
-for (const [name, value] of Object.entries(tiles ?? {})) document.documentElement.style.setProperty(`--${name}`, value);
+for (const name in tiles) document.documentElement.style.setProperty(`--${name}`, tiles[name]);
 $("image").removeAttribute("open");  // as it may be in a saved copy
 document.documentElement.classList.toggle("many", K > 12);
+$("groups").classList.toggle("mirrored", R === 2);
 $("slider").hidden = views.length < 2;
 $("dynamics").hidden = !moving.length;
 $("epoch").max = views.length - 1;
