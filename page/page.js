@@ -138,7 +138,7 @@ const TESTS = {
 };
 // Confusion matrices: of each run, and the difference of each later run to the first.
 const MATRICES = [...RUNS.map(r => [r]), ...RUNS.slice(1).map(r => [0, r])];
-const matrixName = ([a, b]) => b === undefined ? label(a) : R > 2 ? `${label(b)} − ${label(a)}` : "change";
+const matrixName = ([a, b]) => b === undefined ? label(a) : `${label(b)} − ${label(a)}`;
 
 // ---- The state: everything that the address holds ----
 const DEFAULTS = {
@@ -177,10 +177,9 @@ function writeAddress(push) {
   if (String(given) === location.hash.slice(1)) return;
   history[push ? "pushState" : "replaceState"](null, "", `#${given}`);
 }
-const KEEP_PAGE = ["page", "image", "matrix", "map"];
 function change(changes, push = true) {
-  const page = Object.keys(changes).every(name => KEEP_PAGE.includes(name)) ? state.page : 0;
-  state = { ...state, page, ...changes };
+  const same = ["page", "image", "matrix", "map"], keep = Object.keys(changes).every(name => same.includes(name));
+  state = { ...state, ...!keep && { page: 0 }, ...changes };
   writeAddress(push);
   draw();
 }
@@ -383,8 +382,8 @@ function downloadList() {
   const heads = r => CLASSES.map(k => `score_${k} ${label(r)}${note(r)}`);
   const names = ["id", "truth", "verdict", ...RUNS.map(r => `guess ${label(r)}`), ...RUNS.flatMap(heads)];
   const scores = n => RUNS.flatMap(r => CLASSES.map(k => digits(score(r, n, k))));
-  download("predictions.csv", [names, ...found.map(n =>
-    [idOf(n), classes[truth[n]], VERDICTS[verdict[n]], ...RUNS.map(r => classes[guessOf(r, n)]), ...scores(n)])]);
+  const words = n => [classes[truth[n]], VERDICTS[verdict[n]], ...RUNS.map(r => classes[guessOf(r, n)])];
+  download("predictions.csv", [names, ...found.map(n => [idOf(n), ...words(n), ...scores(n)])]);
 }
 function downloadMarks() {
   const marked = range(count).filter(n => marks.has(String(idOf(n))));
@@ -400,8 +399,7 @@ function confusion(r) {
 }
 function drawConfusion() {
   const all = RUNS.map(confusion), [a, b] = MATRICES[state.matrix], isRun = b === undefined;
-  const errors = all.flatMap(matrix => [...matrix].filter((_, i) => i % (K + 1)));
-  const darkest = errors.reduce((most, n) => Math.max(most, n), 1);
+  const darkest = Math.max(1, ...all.flatMap(matrix => [...matrix].filter((_, i) => i % (K + 1))));
   const shown = isRun ? all[a] : all[b].map((n, i) => n - all[a][i]);
   const cell = (t, g) => {
     const value = shown[t * K + g], isError = t !== g, key = `${state.matrix},${t},${g}`;
@@ -439,12 +437,6 @@ function rove(event) {  // to the next number in the direction of an arrow key
   to.setAttribute("tabindex", 0);
   to.focus();
 }
-function drawSuspects() {
-  const words = n => ["label ", h("b", null, className(truth[n])), h("br"),
-    "runs ", h("b", null, className(data.suggested[n]))];
-  const card = n => h("div", { class: "card" }, opener(n, 48), h("div", null, words(n)));
-  fill("suspects", suspects.slice(0, 12).map(card));
-}
 
 // ---- Wrong guesses, grouped by guess: the runs around one axis of true classes ----
 function drawGroups() {
@@ -470,19 +462,16 @@ function drawGroups() {
 }
 
 // ---- Training dynamics. `map_chart` in render.py draws the axes of the data map ----
-const map = $("map"), [mapLeft, mapRight, mapTop, mapBottom] = map.dataset.area.split(",").map(Number);
-const MOST_SPREAD = 0.5;
-const mapX = spread => mapLeft + spread / MOST_SPREAD * (mapRight - mapLeft);
-const mapY = mean => mapBottom - mean * (mapBottom - mapTop);
-function setBox(left, right, low, high) {
-  const place = { x: mapX(left), y: mapY(high), width: mapX(right) - mapX(left) };
-  for (const [name, value] of Object.entries({ ...place, height: mapY(low) - place.y }))
+const map = $("map"), { width: mapWidth, height: mapHeight } = $("area").viewBox.baseVal;
+function setBox(left, right, low, high) {  // spreads are in 0..0.5, means in 0..1
+  const sides = { x: 2 * left * mapWidth, y: (1 - high) * mapHeight, width: 2 * (right - left) * mapWidth };
+  for (const [name, value] of Object.entries({ ...sides, height: (high - low) * mapHeight }))
     $("box").setAttribute(name, value);
 }
 function drawMap() {
   const { map: shown } = state, { mean, spread } = data.runs[shown], paths = ["", ""], seen = new Set();
   for (let n = 0; n < count; n++) {
-    const x = Math.round(mapX(spread[n] / 65535)), y = Math.round(mapY(mean[n] / 65535));
+    const x = Math.round(2 * spread[n] / 65535 * mapWidth), y = Math.round((1 - mean[n] / 65535) * mapHeight);
     const cross = wrong(shown, n), dot = (x * 1000 + y) * 2 + cross;
     if (seen.has(dot)) continue;
     seen.add(dot);
@@ -496,9 +485,9 @@ function drawMap() {
 }
 let dragStart = null;
 function pointed(event) {  // the spread and the mean where the pointer is
-  const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(map.getScreenCTM().inverse());
-  const share = (value, from, to) => Math.min(1, Math.max(0, (value - from) / (to - from)));
-  return [MOST_SPREAD * share(x, mapLeft, mapRight), share(y, mapBottom, mapTop)];
+  const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform($("area").getScreenCTM().inverse());
+  const [spread, mean] = [x / mapWidth, 1 - y / mapHeight].map(share => Math.min(1, Math.max(0, share)));
+  return [spread / 2, mean];
 }
 function dragged(event) {
   const [[x1, y1], [x2, y2]] = [dragStart, pointed(event)];
@@ -546,8 +535,8 @@ function drawImage() {
     h("div", null, h("h2", { id: "image-title" }, `image ${idOf(n)}: truth `, className(truth[n])),
       h("p", null, `margin of the label ${margin}, against `, h("b", null, className(data.suggested[n]))),
       RUNS.map(r => [h("p", null, runName(r), " ", guessCell(r, n)), curves(r, n)])),
-    table("facts", ["score", ...RUNS.map(r => runName(r, "span"))], bestClasses(n, 10).map(k =>
-      [[className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => h("td", null, digits(score(r, n, k))))])));
+    table("facts", ["score", ...RUNS.map(r => runName(r, "span"))], bestClasses(n, 10).map(k => [
+      [className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => h("td", null, digits(score(r, n, k))))])));
   if (!$("image").open) $("image").showModal();
 }
 
@@ -572,7 +561,6 @@ function draw() {
   redraw(drawFilters, filters, found.length);
   redraw(drawList, filters, page, gallery, marked);
   redraw(drawConfusion, epoch, matrix, state.cell);
-  redraw(drawSuspects);
   redraw(drawGroups, epoch);
   if (moving.length) redraw(drawMap, epoch, map, state.box);
   redraw(drawImage, image, filters, marked);
@@ -623,6 +611,8 @@ document.documentElement.classList.toggle("many", K > 12);
 $("groups").classList.toggle("mirrored", R === 2);
 $("slider").hidden = views.length < 2;
 $("dynamics").hidden = !moving.length;
+for (const place of document.querySelectorAll("[data-row]"))
+  place.replaceChildren(opener(Number(place.dataset.row), 48));
 $("epoch").max = views.length - 1;
 readAddress();
 draw();

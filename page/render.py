@@ -19,6 +19,7 @@ MAX_CURVE = 80  # points of a curve
 MAX_PLAIN_PICTURES = 150  # on the page without JavaScript
 MAX_LOSSLESS_SIDE = 48  # pixels; larger pictures, and coloured ones, are compressed with loss
 SHEET_PIXELS = 4_000_000  # of one sheet of pictures, so that a browser decodes only what it shows
+SUSPECTS = 12  # on the first screen
 MANY = 20_000  # pictures; more have 32 shades
 EXACT_SCORES = 1_250_000  # more are rounded to 3 digits and 5 decimals, or the page would be too large
 LEFT, RIGHT, TOP, BOTTOM = 36, 8, 8, 30  # the margins of a chart
@@ -223,7 +224,7 @@ def reliability_chart(runs: list[Run]) -> Element:
 
 
 def map_chart() -> Element:
-    """The axes of the data map, for page.js to fill: its area on the chart is in data-area."""
+    """The axes of the data map, and the area that page.js fills."""
     chart = Chart([0, 0.1, 0.2, 0.3, 0.4, 0.5], round_ticks(1), (560, 260))
     chart.axes("spread of the truth score over the epochs")
     for x, y, zone in (
@@ -232,12 +233,22 @@ def map_chart() -> Element:
         (0.005, 0.04, "hard or mislabelled"),
     ):
         chart.text(zone, chart.x(x), chart.y(y), "start")
-    chart.parts += [h("path", id="dots"), h("path", id="crosses"), h("rect", id="box")]
-    area = f"{LEFT},{chart.right},{TOP},{chart.bottom}"
+    wide, high = chart.right - LEFT, chart.bottom - TOP
+    parts = (h("path", id="dots"), h("path", id="crosses"), h("rect", id="box"))
+    place = {"x": LEFT, "y": TOP, "width": wide, "height": high, "viewBox": f"0 0 {wide} {high}"}
+    chart.parts.append(h("svg", *parts, id="area", **place))
     name = "data map: mean of the truth score against its spread"
-    return h(
-        "svg", *chart.parts, id="map", viewBox="0 0 560 260", role="img", aria_label=name, data_area=area
-    )
+    return h("svg", *chart.parts, id="map", viewBox="0 0 560 260", role="img", aria_label=name)
+
+
+def suspects_gallery(run: Run, classes: list[str], margins: np.ndarray, suggested: np.ndarray) -> Element:
+    """The images with the lowest margins. page.js puts their pictures into the elements with data-row."""
+    cards = []
+    for n in margins.argsort(kind="stable")[:SUSPECTS]:
+        label, other = (h("b", h("bdi", classes[k])) for k in (run.truth[n], suggested[n]))
+        text = h("div", "label ", label, h("br"), "runs ", other)
+        cards.append(h("div", h("span", run.ids[n], data_row=n), text, class_="card"))
+    return h("div", *cards, class_="gallery")
 
 
 def learned_table(runs: list[Run]) -> Element:
@@ -487,6 +498,7 @@ def render_page(
         style=style,
         answers=html(*tops),
         plain=html(*plain),
+        suspects=html(suspects_gallery(runs[0], classes, margins, suggested)),
         map=html(map_chart()),
         learned=html(learned_table(runs)),
         classes=html(*ends),

@@ -346,10 +346,10 @@ def test_data_map_and_learning_agree_with_the_files(page, two, files):
     page.js(
         """
         const [left, right, low, high] = arguments, map = document.getElementById("map");
-        const [x0, x1, y0, y1] = map.dataset.area.split(",").map(Number);
+        const { width, height } = document.getElementById("area").viewBox.baseVal;
         const at = (type, spread, mean) => {
-          const point = new DOMPoint(x0 + spread / 0.5 * (x1 - x0), y1 - mean * (y1 - y0));
-          const { x, y } = point.matrixTransform(map.getScreenCTM());
+          const point = new DOMPoint(2 * spread * width, (1 - mean) * height);
+          const { x, y } = point.matrixTransform(document.getElementById("area").getScreenCTM());
           map.dispatchEvent(new PointerEvent(type, { clientX: x, clientY: y, pointerId: 1 }));
         };
         map.setPointerCapture = () => {};
