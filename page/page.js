@@ -2,7 +2,7 @@
 const $ = id => document.getElementById(id);
 delete document.documentElement.dataset.ready;  // a saved copy has it
 const facts = JSON.parse($("facts").textContent);
-const { count, classes, runs, views, tiles } = facts;
+const { count, classes, runs, views, tiles, verdicts: VERDICTS } = facts;
 const range = length => Array.from({ length }, (_, i) => i);
 const R = runs.length, K = classes.length, RUNS = range(R), CLASSES = range(K);
 
@@ -50,9 +50,7 @@ function unpack(bytes) {
       for (let b = 0; b < size; b++) joined[i * size + b] = planes[b * length + i];
     return new Type(joined.buffer);
   };
-  const read = { truth: take(count), suggested: take(count), margin: gather(count, Float32Array) };
-  read.verdicts = views.map(() => take(count));
-  read.runs = runs.map(({ epochs, exact }) => {
+  const readRun = ({ epochs, exact }) => {
     const guess = epochs.map(() => take(count)), others = epochs.length - 1;
     const rounded = take(count * K * others);  // whole percents, (count, K, others)
     const scores = gather(count * K, facts.digits > 9 ? Float64Array : Float32Array);
@@ -60,8 +58,9 @@ function unpack(bytes) {
       : rounded[(n * K + k) * others + e - (e > exact)] / 100;
     const [mean, spread] = [0, 1].map(() => gather(count, Uint16Array));
     return { guess, score, mean, spread, learned: take(count), forgotten: take(count) };
-  });
-  return read;
+  };
+  return { truth: take(count), suggested: take(count), margin: gather(count, Float32Array),
+    verdicts: views.map(() => take(count)), runs: runs.map(readRun) };
 }
 const stream = new Blob([decode($("arrays"))]).stream().pipeThrough(new DecompressionStream("deflate"));
 const moving = RUNS.filter(r => runs[r].epochs.length > 1);  // those with a past
@@ -85,12 +84,10 @@ const idOf = n => facts.ids ? facts.ids[n] : n;
 const rowOf = id => facts.ids ? facts.ids.findIndex(other => String(other) === id) : Number(id);
 const most = (n, f) => Math.max(...RUNS.map(r => f(r, n)));
 const least = (n, f) => Math.min(...RUNS.map(r => f(r, n)));
-const VERDICTS = facts.verdicts;
 let verdict = null;  // of each image in the view that is shown, a place in VERDICTS
 const shows = { wrong: v => v > 0 };  // the chips: which verdicts pass
 VERDICTS.slice(R > 1 ? 1 : 2).forEach((name, i) => { shows[name] = v => v === i + 1; });
 shows.all = () => true;
-
 // Labels that the reader marks as doubtful, by id. A browser may forbid a local page to store them.
 const storage = `doubtful: ${document.title}, ${count}`;
 let marks = new Set();
@@ -100,7 +97,6 @@ function toggleMark(n) {
   try { localStorage.setItem(storage, JSON.stringify([...marks])); } catch { /* they are lost at the end */ }
   draw();
 }
-
 const truthChange = n => most(n, truthScore) - least(n, truthScore);
 const wrongScore = (r, n) => wrong(r, n) ? guessScore(r, n) : 0;
 
@@ -132,13 +128,11 @@ for (const r of RUNS) {
   for (const k of CLASSES) add(`class${k}_`, `score of ${classes[k]}`, n => score(r, n, k));
 }
 const GROUPS = ["truth", "verdict", ...RUNS.map(r => `guess${r}`)];
-const TESTS = {
-  "=": (a, b) => a === b, "≠": (a, b) => a !== b, "<": (a, b) => a < b,
-  "≤": (a, b) => a <= b, ">": (a, b) => a > b, "≥": (a, b) => a >= b,
-};
+const TESTS = { "=": (a, b) => a === b, "≠": (a, b) => a !== b, "<": (a, b) => a < b,
+  "≤": (a, b) => a <= b, ">": (a, b) => a > b, "≥": (a, b) => a >= b };
 // Confusion matrices: of each run, and the difference of each later run to the first.
 const MATRICES = [...RUNS.map(r => [r]), ...RUNS.slice(1).map(r => [0, r])];
-const matrixName = ([a, b]) => b === undefined ? label(a) : `${label(b)} − ${label(a)}`;
+const matrixName = ([a, b]) => !b ? label(a) : R === 2 ? "difference" : `${label(b)} − ${label(a)}`;
 
 // ---- The state: everything that the address holds ----
 const DEFAULTS = {
@@ -178,13 +172,14 @@ function writeAddress(push) {
   history[push ? "pushState" : "replaceState"](null, "", `#${given}`);
 }
 function change(changes, push = true) {
-  const same = ["page", "image", "matrix", "map"], keep = Object.keys(changes).every(name => same.includes(name));
+  const keep = ["page", "image", "matrix", "map"].some(name => name in changes);
   state = { ...state, ...!keep && { page: 0 }, ...changes };
   writeAddress(push);
   draw();
 }
 
 // ---- Filter and sort ----
+let found = [];  // the images that pass the filters, in order
 function conditionTest([key, test, value]) {
   const column = columns[key], wanted = typeof column.value(0) === "number" ? Number(value) : value;
   return value.trim() === "" || Number.isNaN(wanted) ? () => true : n => TESTS[test](column.value(n), wanted);
@@ -198,15 +193,15 @@ function boxTest() {
   const [mean, spread] = [columns[`mean${r}`].value, columns[`spread${r}`].value];
   return n => spread(n) >= left && spread(n) <= right && mean(n) >= low && mean(n) <= high;
 }
-function sorted(found) {
+function sorted(images) {
   const { value } = columns[state.sort], sign = state.down ? -1 : 1;
   const group = state.group ? columns[state.group].value : () => 0;
   const groups = new Array(count), keys = new Array(count);
-  for (const n of found) [groups[n], keys[n]] = [group(n), value(n)];
+  for (const n of images) [groups[n], keys[n]] = [group(n), value(n)];
   const order = (x, y) => x > y ? sign : x < y ? -sign : 0;
-  return found.sort((a, b) => groups[a] - groups[b] || order(keys[a], keys[b]) || a - b);
+  return images.sort((a, b) => groups[a] - groups[b] || order(keys[a], keys[b]) || a - b);
 }
-function filtered() {
+function findImages() {
   const tests = [n => shows[state.show](verdict[n])];
   if (state.truth) tests.push(n => truth[n] === Number(state.truth));
   if (state.guess) tests.push(n => RUNS.some(r => guessOf(r, n) === Number(state.guess)));
@@ -214,7 +209,7 @@ function filtered() {
   if (state.box) tests.push(boxTest());
   const queried = conditions().map(conditionTest), how = state.any ? "some" : "every";
   if (queried.length) tests.push(n => queried[how](test => test(n)));
-  return sorted(range(count).filter(n => tests.every(test => test(n))));
+  found = sorted(range(count).filter(n => tests.every(test => test(n))));
 }
 
 // ---- Pieces that several sections show ----
@@ -228,8 +223,9 @@ function picture(n, wanted = rowSide, more = {}) {
 const bestClasses = (n, limit, top = k => most(n, r => score(r, n, k))) =>
   [...CLASSES].sort((a, b) => top(b) - top(a)).slice(0, limit);
 const about = n => `image ${idOf(n)}, truth ${classes[truth[n]]}`;
-const opener = (n, wanted) => button(`image-${idOf(n)}`, tiles ? picture(n, wanted) : idOf(n),
-  () => change({ image: String(idOf(n)) }), { class: "open", "aria-label": about(n), title: about(n) });
+const open = n => () => change({ image: String(idOf(n)) });
+const opener = (n, wanted) => button(`image-${idOf(n)}`, tiles ? picture(n, wanted) : idOf(n), open(n),
+  { class: "open", "aria-label": about(n), title: about(n) });
 const guessCell = (r, n) => [
   wrong(r, n) ? h("span", { class: "bad", role: "img", "aria-label": "wrong" }, "✗")
     : h("span", { class: "ok", role: "img", "aria-label": "right" }, "✓"),
@@ -261,7 +257,6 @@ function sparkline(n) {
 }
 
 // ---- The list ----
-let found = [];  // the images that pass the filters, in order
 const clear = { show: "all", truth: "", guess: "", cell: "", box: "", query: "", any: "" };
 function sortBy(key) {
   const rising = state.sort === key ? state.down : columns[key].rising || columns[key].names;
@@ -281,13 +276,10 @@ function drawTools() {
   fill("sort", Object.keys(columns).map(key => option(key, columns[key].title(), state.sort)));
   for (const name of ["truth", "guess"])
     fill(name, option("", "any", state[name]), classes.map((text, k) => option(k, text, state[name])));
-  const groups = GROUPS.map(key => option(key, columns[key].title(), state.group));
-  fill("group", option("", "–", state.group), groups);
-  $("down").textContent = state.down ? "↓" : "↑";
-  $("down").ariaLabel = state.down ? "largest first" : "smallest first";
+  fill("group", ["", ...GROUPS].map(key => option(key, columns[key]?.title() ?? "–", state.group)));
+  $("down").textContent = state.down ? "↓ high" : "↑ low";
   $("gallery").ariaPressed = String(Boolean(state.gallery));
-  $("marks").hidden = !marks.size;
-  $("marks").textContent = `${marks.size} doubtful, CSV`;
+  $("marks").textContent = marks.size ? `${marks.size} doubtful, CSV` : "";
 }
 function drawQuery() {
   const titles = Object.entries(columns).map(([key, column]) => [key, column.title()]);
@@ -321,7 +313,6 @@ function drawFilters() {
     state.query && remove("query", "query", { query: "", any: "" }),
     filters && button("clear", "show all images", () => change(clear)));
 }
-
 const listColumns = () => [
   tiles && ["", "image", n => opener(n)],
   ["id", "id", n => tiles ? idOf(n) : opener(n)],
@@ -350,7 +341,7 @@ function drawList() {
   const cell = n => ([key, head, draw]) => h("td", { "data-name": head.textContent ?? head,
     class: `c-${key.replace(/\d+$/, "") || "image"}` }, draw(n));
   const row = (n, i) => [heads[i] && h("tr", { class: "group" }, h("th", { colspan: list.length }, heads[i])),
-    h("tr", { "data-id": idOf(n) }, list.map(cell(n)))];
+    h("tr", { "data-id": idOf(n), onclick: open(n) }, list.map(cell(n)))];
   const guess = (r, n) => [" ", h("b", { class: runClass(r) }, className(guessOf(r, n))), wrong(r, n) && "✗"];
   const card = (n, i) => [heads[i] && h("h3", null, heads[i]), h("div", { class: "card", "data-id": idOf(n) },
     opener(n, Math.max(64, rowSide)), h("div", null, className(truth[n]), " →", RUNS.map(r => guess(r, n))))];
@@ -372,9 +363,7 @@ function csvCell(value) {
 }
 function download(name, rows) {
   const text = rows.map(row => row.map(csvCell).join() + "\n").join("");
-  const href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-  h("a", { href, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(href), 60_000);
+  h("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: name }).click();
 }
 const digits = value => facts.digits > 9 ? value : Number(value.toPrecision(facts.digits));
 function downloadList() {
@@ -484,8 +473,8 @@ function drawMap() {
   fill("mapped", moving.map(r => option(r, label(r), shown)));
 }
 let dragStart = null;
-function pointed(event) {  // the spread and the mean where the pointer is
-  const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform($("area").getScreenCTM().inverse());
+function pointed({ clientX, clientY }) {  // the spread and the mean where the pointer is
+  const { x, y } = new DOMPoint(clientX, clientY).matrixTransform($("area").getScreenCTM().inverse());
   const [spread, mean] = [x / mapWidth, 1 - y / mapHeight].map(share => Math.min(1, Math.max(0, share)));
   return [spread / 2, mean];
 }
@@ -523,6 +512,7 @@ function curves(r, n) {  // the score of each class by epoch, that of the truth 
     h("line", { class: "ideal", x1: now, x2: now, y1: 4, y2: 90 }),
     shown.map(k => line(r, points(k), k === truth[n] ? "" : "other")), ends.map(name));
 }
+const exact = (r, n, k) => h("td", null, digits(score(r, n, k)));
 function drawImage() {
   if (state.image === "") { $("image").close(); return; }
   const n = rowOf(state.image), list = neighbours(n), place = list.indexOf(n);
@@ -530,13 +520,12 @@ function drawImage() {
   $("before").disabled = place === 0;
   $("after").disabled = place === list.length - 1;
   $("doubt").ariaPressed = String(marks.has(String(idOf(n))));
-  const margin = data.margin[n].toFixed(3).replace("-", "−");
   fill("detail", tiles && picture(n, Math.max(280, side), { role: "img", "aria-label": about(n) }),
     h("div", null, h("h2", { id: "image-title" }, `image ${idOf(n)}: truth `, className(truth[n])),
-      h("p", null, `margin of the label ${margin}, against `, h("b", null, className(data.suggested[n]))),
+      h("p", null, `margin of the label ${data.margin[n].toFixed(3)}, next `, className(data.suggested[n])),
       RUNS.map(r => [h("p", null, runName(r), " ", guessCell(r, n)), curves(r, n)])),
-    table("facts", ["score", ...RUNS.map(r => runName(r, "span"))], bestClasses(n, 10).map(k => [
-      [className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => h("td", null, digits(score(r, n, k))))])));
+    table("facts", ["score", ...RUNS.map(r => runName(r, "span"))], bestClasses(n, 10).map(k =>
+      [[className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => exact(r, n, k))])));
   if (!$("image").open) $("image").showModal();
 }
 
@@ -550,7 +539,6 @@ function redraw(part, ...shown) {
   if (activeElement?.dataset.key && !activeElement.isConnected) focusOn(activeElement.dataset.key);
 }
 const focusOn = key => document.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
-const findImages = () => { found = filtered(); };
 function draw() {
   const { image, map, matrix, page, gallery, ...filters } = state, { epoch } = state, marked = [...marks];
   redraw(drawView, epoch);
@@ -592,9 +580,8 @@ const clicks = {
   before: () => step(-1), after: () => step(1), doubt: () => toggleMark(rowOf(state.image)),
   close: () => $("image").close(),
   answers: ({ target: { dataset } }) => { if (dataset.view) change({ epoch: Number(dataset.view) }); },
-  learned: ({ target: { dataset: { run, learned } } }) => {
-    if (run) change({ ...clear, ...queryOf([[`right${run}`, "=", learned]]) });
-  },
+  learned: ({ target: { dataset: { run, learned } } }) =>
+    run && change({ ...clear, ...queryOf([[`right${run}`, "=", learned]]) }),
 };
 for (const [id, act] of Object.entries(clicks)) $(id).onclick = act;
 $("image").onclose = () => {
@@ -605,15 +592,8 @@ $("image").onclose = () => {
 const keys = { ArrowLeft: "before", ArrowRight: "after", l: "doubt", L: "doubt" };
 $("image").onkeydown = event => $(keys[event.key])?.click();
 window.onhashchange = () => { readAddress(); draw(); };
-for (const name in tiles) document.documentElement.style.setProperty(`--${name}`, tiles[name]);
-$("image").removeAttribute("open");  // as it may be in a saved copy
-document.documentElement.classList.toggle("many", K > 12);
-$("groups").classList.toggle("mirrored", R === 2);
-$("slider").hidden = views.length < 2;
-$("dynamics").hidden = !moving.length;
 for (const place of document.querySelectorAll("[data-row]"))
   place.replaceChildren(opener(Number(place.dataset.row), 48));
-$("epoch").max = views.length - 1;
 readAddress();
 draw();
 document.documentElement.dataset.ready = "yes";

@@ -227,16 +227,16 @@ def map_chart() -> Element:
     """The axes of the data map, and the area that page.js fills."""
     chart = Chart([0, 0.1, 0.2, 0.3, 0.4, 0.5], round_ticks(1), (560, 260))
     chart.axes("spread of the truth score over the epochs")
+    wide, high = chart.right - LEFT, chart.bottom - TOP
+    parts = (h("path", id="dots"), h("path", id="crosses"), h("rect", id="box"))
+    place = {"x": LEFT, "y": TOP, "width": wide, "height": high, "viewBox": f"0 0 {wide} {high}"}
+    chart.parts.append(h("svg", *parts, id="area", **place))
     for x, y, zone in (
         (0.005, 0.93, "easy"),
         (0.42, 0.5, "ambiguous"),
         (0.005, 0.04, "hard or mislabelled"),
     ):
-        chart.text(zone, chart.x(x), chart.y(y), "start")
-    wide, high = chart.right - LEFT, chart.bottom - TOP
-    parts = (h("path", id="dots"), h("path", id="crosses"), h("rect", id="box"))
-    place = {"x": LEFT, "y": TOP, "width": wide, "height": high, "viewBox": f"0 0 {wide} {high}"}
-    chart.parts.append(h("svg", *parts, id="area", **place))
+        chart.text(zone, chart.x(x), chart.y(y), "start", "label")
     name = "data map: mean of the truth score against its spread"
     return h("svg", *chart.parts, id="map", viewBox="0 0 560 260", role="img", aria_label=name)
 
@@ -485,6 +485,8 @@ def render_page(
     record["verdicts"] = figures.VERDICTS[min(len(runs), 3)]
     record["about"] = f"{figures.shared_data_set(runs)}{len(runs[0].ids):,} images"
     record["tiles"], files = (None, []) if pictures is None else sheets(pictures)
+    kinds = {"many": len(classes) > 12, "mirrored": len(runs) == 2, "still": len(views) == 1}
+    kinds["no-past"] = all(len(run.history) < 2 for run in runs)
     blobs = [binary(data, id="arrays"), *(binary(file, class_="sheet") for file in files)]
     text = json.dumps(record).replace("<", "\\u003c")
     plain = [h("h2", "Wrong guesses, grouped by guess"), plain_groups(runs, classes, pictures)]
@@ -496,6 +498,9 @@ def render_page(
     return Template(page).substitute(
         title=html(h("title", " vs ".join(run.label for run in runs))),
         style=style,
+        kind=" ".join(name for name, holds in kinds.items() if holds),
+        tiles=";".join(f"--{name}:{value}" for name, value in (record["tiles"] or {}).items()),
+        last=len(views) - 1,
         answers=html(*tops),
         plain=html(*plain),
         suspects=html(suspects_gallery(runs[0], classes, margins, suggested)),

@@ -152,15 +152,18 @@ def test_summary_in_the_terminal_agrees_with_the_files(finished, tmp_path):
 
 @pytest.mark.long
 def test_known_label_errors_of_mnist_are_suspected(mnist_dir, tmp_path):
-    """Ten labels that people found wrong and corrected the same way (Northcutt et al. 2021)."""
+    """Ten labels that people found wrong and corrected the same way (Northcutt et al. 2021).
+
+    The gates are the lowest counts of ten pairs of runs: 3 to 5 in the first 20, 7 to 10 in the first 100.
+    """
     known = {947, 1621, 1901, 2462, 2597, 3558, 5937, 6651, 6783, 9729}
     for seed in (0, 1):
         flags = ("--data_dir", mnist_dir, "--run_dir", f"{seed}", "--seed", seed)
         assert run("train.py", *flags, cwd=tmp_path, WANDB_MODE="disabled").returncode == 0
     runs = [compare.load_run(str(tmp_path / f"{seed}")) for seed in (0, 1)]
     order = figures.label_margins(runs)[0].argsort(kind="stable").tolist()
-    assert len(known & set(order[:20])) >= 4
-    assert len(known & set(order[:100])) >= 8
+    assert len(known & set(order[:20])) >= 3
+    assert len(known & set(order[:100])) >= 7
 
 
 def test_one_csv_without_pictures(finished, tmp_path):

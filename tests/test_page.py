@@ -390,7 +390,7 @@ def test_arrow_keys_move_in_a_matrix_with_one_tab_stop(page, two, files):
     ActionChains(page.browser).send_keys(Keys.ENTER).perform()
     assert page.js("return document.activeElement.dataset.key") == key  # the focus stays in the new matrix
     unnamed = """return [...document.querySelectorAll("button, select, input, [role=img]")]
-        .filter(e => !(e.ariaLabel || e.textContent.trim() || e.closest("label")?.textContent.trim())).length"""
+        .filter(e => !(e.ariaLabel || e.title || e.textContent.trim() || e.closest("label")?.textContent.trim())).length"""
     assert page.js(unnamed) == 0
 
 
