@@ -240,14 +240,14 @@ const table = (kind, heads, rows) => h("table", { class: kind },
   h("tbody", null, rows.map(([head, ...cells]) => h("tr", null, h("th", { scope: "row" }, head), cells))));
 function bars(n) {  // the scores of each class, or of the highest ones: a bar per run, the truth underlined
   const shown = K <= 12 ? CLASSES : [...new Set([truth[n], ...bestClasses(n, 6)])];
-  const step = 160 / shown.length, wide = (step - 2) / R;
+  const part = 160 / shown.length, wide = (part - 2) / R;
   const bar = (r, k, x, height = 29 * score(r, n, k)) =>
     h("rect", { class: runClass(r), x: x + 1 + r * wide, y: 30 - height, width: 0.9 * wide, height });
   const name = (k, x) =>
-    h("text", { x, y: 39, class: k === truth[n] && "truth" }, classes[k].slice(0, step / 6));
+    h("text", { x, y: 39, class: k === truth[n] && "truth" }, classes[k].slice(0, part / 6));
   const words = k => `${classes[k]}: ${RUNS.map(r => percent(score(r, n, k))).join(", ")}`;
   return chart(160, 42, "bars", `scores ${shown.map(words).join("; ")}`,
-    shown.map((k, i) => [RUNS.map(r => bar(r, k, i * step)), name(k, (i + 0.5) * step)]));
+    shown.map((k, i) => [RUNS.map(r => bar(r, k, i * part)), name(k, (i + 0.5) * part)]));
 }
 function sparkline(n) {
   const lines = moving.map(r => line(r, runs[r].epochs.map((_, e, { length }) =>
@@ -338,8 +338,8 @@ function drawList() {
       { title: `sort by ${columns[key].title()}` });
     return h("th", { scope: "col", "aria-sort": order }, sort || text);
   };
-  const cell = n => ([key, head, draw]) => h("td", { "data-name": head.textContent ?? head,
-    class: `c-${key.replace(/\d+$/, "") || "image"}` }, draw(n));
+  const cell = n => ([key, head, show]) => h("td", { "data-name": head.textContent ?? head,
+    class: `c-${key.replace(/\d+$/, "") || "image"}` }, show(n));
   const row = (n, i) => [heads[i] && h("tr", { class: "group" }, h("th", { colspan: list.length }, heads[i])),
     h("tr", { "data-id": idOf(n), onclick: open(n) }, list.map(cell(n)))];
   const guess = (r, n) => [" ", h("b", { class: runClass(r) }, className(guessOf(r, n))), wrong(r, n) && "✗"];
@@ -432,14 +432,14 @@ function drawGroups() {
   const members = RUNS.map(() => CLASSES.map(() => CLASSES.map(() => [])));  // run, guess, truth -> images
   for (const r of RUNS)
     for (let n = 0; n < count; n++) if (wrong(r, n)) members[r][guessOf(r, n)][truth[n]].push(n);
-  const longest = members.flat(2).reduce((most, images) => Math.max(most, images.length), 1);
+  const longest = members.flat(2).reduce((max, images) => Math.max(max, images.length), 1);
   const bar = (r, { length }) => h("div", { class: `bar ${runClass(r)}` },
     length > 0 && [h("i", { style: `width:${80 * length / longest}%` }), h("span", null, comma(length))]);
   const pictures = (r, images) => h("div", { class: `pictures ${runClass(r)}` },
     h("b", { title: label(r) }, comma(images.length)), images.map(n => opener(n, Math.min(64, rowSide))));
   const axisLine = (t, g) => {
-    const name = h("span", { class: "name" }, className(t)), bars = RUNS.map(r => bar(r, members[r][g][t]));
-    return h("div", { class: "line", style: `--runs:${R}` }, name, bars);
+    const name = h("span", { class: "name" }, className(t));
+    return h("div", { class: "line", style: `--runs:${R}` }, name, RUNS.map(r => bar(r, members[r][g][t])));
   };
   const axis = g => CLASSES.filter(t => RUNS.some(r => members[r][g][t].length)).map(t => axisLine(t, g));
   const row = (kind, name, middle, parts) =>
@@ -451,7 +451,7 @@ function drawGroups() {
 }
 
 // ---- Training dynamics. `map_chart` in render.py draws the axes of the data map ----
-const map = $("map"), { width: mapWidth, height: mapHeight } = $("area").viewBox.baseVal;
+const dataMap = $("map"), { width: mapWidth, height: mapHeight } = $("area").viewBox.baseVal;
 function setBox(left, right, low, high) {  // spreads are in 0..0.5, means in 0..1
   const sides = { x: 2 * left * mapWidth, y: (1 - high) * mapHeight, width: 2 * (right - left) * mapWidth };
   for (const [name, value] of Object.entries({ ...sides, height: (high - low) * mapHeight }))
@@ -466,10 +466,10 @@ function drawMap() {
     seen.add(dot);
     paths[Number(cross)] += cross ? `M${x - 3} ${y - 3}l6 6m0-6l-6 6` : `M${x - 1} ${y - 1}h2v2h-2z`;
   }
-  map.setAttribute("class", runClass(shown));
+  dataMap.setAttribute("class", runClass(shown));
   ["dots", "crosses"].forEach((id, i) => $(id).setAttribute("d", paths[i]));
-  const [r, ...sides] = state.box.split(",").map(Number);
-  setBox(...state.box && r === shown ? sides : [0, 0, 0, 0]);
+  const [boxed, ...sides] = state.box.split(",").map(Number);
+  setBox(...state.box && boxed === shown ? sides : [0, 0, 0, 0]);
   fill("mapped", moving.map(r => option(r, label(r), shown)));
 }
 let dragStart = null;
@@ -481,11 +481,11 @@ function pointed({ clientX, clientY }) {  // the spread and the mean where the p
 function dragged(event) {
   const [[x1, y1], [x2, y2]] = [dragStart, pointed(event)];
   const sides = [Math.min(x1, x2), Math.max(x1, x2), Math.min(y1, y2), Math.max(y1, y2)];
-  return sides.map(side => Number(side.toFixed(3)));
+  return sides.map(value => Number(value.toFixed(3)));
 }
-map.onpointerdown = event => { dragStart = pointed(event); map.setPointerCapture(event.pointerId); };
-map.onpointermove = event => { if (dragStart) setBox(...dragged(event)); };
-map.onpointerup = event => {
+dataMap.onpointerdown = event => { dragStart = pointed(event); dataMap.setPointerCapture(event.pointerId); };
+dataMap.onpointermove = event => { if (dragStart) setBox(...dragged(event)); };
+dataMap.onpointerup = event => {
   if (!dragStart) return;
   const sides = dragged(event);
   dragStart = null;

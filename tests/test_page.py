@@ -1,4 +1,4 @@
-"""The page of compare.py in headless Chromium, and in Firefox where it is found, with counts of its files."""
+"""The page of compare.py in headless Chromium, and in Firefox where found, with counts of its files."""
 
 import base64
 import csv
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_mnist_files
 from programs import run
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -59,16 +58,19 @@ class Page:
     def text(self, selector: str) -> str:
         return self.js("return document.querySelector(arguments[0]).textContent", selector)
 
+    def all(self, selector: str, get: str = "e.textContent") -> list:
+        return self.js(f"return [...document.querySelectorAll(arguments[0])].map(e => {get})", selector)
+
     @property
     def shown(self) -> int:
         return int(self.text("#shown b").replace(",", ""))
 
     @property
     def ids(self) -> list[int]:
-        return self.js("return [...document.querySelectorAll('#list [data-id]')].map(e => +e.dataset.id)")
+        return self.all("#list [data-id]", "Number(e.dataset.id)")
 
     def chips(self) -> list[int]:
-        texts = self.js("return [...document.querySelectorAll('#chips b')].map(e => e.textContent)")
+        texts = self.all("#chips b")
         return [int(text.replace(",", "")) for text in texts]
 
 
@@ -163,25 +165,39 @@ def test_answer_chips_and_matrices_agree_with_the_files_at_every_epoch(page, two
         )
         for matrix in (0, 1):
             page.click(f"matrix-{matrix}")
-            script = "return [...document.querySelectorAll('.matrix button')].map(b => [b.dataset.key, b.textContent])"
-            cells = {
-                tuple(map(int, key.split("-")[1].split(","))): int(n.replace(",", ""))
-                for key, n in page.js(script)
-            }
+            buttons = page.all(".matrix button", "[e.dataset.key, e.textContent]")
+            cells = {key: int(n.replace(",", "")) for key, n in buttons}
             expected = {}
             for truth, guess in zip(now.truth, now.guess[matrix]):
-                expected[matrix, truth, guess] = expected.get((matrix, truth, guess), 0) + 1
+                key = f"cell-{matrix},{truth},{guess}"
+                expected[key] = expected.get(key, 0) + 1
             assert cells == expected
-        count = "p => [p.querySelector('b').textContent, p.querySelectorAll('.open').length]"
-        texts = page.js(f"return [...document.querySelectorAll('#groups .pictures')].map({count})")
-        shown = [(int(n), pictures) for n, pictures in texts]
-        counts = [
-            (int((now.wrong[r] & (now.guess[r] == g)).sum()),) * 2
-            for g in range(10)
-            for r in (0, 1)
-            if any((now.wrong[i] & (now.guess[i] == g)).any() for i in (0, 1))
-        ]
-        assert shown == counts
+        groups = page.all(
+            "#groups .pictures", "[e.children[0].textContent, e.querySelectorAll('.open').length]"
+        )
+        expected = []
+        for g in range(10):
+            counts = [int((now.wrong[r] & (now.guess[r] == g)).sum()) for r in (0, 1)]
+            expected += [[f"{count}", count] for count in counts if any(counts)]
+        assert groups == expected
+
+
+def test_firefox_shows_the_same_counts(two, files):
+    if not shutil.which("geckodriver") or not (
+        found := shutil.which("firefox") or shutil.which("firefox-esr")
+    ):
+        pytest.skip("no firefox and geckodriver here")
+    options = webdriver.FirefoxOptions()
+    options.binary_location = found
+    options.add_argument("-headless")
+    firefox = webdriver.Firefox(
+        options=options, service=webdriver.FirefoxService(shutil.which("geckodriver"))
+    )
+    try:
+        page = Page(firefox).open(two)
+        assert page.chips() == files[1].chips() and page.shown == page.chips()[0]
+    finally:
+        firefox.quit()
 
 
 def test_page_shows_names_as_text_and_asks_for_nothing(page, two):
@@ -192,10 +208,7 @@ def test_page_shows_names_as_text_and_asks_for_nothing(page, two):
     page.js("document.querySelector('#list .open').click()")
     assert page.js("return document.title") == f"first@2 vs {HOSTILE}@2"
     assert not page.js("return document.querySelector('img, td b b')")
-    names = page.js(
-        "return [...document.querySelectorAll('#truth option')].slice(1).map(o => o.textContent)"
-    )
-    assert names == CLASSES
+    assert page.all("#truth option")[1:] == CLASSES
     assert HOSTILE * 20 in page.text("#answers section:not([hidden]) table")
     assert [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     messages = (json.loads(entry["message"])["message"] for entry in page.browser.get_log("performance"))
@@ -389,9 +402,11 @@ def test_arrow_keys_move_in_a_matrix_with_one_tab_stop(page, two, files):
     assert page.js("return document.querySelectorAll('.matrix [tabindex=\"0\"]').length") == 1
     ActionChains(page.browser).send_keys(Keys.ENTER).perform()
     assert page.js("return document.activeElement.dataset.key") == key  # the focus stays in the new matrix
-    unnamed = """return [...document.querySelectorAll("button, select, input, [role=img]")]
-        .filter(e => !(e.ariaLabel || e.title || e.textContent.trim() || e.closest("label")?.textContent.trim())).length"""
-    assert page.js(unnamed) == 0
+    controls, named = (
+        "button, select, input, [role=img]",
+        "[e.ariaLabel, e.title, e.textContent, e.closest('label')]",
+    )
+    assert all(any(names) for names in page.all(controls, named))
 
 
 def test_page_without_javascript_print_phone_and_saved_copy(page, two, files, tmp_path):
@@ -431,9 +446,7 @@ def test_page_without_javascript_print_phone_and_saved_copy(page, two, files, tm
     )
     page.open(two)
     assert page.js("return document.documentElement.scrollWidth") <= 390
-    boxes = page.js(
-        "return [...document.querySelectorAll('#list tr[data-id]')[0].querySelectorAll('.c-guess')].map(c => c.getBoundingClientRect().right)"
-    )
+    boxes = page.all("#list tr:first-child .c-guess", "e.getBoundingClientRect().right")
     assert len(boxes) == 2 and max(boxes) <= 390
 
 
@@ -462,10 +475,10 @@ def test_one_run_three_runs_and_a_hundred_classes(page, tmp_path):
         assert not page.js("return document.querySelector('.picture')")
         assert [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     assert page.chips()[1] == (masks.any(0) & ~masks.all(0)).sum()
-    shared = page.js(
-        "return [...document.querySelectorAll('#classes .pair table')[1].querySelectorAll('td')].map(c => +c.textContent)"
+    tables = page.all(
+        "#classes section .pair table", "[...e.querySelectorAll('td')].map(c => +c.textContent)"
     )
-    assert shared == [int((masks[a] & masks[b]).sum()) for a in range(3) for b in range(3)]
+    assert tables[1] == [int((masks[a] & masks[b]).sum()) for a in range(3) for b in range(3)]
 
 
 def contrast(a: str, b: str) -> float:
