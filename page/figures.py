@@ -201,17 +201,17 @@ def answer(runs: list[Run]) -> tuple[str, str]:
         counts = f"{pair.fixed:,} fixed and {pair.broken:,} broken by {runs[1].label}"
         headline = f"{pair.better.label} is better" if pair.better else "No evidence that either is better"
         return headline, f": {wrong[0]} against {wrong[1]} wrong, {counts} (McNemar {pair.p_text})"
-    counts = ", ".join(f"{count} {run.label}" for count, run in zip(wrong, runs))
+    counts = f"{', '.join(wrong[:-1])} and {wrong[-1]} wrong"
     test = "McNemar with Holm's correction"
     best = min(runs, key=lambda run: run.wrong.sum())
     beaten = [pair for pair in pairs if pair.better is best]
     if not beaten:
         smallest = min(pairs, key=lambda pair: pair.p_value).p_text
-        return "No evidence that any run is the best", f": wrong {counts} (smallest {smallest}, {test})"
+        return "No evidence that any run is the best", f": {counts} (smallest {smallest}, {test})"
     names = " and ".join((pair.before if pair.after is best else pair.after).label for pair in beaten)
     worst = max(beaten, key=lambda pair: pair.p_value).p_text
     headline = f"{best.label} is better than {'all others' if len(beaten) == len(runs) - 1 else names}"
-    return headline, f": wrong {counts} ({worst.replace('=', '≤')}, {test})"
+    return headline, f": {counts} ({worst.replace('=', '≤')}, {test})"
 
 
 def differing_settings(runs: list[Run]) -> dict[str, list[str]]:

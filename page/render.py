@@ -120,7 +120,7 @@ class Chart:
         return h("figure", h("figcaption", title, " ", h("span", hint, class_="hint")), svg)
 
 
-def short(name: str, length: int = 13) -> str:
+def short(name: str, length: int = 15) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
@@ -154,7 +154,7 @@ def wrong_chart(runs: list[Run], epochs: list[int]) -> Element | None:
         chart.dot(i, run.epoch, count, 5, f"{run.label}: {count:,} wrong")
         height = min(chart.y(count) - 8, height - 13)
         anchor = "end" if x > chart.right / 2 else "start"
-        chart.text(f"{short(run.name)} {count:,}", x, height, anchor, f"label {run_class(i)}")
+        chart.text(f"{short(run.label)} {count:,}", x, height, anchor, f"label {run_class(i)}")
     texts = {i: f"{run.wrong.sum():,}" for i, run in here.items()}
     return chart.figure("Wrong by epoch", "click a point", named(texts, runs))
 
@@ -202,7 +202,7 @@ def review_chart(runs: list[Run]) -> Element:
             chart.dot(
                 i, marked, 100 * found[marked - 1] / total, 4, f"{marked:,} least sure: {texts[i]} errors"
             )
-    chart.labels({i: f"{short(runs[i].name)} {text}" for i, text in texts.items()})
+    chart.labels({i: f"{short(runs[i].label)} {text}" for i, text in texts.items()})
     return chart.figure("Review curve", f"{marked:,} least sure", named(texts, runs))
 
 
@@ -219,7 +219,7 @@ def reliability_chart(runs: list[Run]) -> Element:
             radius = 1.5 + 3 * math.sqrt(n / len(run.ids))
             chart.dot(i, x, y, radius, f"{n:,} images: score {x:.1f} %, right {y:.1f} %")
         texts[i] = f"ECE {100 * figures.calibration_error(run):.2f} %"
-    chart.labels({i: f"{short(runs[i].name)} {text}" for i, text in texts.items()})
+    chart.labels({i: f"{short(runs[i].label)} {text}" for i, text in texts.items()})
     return chart.figure("Reliability", "right by score", named(texts, runs))
 
 
