@@ -51,5 +51,6 @@ class Firefox:
         return json.loads(result["result"]["value"])
 
     def quit(self) -> None:
+        self.socket.close()
         self.process.terminate()
         self.process.wait(30)
