@@ -69,7 +69,7 @@ def load_run(argument: str) -> Run:
     try:
         config = read_config(path / "config.json")
         seconds = {e: read_train_seconds(path / "summary.json", e) for e in files}
-        losses = read_losses(path / "metrics.csv")
+        losses = read_losses(path / "metrics.csv") if (path / "metrics.csv").exists() else None
     except Exception as error:  # a damaged file can raise anything
         cure = f"Name its CSV file instead: {files[epoch]}"
         raise CompareError(f"{path} is damaged ({error}). {cure}") from error
@@ -124,8 +124,9 @@ def read_losses(path: Path) -> np.ndarray:
     metrics = pd.read_csv(path)
     if "loss" not in metrics:
         metrics["loss"] = np.nan
-    losses = metrics[["step", "loss"]].to_numpy(float)
-    return losses[(losses[:, 0] < 1e9) & (losses[:, 1] > 0) & (losses[:, 1] < 1e9)]
+    step, loss = metrics[["step", "loss"]].to_numpy(float).T
+    shown = (0 <= step) & (step < 1e9) & (0 < loss) & (loss < 1e9)
+    return np.stack([step[shown], loss[shown]], axis=1)
 
 
 def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

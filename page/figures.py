@@ -94,6 +94,10 @@ class Pair:
         self.p_value = min(1.0, 2 * float(bdtr(fewer, count, 0.5)))
 
     @property
+    def names(self) -> str:
+        return f"{self.before.label}, {self.after.label}"
+
+    @property
     def better(self) -> Run | None:
         """The better run, or None without evidence."""
         if self.p_value >= 0.05:
@@ -102,6 +106,7 @@ class Pair:
 
     @property
     def p_text(self) -> str:
+        """The p-value; with more than one pair, after Holm's correction."""
         return "p < 1e-15" if self.p_value < 1e-15 else f"p = {self.p_value:.2g}"
 
     @property

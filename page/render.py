@@ -138,9 +138,8 @@ def wrong_chart(runs: list[Run], epochs: list[int]) -> Element | None:
     if len({epoch for epoch, _ in points}) < 2:
         return None
     last = max(epoch for epoch, _ in points)
-    step = round_ticks(last, 8, whole=True)[1]
     chart = Chart([min(epoch for epoch, _ in points), last], round_ticks(max(count for _, count in points)))
-    ticks = [e for e in range(chart.xs[0], last + 1) if e % step == 0]
+    ticks = [tick for tick in round_ticks(last, 8, whole=True) if chart.xs[0] <= tick <= last]
     chart.axes("epoch", x_ticks=ticks)
     for path, (i, _) in sorted(curves.items(), key=lambda item: item[1][0]):
         chart.curve(i, counts[path])
@@ -171,11 +170,11 @@ def loss_chart(runs: list[Run]) -> Element | None:
     steps, values = zip(*(point for curve in curves.values() for point in curve))
     powers = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
     rounds = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
-    first = max((i for i, v in enumerate(rounds) if v <= min(values)), default=0)
-    last = min((i for i, v in enumerate(rounds) if v >= max(values)), default=len(rounds) - 1)
-    ys = rounds[first : max(last, first + 1) + 1]
-    chart = Chart(round_ticks(max(steps), 3), ys if len(ys) < 7 else ys[::3], log=True)
-    chart.ys = sorted({*chart.ys, ys[0], ys[-1]})
+    inside = [i for i, value in enumerate(rounds) if min(values) <= value <= max(values)]
+    low, high = (min(inside), max(inside)) if inside else (0, 0)
+    ys = rounds[max(low - 1, 0) : high + 2]
+    chart = Chart(round_ticks(max(steps), 3), ys[:: math.ceil(len(ys) / 6)], log=True)
+    chart.ys = sorted({*chart.ys, ys[-1]})
     chart.axes("step")
     for i, curve in curves.items():
         chart.curve(i, curve)
@@ -330,7 +329,10 @@ def agreement(runs: list[Run]) -> list[Element]:
     for title, cells in titles.items():
         rows = [[run_name(i, run, "span"), *row] for i, (run, row) in enumerate(zip(runs, cells))]
         tables.append(table([title, *heads], rows, class_="facts"))
-    return tables
+    pairs = figures.make_pairs(runs)
+    names = ["first, second", "fixed", "broken", "wrong in both", "p"]
+    rows = [[p.names, f"{p.fixed:,}", f"{p.broken:,}", f"{p.both_wrong:,}", p.p_text] for p in pairs]
+    return [*tables, table(names, rows, class_="facts")]
 
 
 def plain_groups(runs: list[Run], classes: list[str], pictures: np.ndarray | None) -> Element:
