@@ -29,7 +29,7 @@ const option = (value, text, now) => h("option", { value, selected: String(now) 
 const button = (key, text, onclick, more) =>
   h("button", { type: "button", "data-key": key, onclick, ...more }, text);
 
-// ---- Data: `arrays` and `binary` in render.py write them ----
+// ---- Data: `arrays` and `base85` in arrays.py write them ----
 function decode(script) {  // base 85: five characters from # to w, ! for <, hold four bytes
   const text = script.textContent, bytes = new Uint8Array(text.length / 5 * 4);
   const digit = i => text.charCodeAt(i) === 33 ? 25 : text.charCodeAt(i) - 35;
@@ -450,7 +450,7 @@ function drawGroups() {
   fill("groups", heads, shown.map(group), !shown.length && h("p", null, "No guess is wrong."));
 }
 
-// ---- Training dynamics. `map_chart` in render.py draws the axes of the data map ----
+// ---- Training dynamics. `map_chart` in charts.py draws the axes of the data map ----
 const dataMap = $("map"), { width: mapWidth, height: mapHeight } = $("area").viewBox.baseVal;
 function setBox(left, right, low, high) {  // spreads are in 0..0.5, means in 0..1
   const sides = { x: 2 * left * mapWidth, y: (1 - high) * mapHeight, width: 2 * (right - left) * mapWidth };
