@@ -522,7 +522,8 @@ function drawImage() {
   $("doubt").ariaPressed = String(marks.has(String(idOf(n))));
   fill("detail", tiles && picture(n, Math.max(280, side), { role: "img", "aria-label": about(n) }),
     h("div", null, h("h2", { id: "image-title" }, `image ${idOf(n)}: truth `, className(truth[n])),
-      h("p", null, `margin of the label ${data.margin[n].toFixed(3)}, next `, className(data.suggested[n])),
+      h("p", null, `margin of the label ${data.margin[n].toFixed(3)}, best other class `,
+        className(data.suggested[n])),
       RUNS.map(r => [h("p", null, runName(r), " ", guessCell(r, n)), curves(r, n)])),
     table("facts", ["score", ...RUNS.map(r => runName(r, "span"))], bestClasses(n, 10).map(k =>
       [[className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => exact(r, n, k))])));

@@ -187,7 +187,12 @@ def render_page(
     record["verdicts"] = figures.VERDICTS[min(len(runs), 3)]
     record["about"] = f"{figures.shared_data_set(runs)}{len(runs[0].ids):,} images"
     record["tiles"], files = (None, []) if pictures is None else sheets(pictures)
-    kinds = {"many": len(classes) > 12, "mirrored": len(runs) == 2, "still": len(views) == 1}
+    kinds = {
+        "many": len(classes) > 12,
+        "long": max(map(len, classes)) > 3,
+        "mirrored": len(runs) == 2,
+        "still": len(views) == 1,
+    }
     kinds["no-past"] = all(len(run.history) < 2 for run in runs)
     blobs = [binary(data, id="arrays"), *(binary(file, class_="sheet") for file in files)]
     text = json.dumps(record).replace("<", "\\u003c")
