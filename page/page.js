@@ -588,7 +588,7 @@ for (const [id, act] of Object.entries(clicks)) $(id).onclick = act;
 $("image").onclose = () => {
   const key = `image-${state.image}`;
   if (state.image !== "") change({ image: "" });
-  focusOn(key);
+  if (document.activeElement.dataset.key !== key) focusOn(key);  // it was opened as another image
 };
 const keys = { ArrowLeft: "before", ArrowRight: "after", l: "doubt", L: "doubt" };
 $("image").onkeydown = event => $(keys[event.key])?.click();

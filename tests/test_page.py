@@ -357,6 +357,10 @@ def test_image_is_opened_stepped_and_marked_by_keys(page, two, tmp_path):
     page.wait("return !document.getElementById('image').open")
     assert page.js("return document.activeElement.dataset.key") == f"image-{ids[1]}"
     assert [row["id"] for row in downloaded(page, tmp_path, "marks")] == [str(ids[1])]
+    page.js("const e = document.querySelector('#groups .open'); e.focus(); e.click()")
+    press(Keys.ESCAPE)
+    page.wait("return !document.getElementById('image').open")
+    assert page.js("return document.activeElement.closest('#groups') !== null")  # back where it was opened
     page.open(two)
     assert page.text("#marks").startswith("1 doubtful")
 
