@@ -82,8 +82,8 @@ const truthScore = (r, n) => score(r, n, truth[n]);
 const guessScore = (r, n) => score(r, n, guessOf(r, n));
 const idOf = n => facts.ids ? facts.ids[n] : n;
 const rowOf = id => facts.ids ? facts.ids.findIndex(other => String(other) === id) : Number(id);
-const most = (n, f) => Math.max(...RUNS.map(r => f(r, n)));
-const least = (n, f) => Math.min(...RUNS.map(r => f(r, n)));
+const most = (n, f) => RUNS.reduce((best, r) => Math.max(best, f(r, n)), -Infinity);
+const least = (n, f) => RUNS.reduce((worst, r) => Math.min(worst, f(r, n)), Infinity);
 let verdict = null;  // of each image in the view that is shown, a place in VERDICTS
 const shows = { wrong: v => v > 0 };  // the chips: which verdicts pass
 VERDICTS.slice(R > 1 ? 1 : 2).forEach((name, i) => { shows[name] = v => v === i + 1; });
