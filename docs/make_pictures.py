@@ -26,6 +26,7 @@ RUNS = {
     "runs/baseline": [],
     "runs/double": ["--l1_size", "64", "--l2_size", "128", "--lr", "0.02"],
 }
+WIDTH, HEIGHT = 1280, 800
 
 
 def contact_sheet(path: Path, columns: int = 24) -> None:
@@ -41,13 +42,15 @@ def python(*arguments: str) -> None:
     subprocess.run([sys.executable, *arguments], check=True)
 
 
-def open_page(page: str, width: int) -> webdriver.Chrome:
+def open_page(page: str, height: int) -> webdriver.Chrome:
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for flag in ("headless=new", "no-sandbox", "hide-scrollbars", f"window-size={width},900"):
+    for flag in ("headless=new", "no-sandbox", "hide-scrollbars"):
         options.add_argument(f"--{flag}")
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     browser = webdriver.Chrome(options=options, service=service)
+    size = {"width": WIDTH, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     theme = {"name": "prefers-color-scheme", "value": "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [theme]})
     browser.get(Path(page).resolve().as_uri())
@@ -56,15 +59,16 @@ def open_page(page: str, width: int) -> webdriver.Chrome:
     return browser
 
 
-def screenshot(page: str, section: str, path: Path, width: int = 1000, height: int = 900) -> None:
-    """Save what the page shows below the heading `section`."""
-    browser = open_page(page, width)
-    browser.set_window_size(width, browser.execute_script("return document.body.scrollHeight") + 200)
+def screenshot(page: str, path: Path, section: str | None = None) -> None:
+    """Save the first screen of a page, or the whole of a section."""
+    browser = open_page(page, HEIGHT if section is None else 6000)
     time.sleep(1)  # until the browser has drawn everything
-    top = browser.find_element(By.XPATH, f"//h2[.='{section}']").rect["y"] - 10
     picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+    if section is not None:
+        box = browser.find_element(By.CSS_SELECTOR, section).rect
+        picture = picture.crop((0, box["y"] - 8, WIDTH, box["y"] + box["height"] + 8))
     browser.quit()
-    picture.crop((0, top, width, top + height)).quantize(128).save(path, optimize=True)
+    picture.quantize(128).save(path, optimize=True)
 
 
 def main() -> None:
@@ -77,9 +81,9 @@ def main() -> None:
             python("train.py", "--dataset", "mnist", "--data_dir", data_dir, "--run_dir", run_dir, *flags)
     python("compare.py", "runs/baseline@1", "runs/baseline@6", "--out", "runs/epochs.html")
     python("compare.py", "runs/baseline", "runs/double", "--out", "runs/models.html")
-    screenshot("runs/epochs.html", "Predictions", DOCS / "predictions.png")
-    screenshot("runs/models.html", "Wrong guesses over time", DOCS / "over-time.png", height=330)
-    screenshot("runs/models.html", "Wrong guesses, grouped by guess", DOCS / "by-guess.png", height=1000)
+    screenshot("runs/epochs.html", DOCS / "predictions.png")
+    screenshot("runs/models.html", DOCS / "over-time.png", "#answers section:not([hidden]) .top")
+    screenshot("runs/models.html", DOCS / "by-guess.png", "section[aria-labelledby=groups-title]")
 
 
 if __name__ == "__main__":

@@ -309,7 +309,7 @@ def test_loop_of_your_own_gets_files_tables_and_a_page(small_dir, tmp_path):
         assert picture.tobytes() == images[row[0]].numpy().tobytes()
     flags = ("--dataset", "mnist", "--data_dir", small_dir)
     page = run("compare.py", "runs/mine@1", "runs/mine", *flags, cwd=tmp_path)
-    assert page.returncode == 0 and (tmp_path / "compare.html").stat().st_size > 1e6, page.stderr
+    assert page.returncode == 0 and (tmp_path / "compare.html").stat().st_size > 1e5, page.stderr
 
 
 def test_metric_that_is_added_appears_everywhere(monkeypatch, capsys, tmp_path):

@@ -1,0 +1,254 @@
+"""What the page and the terminal say about predictions: the measures of a run, and runs compared."""
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy.special import bdtr
+
+CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
+# How the runs did on an image, by their number. Of two, "fixed" means that only the second is right.
+VERDICTS = {
+    1: ["all right", "wrong"],
+    2: ["all right", "fixed", "broken", "both wrong the same", "both wrong otherwise"],
+    3: ["all right", "disagree", "all wrong the same", "all wrong otherwise"],
+}
+NOT_SETTINGS = {"run_dir", "data_dir", "classes", "parameters"}  # keys that are not compared as settings
+
+
+@dataclass(eq=False)
+class Run:
+    """One model's predictions at one epoch. All arrays are sorted by id."""
+
+    name: str
+    path: Path  # the run directory or the CSV file
+    ids: np.ndarray  # (N,)
+    truth: np.ndarray  # (N,) int
+    guess: np.ndarray  # (N,) int
+    scores: np.ndarray  # (N, K) float, each row sums to 1
+    # The rest stays as it is if the predictions come from a CSV file.
+    epoch: int | None = None
+    config: dict | None = None  # config.json
+    losses: np.ndarray | None = None  # (S, 2): step and training loss
+    seconds: float | None = None  # training time up to this epoch, if the run recorded it
+    pinned: bool = False  # given as RUN@EPOCH
+    history: dict[int, "Run"] = field(default_factory=dict)  # epoch -> the run at that epoch
+
+    @property
+    def label(self) -> str:
+        return self.name if self.epoch is None else f"{self.name}@{self.epoch}"
+
+    @property
+    def wrong(self) -> np.ndarray:
+        return self.guess != self.truth
+
+    @property
+    def accuracy(self) -> float:
+        """In percent."""
+        return 100 * (1 - self.wrong.mean())
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """The score of the guess (N,)."""
+        return self.scores[np.arange(len(self.ids)), self.guess]
+
+    @property
+    def truth_score(self) -> np.ndarray:
+        return self.scores[np.arange(len(self.ids)), self.truth]
+
+    @property
+    def loss(self) -> float:
+        """Mean cross entropy in nats. A score of 0 counts as the smallest normal float32."""
+        return float(-np.log(np.maximum(self.truth_score, np.finfo(np.float32).tiny)).mean())
+
+    def at(self, epoch: int) -> "Run":
+        """The run at the last of its epochs that is not after `epoch`, or else at its first."""
+        return self.history[max((e for e in self.history if e <= epoch), default=min(self.history))]
+
+
+def make_views(runs: list[Run]) -> tuple[list[int | None], list[list[Run]], int]:
+    """The positions of the page's slider: their epochs, the runs as each shows them, and the first shown.
+
+    A run given as RUN@EPOCH stays there. If all are given like that, the slider moves the last one.
+    """
+    movable = [run for run in runs if len(run.history) > 1]
+    moving = [run for run in movable if not run.pinned] or movable[-1:]
+    if not moving:
+        return [None], [runs], 0
+    epochs = sorted({epoch for run in moving for epoch in run.history})
+    views = [[run.at(epoch) if run in moving else run for run in runs] for epoch in epochs]
+    return epochs, views, epochs.index(max(run.epoch for run in moving))
+
+
+class Pair:
+    """Two runs on the same images: what the second fixes and breaks, and whether that may be chance."""
+
+    def __init__(self, before: Run, after: Run):
+        self.before, self.after = before, after
+        self.fixed = int((before.wrong & ~after.wrong).sum())
+        self.broken = int((after.wrong & ~before.wrong).sum())
+        self.both_wrong = int((before.wrong & after.wrong).sum())
+        # Exact McNemar test: a two-sided binomial test that `fixed` and `broken` are equally likely.
+        fewer, count = min(self.fixed, self.broken), self.fixed + self.broken
+        self.p_value = min(1.0, 2 * float(bdtr(fewer, count, 0.5)))
+
+    @property
+    def names(self) -> str:
+        return f"{self.before.label}, {self.after.label}"
+
+    @property
+    def better(self) -> Run | None:
+        """The better run, or None without evidence."""
+        if self.p_value >= 0.05:
+            return None
+        return self.after if self.fixed > self.broken else self.before
+
+    @property
+    def p_text(self) -> str:
+        """The p-value; with more than one pair, after Holm's correction."""
+        return "p < 1e-15" if self.p_value < 1e-15 else f"p = {self.p_value:.2g}"
+
+    @property
+    def verdict_text(self) -> str:
+        verdict = f"{self.better.label} is better" if self.better else "no evidence of a difference"
+        return f"{verdict}, {self.p_text}"
+
+
+def make_pairs(runs: list[Run]) -> list[Pair]:
+    """All pairs of runs. With more than one pair, the p-values are those of Holm's correction."""
+    pairs = [Pair(*pair) for pair in itertools.combinations(runs, 2)]
+    corrected = 0.0
+    for i, pair in enumerate(sorted(pairs, key=lambda pair: pair.p_value)):
+        corrected = max(corrected, min(1.0, (len(pairs) - i) * pair.p_value))
+        pair.p_value = corrected
+    return pairs
+
+
+def label_margins(runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:
+    """How well the label of each image fits the runs: margins (N,) in -1..1, and the best other class (N,).
+
+    A margin is the score of the label minus the highest other score, averaged over the last three epochs of
+    all runs. A mislabelled image has a low one.
+    """
+    last = {}  # an epoch of a run counts once, even if it is compared with itself
+    for run in runs:
+        for epoch in sorted(run.history)[-3:] or [None]:
+            last[run.path.resolve(), epoch] = run.history.get(epoch, run)
+    margins, others = np.zeros(len(runs[0].ids)), np.zeros(runs[0].scores.shape)
+    for run in last.values():
+        scores = run.scores.copy()
+        scores[np.arange(len(run.ids)), run.truth] = -1
+        margins += (run.truth_score - scores.max(1)) / len(last)
+        others += scores
+    return margins, others.argmax(1)
+
+
+def verdicts(runs: list[Run]) -> np.ndarray:
+    """How the runs did on each image (N,): a place in VERDICTS."""
+    wrong, guess = np.stack([run.wrong for run in runs]), np.stack([run.guess for run in runs])  # (R, N)
+    if len(runs) == 1:
+        return wrong[0].astype(int)
+    broken = (len(runs) == 2) & ~wrong[0]
+    both = len(VERDICTS[min(len(runs), 3)]) - np.where((guess == guess[0]).all(0), 2, 1)
+    return np.select([~wrong.any(0), wrong.all(0)], [0, both], 1 + broken)
+
+
+def review_counts(run: Run) -> np.ndarray:
+    """How many of the errors are among the k least sure images, for k = 1 ... N: (N,)."""
+    return run.wrong[run.confidence.argsort(kind="stable")].cumsum()
+
+
+def calibration(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, mean confidence and accuracy of each bin of confidence that is not empty."""
+    bins = np.ceil(run.confidence * CALIBRATION_BINS).astype(int).clip(1) - 1  # (low, high]
+    counts = np.bincount(bins, minlength=CALIBRATION_BINS)
+    confidence, right = (np.bincount(bins, x, CALIBRATION_BINS) for x in (run.confidence, ~run.wrong))
+    filled = counts > 0
+    return counts[filled], confidence[filled] / counts[filled], right[filled] / counts[filled]
+
+
+def calibration_error(run: Run) -> float:
+    """The expected calibration error, in 0..1."""
+    counts, confidence, accuracy = calibration(run)
+    return float((counts * abs(confidence - accuracy)).sum() / counts.sum())
+
+
+def class_measures(run: Run) -> np.ndarray:
+    """Precision, recall and F1 of each class in percent: (K, 3). A ratio without images is 0."""
+    count = run.scores.shape[1]
+    hits = np.bincount(run.truth[~run.wrong], minlength=count)
+    guesses, images = (np.bincount(x, minlength=count) for x in (run.guess, run.truth))
+    parts = ((hits, guesses), (hits, images), (2 * hits, guesses + images))
+    return np.stack([100 * part / np.maximum(whole, 1) for part, whole in parts], axis=1)
+
+
+def learning(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Of each image: since which epoch the guesses are right to the end, and how often one was forgotten.
+
+    The first is the place of that epoch among the E epochs, E if the last guess is wrong, E + 1 if all are.
+    """
+    wrong = np.stack([one.wrong for one in run.history.values()] or [run.wrong])  # (E, N)
+    since = wrong.shape[0] - wrong[::-1].argmax(0)
+    learned = np.where(wrong.any(0), since, 0) + wrong.all(0)
+    return learned, (wrong[1:] & ~wrong[:-1]).sum(0)
+
+
+def answer(runs: list[Run]) -> tuple[str, str]:
+    """Which run is better, as a headline and the figures behind it."""
+    wrong = [f"{run.wrong.sum():,}" for run in runs]
+    if len(runs) == 1:
+        headline = f"{runs[0].label} gets {wrong[0]} of {len(runs[0].ids):,} images wrong"
+        return headline, f": accuracy {runs[0].accuracy:.2f} %"
+    pairs = make_pairs(runs)
+    if len(runs) == 2:
+        pair = pairs[0]
+        counts = f"{pair.fixed:,} fixed and {pair.broken:,} broken by {runs[1].label}"
+        headline = f"{pair.better.label} is better" if pair.better else "No evidence that either is better"
+        return headline, f": {wrong[0]} against {wrong[1]} wrong, {counts} (McNemar {pair.p_text})"
+    counts = f"{', '.join(wrong[:-1])} and {wrong[-1]} wrong"
+    test = "McNemar with Holm's correction"
+    best = min(runs, key=lambda run: run.wrong.sum())
+    beaten = [pair for pair in pairs if pair.better is best]
+    if not beaten:
+        smallest = min(pairs, key=lambda pair: pair.p_value).p_text
+        return "No evidence that any run is the best", f": {counts} (smallest {smallest}, {test})"
+    names = " and ".join((pair.before if pair.after is best else pair.after).label for pair in beaten)
+    worst = max(beaten, key=lambda pair: pair.p_value).p_text
+    headline = f"{best.label} is better than {'all others' if len(beaten) == len(runs) - 1 else names}"
+    return headline, f": {counts} ({worst.replace('=', '≤')}, {test})"
+
+
+def differing_settings(runs: list[Run]) -> dict[str, list[str]]:
+    """The settings that differ between the run directories among `runs`: name -> one value per run."""
+    configs = [run.config for run in runs]
+    known = [config for config in configs if config is not None]
+    names = dict.fromkeys(name for config in known for name in config if name not in NOT_SETTINGS)
+    rows = {}
+    for name in names:
+        if len({str(config.get(name, "")) for config in known}) > 1:
+            rows[name] = ["" if config is None else str(config.get(name, "")) for config in configs]
+    return rows
+
+
+def shared_data_set(runs: list[Run]) -> str:
+    """The name of the data set and a comma, if it is one."""
+    names = {run.config.get("dataset") for run in runs if run.config}
+    return f"{names.pop()}, " if len(names) == 1 and None not in names else ""
+
+
+def facts(runs: list[Run]) -> dict[str, list[str | None]]:
+    """What is known of each run, and the settings that differ: name -> one text per run, or None."""
+    configs = [run.config or {} for run in runs]
+    parameters = [config.get("parameters") for config in configs]
+    data_sets = [config.get("dataset") for config in configs]
+    rows = {
+        **({"data set": data_sets} if len({*data_sets}) > 1 else {}),
+        "accuracy": [f"{run.accuracy:.2f} %" for run in runs],
+        "wrong": [f"{run.wrong.sum():,}" for run in runs],
+        "loss": [f"{run.loss:.4f}" for run in runs],
+        "ECE": [f"{100 * calibration_error(run):.2f} %" for run in runs],
+        "parameters": [None if count is None else f"{count:,}" for count in parameters],
+        "training": [None if run.seconds is None else f"{run.seconds:.1f} s" for run in runs],
+    }
+    return {**rows, **differing_settings(runs)}

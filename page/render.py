@@ -1,0 +1,219 @@
+"""Fill page.html: what needs no JavaScript, the predictions as arrays, the pictures."""
+
+import base64
+import io
+import json
+import math
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from PIL import Image
+
+from page import charts, figures
+from page.arrays import arrays, base85, sheets
+from page.elements import Element, h, html, run_class, run_name, table
+from page.figures import Run
+
+MAX_PLAIN_PICTURES = 150  # on the page without JavaScript
+SUSPECTS = 12  # on the first screen
+
+
+def view_section(index: int, shown: bool, runs: list[Run], epochs: list[int]) -> Element:
+    """The answer, the facts and the charts at one position of the slider."""
+    headline, rest = figures.answer(runs)
+    rows = figures.facts(runs).items()
+    cells = [[name, *("–" if value in (None, "") else value for value in row)] for name, row in rows]
+    heads = ["", *(run_name(i, run, "span") for i, run in enumerate(runs))]
+    svgs = [charts.wrong_chart(runs, epochs), charts.loss_chart(runs)]
+    svgs += [charts.review_chart(runs), charts.reliability_chart(runs)]
+    top = [h("div", table(heads, cells, class_="facts"), class_="scroll"), *svgs]
+    return h(
+        "section",
+        h("h1", h("strong", headline), rest, class_="answer"),
+        h("div", *top, class_="top"),
+        data_view=index,
+        hidden=None if shown else "",
+    )
+
+
+def class_section(index: int, shown: bool, runs: list[Run], classes: list[str]) -> Element:
+    """Precision, recall, F1 and support per class; the agreement of three and more runs."""
+    measures = [figures.class_measures(run) for run in runs]
+    images = np.bincount(runs[0].truth, minlength=len(classes))
+    names = ("precision", "recall", "F1")
+    heads = [
+        "class",
+        "images",
+        *(h("span", run_name(i, run), f" {n}") for i, run in enumerate(runs) for n in names),
+    ]
+    rows = [
+        [name, f"{n:,}", *(f"{m:.2f}" for run in measures for m in run[k])]
+        for k, (name, n) in enumerate(zip(classes, images))
+    ]
+    if len(runs) > 1:
+        heads.append("change of F1")
+        for row, change in zip(rows, measures[-1][:, 2] - measures[0][:, 2]):
+            row.append(f"{change:+.2f}".replace("-", "−"))
+    parts = [h("h2", "Per class"), h("div", table(heads, rows, class_="facts"), class_="scroll")]
+    if len(runs) > 2:
+        parts += [h("h2", "Agreement"), h("div", *agreement(runs), class_="pair")]
+    return h("section", *parts, data_view=index, hidden=None if shown else "")
+
+
+def agreement(runs: list[Run]) -> list[Element]:
+    heads = [run_name(i, run, "span") for i, run in enumerate(runs)]
+    same = [[f"{100 * (a.guess == b.guess).mean():.2f} %" for b in runs] for a in runs]
+    shared = [[f"{(a.wrong & b.wrong).sum():,}" for b in runs] for a in runs]
+    titles = {"the same guess": same, "wrong in both": shared}
+    tables = []
+    for title, cells in titles.items():
+        rows = [[run_name(i, run, "span"), *row] for i, (run, row) in enumerate(zip(runs, cells))]
+        tables.append(table([title, *heads], rows, class_="facts"))
+    pairs = figures.make_pairs(runs)
+    names = ["first, second", "fixed", "broken", "wrong in both", "p"]
+    rows = [[p.names, f"{p.fixed:,}", f"{p.broken:,}", f"{p.both_wrong:,}", p.p_text] for p in pairs]
+    return [*tables, table(names, rows, class_="facts")]
+
+
+def plain_groups(runs: list[Run], classes: list[str], pictures: np.ndarray | None) -> Element:
+    """Wrong guesses, grouped by guess: counts, true classes, and some of the pictures."""
+    budget = MAX_PLAIN_PICTURES // max(1, sum(len({*run.guess[run.wrong]}) for run in runs))
+    rows = []
+    for guess, name in enumerate(classes):
+        cells = []
+        for run in runs:
+            indices = np.flatnonzero(run.wrong & (run.guess == guess))
+            truths = np.bincount(run.truth[indices], minlength=len(classes))
+            text = ", ".join(f"{classes[k]} ×{truths[k]}" for k in np.flatnonzero(truths))
+            images = (
+                [plain_picture(run, n, pictures) for n in indices[:budget]] if pictures is not None else []
+            )
+            cells.append(h("div", h("b", len(indices)), f" {text} ", *images))
+        rows.append([name, *cells])
+    heads = ["guess", *(run_name(i, run, "span") for i, run in enumerate(runs))]
+    return table(heads, rows, class_="facts left")
+
+
+def plain_picture(run: Run, n: int, pictures: np.ndarray) -> Element:
+    buffer = io.BytesIO()
+    Image.fromarray(pictures[n].squeeze(2) if pictures.shape[3] == 1 else pictures[n]).save(buffer, "webp")
+    url = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return h("img", src=url, alt=f"image {run.ids[n]}", width=42, height=42)
+
+
+def plain_matrices(runs: list[Run], classes: list[str]) -> list[Element]:
+    """The confusion matrix of each run, and of two runs the difference."""
+    count = len(classes)
+    counts = [np.bincount(run.truth * count + run.guess, minlength=count**2) for run in runs]
+    matrices = {run.label: c.reshape(count, count) for run, c in zip(runs, counts)}
+    if len(runs) == 2:
+        difference = counts[1] - counts[0]
+        matrices[f"{runs[1].label} minus {runs[0].label}"] = difference.reshape(count, count)
+    tables = []
+    for title, matrix in matrices.items():
+        rows = [[name, *(n if n else "" for n in row)] for name, row in zip(classes, matrix.tolist())]
+        element = table(["", *classes], rows, class_="facts")
+        element.insert(0, h("caption", f"{title}: truth down, guess across"))
+        tables.append(h("div", element, class_="scroll"))
+    return tables
+
+
+def suspects_gallery(run: Run, classes: list[str], margins: np.ndarray, suggested: np.ndarray) -> Element:
+    """The images with the lowest margins. page.js puts their pictures into the elements with data-row."""
+    cards = []
+    for n in margins.argsort(kind="stable")[:SUSPECTS]:
+        label, other = (h("b", h("bdi", classes[k])) for k in (run.truth[n], suggested[n]))
+        text = h("div", "label ", label, h("br"), "runs ", other)
+        cards.append(h("div", h("span", run.ids[n], data_row=n), text, class_="card"))
+    return h("div", *cards, class_="gallery")
+
+
+def learned_table(runs: list[Run]) -> Element:
+    """How many images each run gets right since an epoch, for good; how many it forgot or never learned."""
+    moving = {i: run for i, run in enumerate(runs) if len(run.history) > 1}
+    ends = ["forgotten", "never right"]
+    epochs = sorted({epoch for run in moving.values() for epoch in run.history})
+    rows = [[f"since epoch {epoch}"] for epoch in epochs] + [[end] for end in ends]
+    for i, run in moving.items():
+        places = [*run.history, *ends]
+        counts = np.bincount(figures.learning(run)[0], minlength=len(places))
+        for row, moment in zip(rows, [*epochs, *ends]):
+            place = places.index(moment) if moment in places else None
+            row.append("" if place is None else learned_bar(i, place, counts[place]))
+    return table(
+        ["right", *(run_name(i, run, "span") for i, run in moving.items())], rows, class_="facts learned"
+    )
+
+
+def learned_bar(run: int, place: int, count: int) -> Element:
+    """A bar whose length grows with the logarithm, and a button that filters the list."""
+    bar = h("i", style=f"width:{12 * math.log10(1 + count):.1f}%")
+    return h(
+        "div",
+        bar,
+        h("button", f"{count:,}", data_run=run, data_learned=place),
+        class_=f"bar {run_class(run)}",
+    )
+
+
+def binary(data: bytes, **attributes) -> Element:
+    kind = "application/octet-stream"
+    return h("script", base85(data), type=kind, data_bytes=len(data), **attributes)
+
+
+def run_record(run: Run) -> dict:
+    epochs = list(run.history) or [None]
+    return {"name": run.name, "epochs": epochs, "exact": epochs.index(run.epoch)}
+
+
+def render_page(
+    runs: list[Run],
+    classes: list[str],
+    pictures: np.ndarray | None,
+    margins: np.ndarray,
+    suggested: np.ndarray,
+) -> str:
+    """The page as one HTML text. Margins (N,) and suggested classes (N,) are those of `label_margins`."""
+    epochs, views, start = figures.make_views(runs)
+    record, data = arrays(runs, views, margins, suggested)
+    ids = None if np.array_equal(runs[0].ids, np.arange(len(runs[0].ids))) else runs[0].ids.tolist()
+    shown = [[list(run.history or [None]).index(run.epoch) for run in view] for view in views]
+    labels = [[run.label for run in view] for view in views]
+    record |= {"classes": classes, "ids": ids, "runs": [run_record(run) for run in runs], "start": start}
+    record |= {
+        "views": [{"epoch": e, "at": at, "labels": names} for e, at, names in zip(epochs, shown, labels)]
+    }
+    record["verdicts"] = figures.VERDICTS[min(len(runs), 3)]
+    record["about"] = f"{figures.shared_data_set(runs)}{len(runs[0].ids):,} images"
+    record["tiles"], files = (None, []) if pictures is None else sheets(pictures)
+    kinds = {
+        "many": len(classes) > 12,
+        "long": max(map(len, classes)) > 3,
+        "mirrored": len(runs) == 2,
+        "still": len(views) == 1,
+    }
+    kinds["no-past"] = all(len(run.history) < 2 for run in runs)
+    blobs = [binary(data, id="arrays"), *(binary(file, class_="sheet") for file in files)]
+    text = json.dumps(record).replace("<", "\\u003c")
+    plain = [h("h2", "Wrong guesses, grouped by guess"), plain_groups(runs, classes, pictures)]
+    plain += [h("h2", "Confusion"), *plain_matrices(runs, classes)]
+    folder = Path(__file__).parent
+    page, style, script = ((folder / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    tops = (view_section(i, i == start, view, epochs) for i, view in enumerate(views))
+    ends = (class_section(i, i == start, view, classes) for i, view in enumerate(views))
+    return Template(page).substitute(
+        title=html(h("title", " vs ".join(run.label for run in runs))),
+        style=style,
+        kind=" ".join(name for name, holds in kinds.items() if holds),
+        tiles=";".join(f"--{name}:{value}" for name, value in (record["tiles"] or {}).items()),
+        last=len(views) - 1,
+        answers=html(*tops),
+        plain=html(*plain),
+        suspects=html(suspects_gallery(runs[0], classes, margins, suggested)),
+        map=html(charts.map_chart()),
+        learned=html(learned_table(runs)),
+        classes=html(*ends),
+        data=html(h("script", text, type="application/json", id="facts"), *blobs),
+        script=script,
+    )

@@ -1,0 +1,519 @@
+"""The page of compare.py in headless Chromium, and in Firefox where found, with counts of its files."""
+
+import base64
+import csv
+import json
+import re
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from firefox import Firefox
+from programs import run
+
+webdriver = pytest.importorskip("selenium.webdriver")
+pytestmark = pytest.mark.xdist_group("browser")
+HOSTILE = "\"><img src=x onerror=document.title=1>'é"
+FIND = (
+    "const [k] = arguments, e = document.getElementById(k) ?? document.querySelector(`[data-key='${k}']`); "
+)
+CLASSES = ["=1+1", "</script><b>1", "a\tb", '"q"', "שלום עולם", "x" * 70, "-6", "&amp;", "@8", "9"]
+
+
+class Page:
+    """A browser with a page of compare.py."""
+
+    def __init__(self, browser):
+        self.browser, self.js = browser, browser.execute_script
+
+    def open(self, path: Path | str, address: str = "") -> "Page":
+        self.browser.get("about:blank")
+        self.browser.get((path.as_uri() if isinstance(path, Path) else path) + address)
+        self.wait("return document.documentElement.dataset.ready")
+        return self
+
+    def wait(self, script: str, seconds: float = 20):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if value := self.js(script):
+                return value
+            time.sleep(0.02)
+        raise AssertionError(f"not within {seconds} s: {script}")
+
+    def click(self, key: str) -> None:
+        self.js(FIND + "e.click()", key)
+
+    def choose(self, key: str, value) -> None:
+        self.js(FIND + "e.value = arguments[1]; e.onchange({ target: e });", key, str(value))
+
+    def go_to_epoch(self, view: int) -> None:
+        move = "const e = document.getElementById('epoch'); e.value = arguments[0]; "
+        self.js(move + "e.oninput({ target: e }); e.onchange({ target: e });", view)
+
+    def address(self, hash: str) -> None:
+        self.js("location.hash = arguments[0]", hash)
+        time.sleep(0.1)
+
+    def text(self, selector: str) -> str:
+        return self.js("return document.querySelector(arguments[0]).textContent", selector)
+
+    def all(self, selector: str, get: str = "e.textContent") -> list:
+        return self.js(f"return [...document.querySelectorAll(arguments[0])].map(e => {get})", selector)
+
+    @property
+    def shown(self) -> int:
+        return int(self.text("#shown b").replace(",", ""))
+
+    @property
+    def ids(self) -> list[int]:
+        return self.all("#list [data-id]", "Number(e.dataset.id)")
+
+    def chips(self) -> list[int]:
+        texts = self.all("#chips b")
+        return [int(text.replace(",", "")) for text in texts]
+
+
+def chromium() -> "webdriver.Chrome":
+    found, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not found or not driver:
+        pytest.skip("no chromium and chromedriver here (Debian: apt-get install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = found
+    quiet = ("background-networking", "component-update", "sync", "gpu", "quic")
+    flags = ["headless=new", "no-sandbox", "no-first-run", *(f"disable-{x}" for x in quiet)]
+    for flag in [*flags, "window-size=1280,800", "host-resolver-rules=MAP * ~NOTFOUND"]:
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chrome = chromium()
+    yield chrome
+    chrome.quit()
+
+
+@pytest.fixture
+def page(browser) -> Page:
+    """A page in a window of a laptop's size, without the emulations of an earlier test."""
+    for command in ("Emulation.clearDeviceMetricsOverride", "Emulation.setEmulatedMedia"):
+        browser.execute_cdp_cmd(command, {})
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    return Page(browser)
+
+
+class Files:
+    """The predictions of some epochs, as numpy reads them."""
+
+    def __init__(self, *paths: Path):
+        tables = [np.genfromtxt(path, delimiter=",", names=True) for path in paths]
+        self.truth = tables[0]["truth"].astype(int)
+        self.guess = [table["guess"].astype(int) for table in tables]
+        self.scores = [np.stack([t[f"score_{k}"] for k in range(10)], axis=1) for t in tables]
+        self.wrong = [guess != self.truth for guess in self.guess]
+
+    def chips(self) -> list[int]:
+        a, b = self.wrong
+        same = self.guess[0] == self.guess[1]
+        masks = (a | b, a & ~b, b & ~a, a & b & same, a & b & ~same, a | True)
+        return [int(mask.sum()) for mask in masks]
+
+
+@pytest.fixture(scope="session")
+def two(once, finished, small_dir) -> Path:
+    """Two runs of two epochs; the second has other guesses, a hostile name, class names and settings."""
+
+    def fill(folder: Path) -> None:
+        other = folder / HOSTILE
+        shutil.copytree(finished, other, ignore=shutil.ignore_patterns("wandb"))
+        shutil.copytree(finished, folder / "first", ignore=shutil.ignore_patterns("wandb"))
+        names = [other / f"predictions/epoch-00{e}.csv" for e in (1, 2)]
+        texts = [path.read_text() for path in names]
+        names[0].write_text(texts[1])  # the epochs in the other order
+        names[1].write_text(texts[0])
+        for path in (other, folder / "first"):
+            config = json.loads((finished / "config.json").read_text()) | {"classes": CLASSES}
+            if path == other:
+                config |= {"schedule": HOSTILE * 20, "run_dir": HOSTILE}
+            (path / "config.json").write_text(json.dumps(config))
+        result = run("compare.py", "first", HOSTILE, "--data_dir", small_dir, cwd=folder)
+        assert result.returncode == 0, result.stderr
+
+    return once("two", fill) / "compare.html"
+
+
+@pytest.fixture(scope="session")
+def files(two) -> dict[int, Files]:
+    """Slider position -> the files of both runs."""
+    folders = two.parent / "first/predictions", two.parent / HOSTILE / "predictions"
+    return {view: Files(*(f / f"epoch-00{view + 1}.csv" for f in folders)) for view in (0, 1)}
+
+
+def test_answer_chips_and_matrices_agree_with_the_files_at_every_epoch(page, two, files):
+    page.open(two)
+    point = "section:not([hidden]) circle[data-view='0']"
+    for view in (1, 0):
+        if view == 0:  # a click on a point of the chart goes to its epoch
+            page.js(
+                "document.querySelector(arguments[0]).dispatchEvent(new Event('click', { bubbles: true }))",
+                point,
+            )
+        now = files[view]
+        any_wrong, fixed, broken, *_ = now.chips()
+        assert page.chips() == now.chips() and page.shown == any_wrong
+        answer = page.text("#answers section:not([hidden]) .answer")
+        wrong = [int(mask.sum()) for mask in now.wrong]
+        assert (
+            f"{wrong[0]} against {wrong[1]} wrong, {fixed} fixed and {broken} broken by {HOSTILE}" in answer
+        )
+        for matrix in (0, 1):
+            page.click(f"matrix-{matrix}")
+            buttons = page.all(".matrix button", "[e.dataset.key, e.textContent]")
+            cells = {key: int(n.replace(",", "")) for key, n in buttons}
+            expected = {}
+            for truth, guess in zip(now.truth, now.guess[matrix]):
+                key = f"cell-{matrix},{truth},{guess}"
+                expected[key] = expected.get(key, 0) + 1
+            assert cells == expected
+        groups = page.all(
+            "#groups .pictures", "[e.children[0].textContent, e.querySelectorAll('.open').length]"
+        )
+        expected = []
+        for g in range(10):
+            counts = [int((now.wrong[r] & (now.guess[r] == g)).sum()) for r in (0, 1)]
+            expected += [[f"{count}", count] for count in counts if any(counts)]
+        assert groups == expected
+
+
+def test_firefox_shows_and_filters_the_same(two, files, tmp_path):
+    program = shutil.which("firefox") or shutil.which("firefox-esr")
+    if not program:
+        pytest.skip("no firefox here (Debian: apt-get install firefox-esr)")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    firefox = Firefox(program, tmp_path, port)
+    try:
+        page = Page(firefox).open(two)
+        for view in (1, 0):
+            page.go_to_epoch(view)
+            assert page.chips() == files[view].chips() and page.shown == page.chips()[0]
+        page.address("show=all&sort=id&down=&page=3")
+        assert page.ids == list(range(75, 100))
+        page.click("add")
+        page.choose("query-0-2", 450)
+        assert page.shown == 50
+    finally:
+        firefox.quit()
+
+
+def test_page_shows_names_as_text_and_asks_for_nothing(page, two):
+    page.browser.get_log("performance"), page.browser.get_log("browser")
+    page.open(two)
+    page.click("chip-all")
+    page.click("gallery")
+    page.js("document.querySelector('#list .open').click()")
+    assert page.js("return document.title") == f"first@2 vs {HOSTILE}@2"
+    assert page.all("img, bdi *") == []  # names are text
+    assert page.all("#truth option")[1:] == CLASSES
+    assert HOSTILE * 20 in page.text("#answers section:not([hidden]) table")
+    assert [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    messages = (json.loads(entry["message"])["message"] for entry in page.browser.get_log("performance"))
+    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob", "about"}
+
+
+def test_filters_add_up_and_are_undone(page, two, files):
+    now = files[1]
+    page.open(two)
+    either = now.wrong[0] | now.wrong[1]
+    t, g = next((t, g) for t, g in zip(now.truth[now.wrong[0]], now.guess[0][now.wrong[0]]))
+    page.click("matrix-0")
+    page.click(f"cell-0,{t},{g}")
+    cell = (now.truth == t) & (now.guess[0] == g)
+    assert page.shown == cell.sum()
+    page.click("chip-broken")
+    assert page.shown == (cell & ~now.wrong[0] & now.wrong[1]).sum()
+    page.click("chip-wrong")
+    page.choose("truth", 3)
+    assert page.shown == (cell & (now.truth == 3)).sum()
+    page.click("no-cell")
+    assert page.shown == (either & (now.truth == 3)).sum()
+    page.choose("guess", 5)
+    assert page.shown == (either & (now.truth == 3) & ((now.guess[0] == 5) | (now.guess[1] == 5))).sum()
+    page.click("clear")
+    assert page.shown == 500
+    page.choose("group", "guess1")
+    assert page.text("tr.group") == f"guess, {HOSTILE}@2: {CLASSES[0]}, {(now.guess[1] == 0).sum()} images"
+    page.choose("group", "")
+    page.click("add")
+    page.choose("query-0-2", 40)
+    page.click("add")
+    page.choose("query-1-0", "class3_1")
+    page.choose("query-1-1", "<")
+    page.choose("query-1-2", 0.5)
+    high, low = np.arange(500) >= 40, now.scores[1][:, 3] < 0.5
+    assert page.shown == (high & low).sum()
+    page.choose("any", 1)
+    assert page.shown == (high | low).sum()
+
+
+def test_titles_sort(page, two, files):
+    now = files[1]
+    page.open(two, "#show=all")
+    for key, values in {
+        "id": np.arange(500),
+        "truth": now.truth,
+        "guess1": now.guess[1],
+        "mistake": -np.max([np.where(w, s.max(1), 0) for w, s in zip(now.wrong, now.scores)], axis=0),
+    }.items():
+        page.click(f"head-{key}")
+        assert page.ids == values.argsort(kind="stable")[:25].tolist(), key
+    page.address("show=all")
+    change = abs(np.subtract(*(s[np.arange(500), now.truth] for s in now.scores)))
+    assert page.ids == (-change).argsort(kind="stable")[:25].tolist()
+    page.click("last")
+    assert page.ids == (-change).argsort(kind="stable")[475:].tolist()
+
+
+def test_address_holds_the_view(page, two):
+    page.open(two)
+    page.click("chip-all")
+    page.choose("truth", 3)
+    page.click("head-id")
+    page.click("next")
+    page.go_to_epoch(0)
+    link, ids = page.browser.current_url, page.ids
+    page.browser.back()
+    page.wait("return document.getElementById('at').value === '2'")
+    page.browser.back()
+    page.wait("return document.querySelector('#page').textContent.startsWith('page 1 ')")
+    page.browser.forward()
+    page.browser.forward()
+    page.wait("return document.getElementById('at').value === '1'")
+    assert page.ids == ids or page.js("return location.href") == link
+    assert page.open(link).ids == page.ids
+    everything = page.shown
+    page.address("show=all&sort=id&down=")  # a link pasted into the open page
+    assert page.ids == list(range(25)) and everything < page.shown == 500
+    for broken in (
+        "epoch=99&show=constructor&sort=toString&cell=0,1&box=9&matrix=88&image=-4&page=1e9",
+        "query=[[1,2],{}]&truth=11&group=x&map=7&size=3",
+        "%E0%A4%A&query={",
+    ):
+        page.address(broken)
+        assert page.shown == page.chips()[0]
+    assert [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def downloaded(page: Page, folder: Path, key: str) -> list[dict]:
+    for file in folder.glob("*.csv"):
+        file.unlink()
+    page.browser.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)}
+    )
+    page.click(key)
+    deadline = time.monotonic() + 10
+    while not (found := list(folder.glob("*.csv"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with open(found[0], newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_downloads_are_exact_and_safe(page, two, files, tmp_path):
+    page.open(two, "#show=all&sort=id&down=")
+    rows = downloaded(page, tmp_path, "csv")
+    now = files[1]
+    assert len(rows) == 500
+    for r, name in enumerate(("first@2", f"{HOSTILE}@2")):
+        scores = [[float(row[f"score_{k} {name}"]) for k in range(10)] for row in rows]
+        assert np.array_equal(scores, now.scores[r])
+        safe = ["'=1+1", *CLASSES[1:6], "'-6", "&amp;", "'@8", "9"]
+        assert [row[f"guess {name}"] for row in rows] == [safe[k] for k in now.guess[r]]
+    page.go_to_epoch(0)
+    rows = downloaded(page, tmp_path, "csv")
+    scores = [float(row["score_3 first@1 (rounded)"]) for row in rows]
+    assert scores == pytest.approx(files[0].scores[0][:, 3], abs=0.00501)
+
+
+def test_image_is_opened_stepped_and_marked_by_keys(page, two, tmp_path):
+    from selenium.webdriver import ActionChains, Keys
+
+    page.open(two)
+    page.js("localStorage.clear(); location.reload()")
+    page.open(two)
+    ids = page.ids
+    page.js("const e = document.querySelector('#list .open'); e.focus()")
+    press = lambda key: ActionChains(page.browser).send_keys(key).perform()  # noqa: E731
+    press(Keys.ENTER)
+    assert page.text("#image-title").startswith(f"image {ids[0]}: truth ")
+    press(Keys.ARROW_RIGHT)
+    press("l")
+    assert page.text("#image-title").startswith(f"image {ids[1]}: truth ")
+    press(Keys.ESCAPE)
+    page.wait("return !document.getElementById('image').open")
+    assert page.js("return document.activeElement.dataset.key") == f"image-{ids[1]}"
+    assert [row["id"] for row in downloaded(page, tmp_path, "marks")] == [str(ids[1])]
+    page.js("const e = document.querySelector('#groups .open'); e.focus(); e.click()")
+    press(Keys.ESCAPE)
+    page.wait("return !document.getElementById('image').open")
+    assert page.js("return document.activeElement.closest('#groups') !== null")  # back where it was opened
+    page.open(two)
+    assert page.text("#marks").startswith("1 doubtful")
+
+
+def test_data_map_and_learning_agree_with_the_files(page, two, files):
+    page.open(two)
+    scores = np.stack([files[view].scores[0][np.arange(500), files[view].truth] for view in (0, 1)])
+    mean, spread = scores.mean(0), scores.std(0)
+    left, right, low, high = 0.05, 0.3, 0.2, 0.8
+    page.js(
+        """
+        const [left, right, low, high] = arguments, map = document.getElementById("map");
+        const { width, height } = document.getElementById("area").viewBox.baseVal;
+        const at = (type, spread, mean) => {
+          const point = new DOMPoint(2 * spread * width, (1 - mean) * height);
+          const { x, y } = point.matrixTransform(document.getElementById("area").getScreenCTM());
+          map.dispatchEvent(new PointerEvent(type, { clientX: x, clientY: y, pointerId: 1 }));
+        };
+        map.setPointerCapture = () => {};
+        at("pointerdown", left, low); at("pointermove", right, high); at("pointerup", right, high);""",
+        left,
+        right,
+        low,
+        high,
+    )
+    inside = (spread >= left) & (spread <= right) & (mean >= low) & (mean <= high)
+    assert page.shown == inside.sum() > 0
+    wrong = [files[view].wrong[0] for view in (0, 1)]
+    expected = [~wrong[0] & ~wrong[1], wrong[0] & ~wrong[1], ~wrong[0] & wrong[1], wrong[0] & wrong[1]]
+    for i, mask in enumerate(expected):
+        page.js("document.querySelector(`[data-run='0'][data-learned='${arguments[0]}']`).click()", i)
+        assert page.shown == mask.sum()
+
+
+def test_arrow_keys_move_in_a_matrix_with_one_tab_stop(page, two, files):
+    from selenium.webdriver import ActionChains, Keys
+
+    page.open(two)
+    page.click("matrix-0")
+    assert page.js("return document.querySelectorAll('.matrix [tabindex=\"0\"]').length") == 1
+    truths = {
+        g: sorted({*files[1].truth[files[1].guess[0] == g]}) for g in range(10)
+    }  # the rows of a column
+    g, (above, below, *_) = max(truths.items(), key=lambda item: len(item[1]))
+    page.js(
+        "document.querySelector(`[data-key='cell-0,${arguments[0]},${arguments[1]}']`).focus()",
+        int(above),
+        g,
+    )
+    ActionChains(page.browser).send_keys(Keys.ARROW_DOWN).perform()
+    key = page.js("return document.activeElement.dataset.key")
+    assert key == f"cell-0,{below},{g}"
+    assert page.js("return document.querySelectorAll('.matrix [tabindex=\"0\"]').length") == 1
+    ActionChains(page.browser).send_keys(Keys.ENTER).perform()
+    assert page.js("return document.activeElement.dataset.key") == key  # the focus stays in the new matrix
+    controls, named = (
+        "button, select, input, [role=img]",
+        "[e.ariaLabel, e.title, e.textContent, e.closest('label')]",
+    )
+    assert all(any(names) for names in page.all(controls, named))
+
+
+def test_page_without_javascript_print_phone_and_saved_copy(page, two, files, tmp_path):
+    now, cdp = files[1], page.browser.execute_cdp_cmd
+    cdp("Emulation.setScriptExecutionDisabled", {"value": True})
+    page.browser.get(two.as_uri())
+    cdp("Emulation.setScriptExecutionDisabled", {"value": False})  # for the questions below
+    visible = page.js("return document.body.innerText")
+    assert f"{now.wrong[0].sum()} against {now.wrong[1].sum()} wrong" in visible
+    assert "Predictions" not in visible and "Wrong guesses, grouped by guess" in visible
+    assert page.js("return document.querySelectorAll('noscript table').length") == 4
+    assert page.js("return document.querySelectorAll('section[data-view]:not([hidden]) svg').length") == 4
+
+    page.open(two, "#show=all&epoch=0&image=3")
+    saved = tmp_path / "saved copy #1 %20é.html"  # as a browser saves it: the document as it stands
+    saved.write_text("<!doctype html>" + page.js("return document.documentElement.outerHTML"))
+    page.open(saved)
+    assert page.chips() == now.chips() and page.shown == now.chips()[0]
+    assert not page.js("return document.getElementById('image').open")
+
+    cdp("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+    page.open(two)
+    background = "return getComputedStyle(document.body).backgroundColor"
+    assert page.js(background) == "rgb(20, 23, 26)"
+    cdp(
+        "Emulation.setEmulatedMedia",
+        {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]},
+    )
+    assert page.js(background) == "rgb(255, 255, 255)"
+    pdf = base64.b64decode(cdp("Page.printToPDF", {})["data"])
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 4
+
+    cdp("Emulation.setEmulatedMedia", {})
+    cdp(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True},
+    )
+    page.open(two)
+    assert page.js("return document.documentElement.scrollWidth") <= 390
+    boxes = page.all("#list tr:first-child .c-guess", "e.getBoundingClientRect().right")
+    assert len(boxes) == 2 and max(boxes) <= 390
+
+
+def make_csv(path: Path, count: int, num_classes: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    truth = np.random.default_rng(9).integers(0, num_classes, count)
+    scores = rng.dirichlet(np.full(num_classes, 0.1), count).astype(np.float32) + np.float32(1e-9)
+    guess = scores.argmax(1)
+    head = "id,guess,truth," + ",".join(f"score_{k}" for k in range(num_classes))
+    lines = [
+        f"{i},{g},{t}," + ",".join(f"{s:.9g}" for s in row)
+        for i, (g, t, row) in enumerate(zip(guess, truth, scores))
+    ]
+    path.write_text("\n".join([head, *lines]) + "\n")
+    return guess != truth
+
+
+def test_one_run_three_runs_and_a_hundred_classes(page, tmp_path):
+    wrong = [make_csv(tmp_path / f"{name}.csv", 400, 100, seed) for seed, name in enumerate("abc")]
+    for names in ("a", "abc"):
+        result = run("compare.py", *(f"{name}.csv" for name in names), "--no_images", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        page.open(tmp_path / "compare.html")
+        masks = np.stack(wrong[: len(names)])
+        assert page.chips()[0] == page.shown == masks.any(0).sum() and page.chips()[-1] == 400
+        assert not page.js("return document.querySelector('.picture')")
+        assert [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert page.chips()[1] == (masks.any(0) & ~masks.all(0)).sum()
+    tables = page.all(
+        "#classes section .pair table", "[...e.querySelectorAll('td')].map(c => +c.textContent)"
+    )
+    assert tables[1] == [int((masks[a] & masks[b]).sum()) for a in range(3) for b in range(3)]
+
+
+def contrast(a: str, b: str) -> float:
+    def luminance(color: str) -> float:
+        color = color if len(color) == 7 else "#" + "".join(2 * c for c in color[1:])
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear))
+
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_colours_of_both_themes_can_be_read():
+    css = (Path(__file__).parent.parent / "page/page.css").read_text()
+    themes = [
+        dict(re.findall(r"--([\w-]+): (#\w+)", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)
+    ]
+    assert len(themes) == 2
+    for theme in themes:
+        for name in ("text", "mute", "ok", "bad", *(f"r{i}" for i in range(6))):
+            for back in ("back", "card"):
+                assert contrast(theme[name], theme[back]) >= 4.5, (name, back)
+        assert contrast(theme["axis"], theme["back"]) >= 3
