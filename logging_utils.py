@@ -41,10 +41,10 @@ LOCK = ".lock"  # in a run directory, held by the process that writes to it
 LEFTOVERS = {LOCK, ".config.json.partial", "wandb"}  # left by a run killed in its first seconds
 FETCH_EVERY = 50  # steps between two fetches of the losses; each fetch waits for the device
 INIT_TIMEOUT, FINISH_TIMEOUT = 20, 30  # seconds that W&B waits for its server, at the start and at the end
-EPOCH_WAIT, END_WAIT = 5, 40  # seconds that training waits for W&B at most, in an epoch and at the end
+EPOCH_WAIT, END_WAIT = 8, 40  # seconds that training waits for W&B at most, in an epoch and at the end
 MAX_FILE = 2**30  # bytes that are read of a file in a run directory
 NO_MEMORY = "can't allocate memory"  # in torch's error on a CPU
-QUEUE_SIZE = 32  # records (losses of 50 steps, or an epoch) on their way to W&B
+QUEUE_SIZE = 64  # records (losses of 50 steps, or an epoch) on their way to W&B
 
 
 class RunError(Exception):
@@ -270,7 +270,8 @@ class RunLogger:
             self.wandb = WandbRun(self.run_dir, self.config, classes, images, saved.get("wandb_id"))
             undo.callback(self.wandb.finish, 1)
             last_step = int(history[-1].split(",")[0]) if history else -1
-            self.wandb.lacks_part = bool(saved.get("wandb_lacks_part")) or self.wandb.first_step <= last_step
+            gap = not self.wandb.run.offline and self.wandb.first_step <= last_step
+            self.wandb.lacks_part = gap or bool(saved.get("wandb_lacks_part"))
             if history:  # without "finished": there are more epochs to train now
                 write_json(self.run_dir / "summary.json", self.summary)
             self.write_config()
@@ -417,7 +418,7 @@ class WandbRun:
 
     def __init__(self, run_dir, config, classes, images, run_id, again=False, waits=None):
         self.config, self.classes, self.images = config, classes, images
-        self.pictures = {}  # id -> wandb.Image
+        self.pictures, self.staged_pictures = {}, {}  # id -> wandb.Image; content -> path
         self.held = None  # the last (record, step) of losses
         self.folder = run_dir.resolve()
         self.scratch, self.staging = self.folder / "wandb/tmp", self.folder / "wandb/artifacts/staging"
@@ -555,19 +556,27 @@ class WandbRun:
         return self.pictures[index]
 
     def remove_copies(self, staged_before: set[str]) -> None:
-        """Remove what W&B 0.31 keeps of a table, but never uses: a temporary file, a staged one."""
-        for path in self.scratch.glob("*/*.table.json"):
+        """Remove the copies of a table that W&B 0.31 keeps, but for the one that its artifact names.
+
+        Of each picture W&B keeps a copy an epoch. They become one file with many names.
+        """
+        media = Path(self.run.dir, "media/table").glob("*") if self.run.offline else ()
+        for path in [*self.scratch.glob("*/*.table.json"), *media]:
             path.unlink()
         if not self.wandb.__version__.startswith("0.31.") or "WANDB_DATA_DIR" not in self.env_set:
             return
-        tables = {}  # content -> its staged copies, as (time, path)
+        tables = {}  # content -> (time, path) of the last copy
         for path in [self.staging / name for name in set(os.listdir(self.staging)) - staged_before]:
             with suppress(FileNotFoundError):  # it is uploaded already
-                if (content := path.read_bytes()).startswith(b'{"_type": "table"'):
-                    tables.setdefault(content, []).append((path.stat().st_mtime_ns, path))
-        for copies in map(sorted, tables.values()):
-            if len(copies) == 2 and copies[0][0] < copies[1][0]:
-                copies[0][1].unlink()
+                content, copy = path.read_bytes(), (path.stat().st_mtime_ns, path)
+                if content.startswith(b'{"_type": "table"'):
+                    first, last = sorted([copy, tables.get(content, copy)])
+                    tables[content] = last
+                    if first[0] < last[0]:
+                        first[1].unlink()
+                elif (known := self.staged_pictures.setdefault(content, path)).exists() and known != path:
+                    os.link(known, self.scratch / "link")
+                    os.replace(self.scratch / "link", path)
 
     def log_model(self, paths: list[Path], metadata: dict) -> None:
         artifact = self.wandb.Artifact("model", type="model", metadata=metadata)

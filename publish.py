@@ -12,6 +12,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -29,11 +30,9 @@ def publish(run_dir: Path) -> None:
     if not holds_run(run_dir):
         raise RunError(f"{run_dir} holds no run. Name a directory that train.py wrote.")
     try:
-        config = json.loads(read_file(run_dir / "config.json"))
+        config, summary = (json.loads(read_file(run_dir / name)) for name in ("config.json", "summary.json"))
         classes = [str(name) for name in config["classes"]]
-        summary = json.loads(read_file(run_dir / "summary.json"))
-        table = io.StringIO(read_file(run_dir / "metrics.csv").decode(), newline="")
-        rows = [{name: to_number(value) for name, value in row.items()} for row in csv.DictReader(table)]
+        rows = read_metrics(run_dir / "metrics.csv")
         models = [run_dir / str(name) for name in summary["sha256"]] if "finished" in summary else []
         metadata = read_metadata(models[0]) if models else {}
         pictures = read_pictures(run_dir / "pictures.pt")
@@ -43,21 +42,21 @@ def publish(run_dir: Path) -> None:
         config.pop("wandb_id", None) or secrets.token_hex(4),
         config.pop("wandb_lacks_part", False),
     )
-    write_json(run_dir / "config.json", {**config, "wandb_id": run_id, "wandb_lacks_part": True})
-
     run = WandbRun(run_dir, config, classes, pictures, run_id, again, WAITS)
     if run.run.disabled or (run.run.offline and os.environ.get("WANDB_MODE") != "offline"):
         run.finish(1)
+        shutil.rmtree(Path(run.run.dir).parent, ignore_errors=True)
         raise RunError("W&B got nothing. Run wandb login, see WANDB_MODE, or try again later.")
-    for row in rows:
-        step, epoch, loss = row["step"], row["epoch"], row["loss"]
+
+    # If this is cut short, the next time begins again.
+    write_json(run_dir / "config.json", {**config, "wandb_id": run_id, "wandb_lacks_part": True})
+    for step, epoch, loss, metrics in rows:
         if loss is not None:
             run.submit(run.log_losses, [step], [loss])
-            continue
-        print(f"epoch {epoch}/{rows[-1]['epoch']}", flush=True)
-        metrics = {name: value for name, value in list(row.items())[3:] if value is not None}
-        record = {"epoch": epoch, "dataset": config.get("dataset", "unknown"), **metrics}
-        run.submit(run.log_epoch, step, record, run_dir / "predictions" / f"epoch-{epoch:03d}.csv")
+        else:
+            print(f"epoch {epoch}/{rows[-1][1]}", flush=True)
+            record = {"epoch": epoch, "dataset": config.get("dataset", "unknown"), **metrics}
+            run.submit(run.log_epoch, step, record, run_dir / "predictions" / f"epoch-{epoch:03d}.csv")
     if models:
         run.submit(run.log_model, models, metadata)
     print("waiting for the uploads", flush=True)
@@ -68,11 +67,15 @@ def publish(run_dir: Path) -> None:
     print(f"done  {run.run.dir if run.run.offline else run.run.url}")
 
 
-def to_number(text: str) -> int | float | None:
-    """A value of metrics.csv; None if it is empty."""
-    if not text:
-        return None
-    return int(text) if text.removeprefix("-").isdecimal() else float(text)
+def read_metrics(path: Path) -> list[tuple]:
+    """The rows of metrics.csv: step, epoch, loss or None, and a dict of the metrics of an epoch."""
+    rows = []
+    for row in csv.DictReader(io.StringIO(read_file(path).decode(), newline="")):
+        step, epoch, loss = int(row.pop("step")), int(row.pop("epoch")), row.pop("loss")
+        metrics = {name: float(value) for name, value in row.items() if value}
+        metrics = {name: int(value) if value.is_integer() else value for name, value in metrics.items()}
+        rows.append((step, epoch, float(loss) if loss else None, metrics))
+    return rows
 
 
 def read_metadata(path: Path) -> dict:

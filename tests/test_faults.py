@@ -301,16 +301,16 @@ def test_wandb_process_is_stopped_or_dies(name, settings, whole, tmp_path, fault
 
 @pytest.mark.parametrize("fault", ["falls silent in mid-run", "STOP"])
 def test_training_does_not_wait_for_wandb_in_mid_run(fault, settings, tmp_path, faults):
-    """Today's bound is EPOCH_WAIT in one epoch, 1 s here; then W&B is given up."""
+    """The bound is EPOCH_WAIT in one epoch, 1 s here; then W&B is given up."""
     with WandbServer(None if fault == "STOP" else fault) as server:
         program = partial(wandb_signalled, "STOP") if fault == "STOP" else impatient
-        process = start(program, *settings, "--epochs", 60, cwd=tmp_path, **server.env)
+        process = start(program, *settings, "--epochs", 90, cwd=tmp_path, **server.env)
         lines, error = read_times(process), process.stderr.read()
     process.stdout.close(), process.stderr.close()
     assert process.returncode == 0, error
     moments = [moment for moment, line in lines if line.startswith("epoch ")]
     waits = sorted(later - earlier for earlier, later in zip(moments, moments[1:]))
-    assert len(moments) == 60 and waits[-1] < 6 and waits[-2] < 5, waits
+    assert len(moments) == 90 and waits[-1] < 6 and waits[-2] < 5, waits
     (line,) = error.splitlines()
     assert line.startswith("W&B: no further records, because "), error
     assert lines[-1][0] - moments[-1] < 8 + 10 + 10
