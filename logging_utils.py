@@ -5,6 +5,7 @@ The run directory is the source of truth. A loop of your own needs `RunLogger`, 
 
 import csv
 import ctypes
+import gc
 import hashlib
 import io
 import itertools
@@ -20,7 +21,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +41,7 @@ LOCK = ".lock"  # in a run directory, held by the process that writes to it
 LEFTOVERS = {LOCK, ".config.json.partial", "wandb"}  # left by a run killed in its first seconds
 FETCH_EVERY = 50  # steps between two fetches of the losses; each fetch waits for the device
 INIT_TIMEOUT, FINISH_TIMEOUT = 20, 30  # seconds that W&B waits for its server, at the start and at the end
-EPOCH_WAIT, END_WAIT = 8, 40  # seconds that training waits for W&B at most, in an epoch and at the end
+EPOCH_WAIT, END_WAIT = 10, 40  # seconds that training waits for W&B at most, in an epoch and at the end
 MAX_FILE = 2**30  # bytes that are read of a file in a run directory
 NO_MEMORY = "can't allocate memory"  # in torch's error on a CPU
 QUEUE_SIZE = 64  # records (losses of 50 steps, or an epoch) on their way to W&B
@@ -517,17 +517,10 @@ class WandbRun:
         rows = read_rows(predictions)
         guesses, truths = [row[1] for row in rows], [row[2] for row in rows]
         chart = self.wandb.plot.confusion_matrix(y_true=truths, preds=guesses, class_names=self.classes)
-        for folder in (self.scratch, self.staging):
-            folder.mkdir(parents=True, exist_ok=True)
-        staged_before, default = set(os.listdir(self.staging)), tempfile.tempdir
-        tempfile.tempdir = str(self.scratch)  # of this process: other threads' files stay there, too
-        try:
-            table = self.table(rows)
-            self.run.log({**record, TABLE: table, "confusion": chart}, step, commit=True)
-            table.data = []  # W&B keeps the last hundred
-        finally:
-            tempfile.tempdir = default
-            self.remove_copies(staged_before)
+        self.staging.mkdir(parents=True, exist_ok=True)
+        staged_before = set(os.listdir(self.staging))
+        self.run.log({**record, TABLE: self.table(rows), "confusion": chart}, step, commit=True)
+        self.remove_copies(staged_before)
 
     def table(self, rows: list[list]):
         """The W&B table of `rows`, with pictures of the first ones and of every wrong guess."""
@@ -550,18 +543,21 @@ class WandbRun:
             from PIL import Image
 
             pixels = self.images[index].permute(1, 2, 0).squeeze(2)  # (H, W, 3), or (H, W) if C is 1
+            self.scratch.mkdir(parents=True, exist_ok=True)
             path = self.scratch / f"{index}.png"
             Image.fromarray(pixels.numpy()).save(path)
             self.pictures[index] = self.wandb.Image(str(path))
         return self.pictures[index]
 
     def remove_copies(self, staged_before: set[str]) -> None:
-        """Remove the copies of a table that W&B 0.31 keeps, but for the one that its artifact names.
+        """Remove the copies that W&B 0.31 keeps of a table, but for the one that its artifact names.
 
-        Of each picture W&B keeps a copy an epoch. They become one file with many names.
+        Of each picture it keeps a copy an epoch. They become one file with many names.
         """
-        media = Path(self.run.dir, "media/table").glob("*") if self.run.offline else ()
-        for path in [*self.scratch.glob("*/*.table.json"), *media]:
+        for _ in range(100):  # W&B keeps the last 100 artifacts in memory, each with a file in $TMPDIR
+            self.wandb.Artifact("none", type="none")
+        gc.collect()
+        for path in Path(self.run.dir, "media/table").glob("*") if self.run.offline else ():
             path.unlink()
         if not self.wandb.__version__.startswith("0.31.") or "WANDB_DATA_DIR" not in self.env_set:
             return
@@ -570,9 +566,8 @@ class WandbRun:
             with suppress(FileNotFoundError):  # it is uploaded already
                 content, copy = path.read_bytes(), (path.stat().st_mtime_ns, path)
                 if content.startswith(b'{"_type": "table"'):
-                    first, last = sorted([copy, tables.get(content, copy)])
-                    tables[content] = last
-                    if first[0] < last[0]:
+                    first, tables[content] = sorted([copy, tables.get(content, copy)])
+                    if first[0] < tables[content][0]:  # W&B names the last one
                         first[1].unlink()
                 elif (known := self.staged_pictures.setdefault(content, path)).exists() and known != path:
                     os.link(known, self.scratch / "link")
@@ -597,8 +592,7 @@ class WandbRun:
             kill_service()  # else this process would wait for it at its end
             with suppress(Exception, SystemExit):  # now, because W&B would raise it at the end
                 self.wandb.teardown(exit_code)
-        for path in self.scratch.glob("*.png"):
-            path.unlink()
+        shutil.rmtree(self.scratch, ignore_errors=True)
         self.restore_environment()
 
     def end(self, exit_code: int) -> None:

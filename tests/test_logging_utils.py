@@ -26,6 +26,8 @@ from logging_utils import (
     compute_metrics,
     create_run_dir,
     prediction_rows,
+    read_file,
+    read_json,
     write_predictions,
 )
 
@@ -76,6 +78,36 @@ def test_runs_are_numbered_and_never_shared(tmp_path, monkeypatch):
             RunLogger("empty", {}, ["no", "yes"], resumed_epoch=0)
     with pytest.raises(RunError, match="empty is not empty"):
         RunLogger("empty", {}, ["no", "yes"])
+
+
+def test_file_is_on_the_disk_before_it_replaces_another(monkeypatch, tmp_path):
+    events, replace, fsync = [], os.replace, os.fsync
+
+    def recorded_fsync(descriptor):
+        events.append(os.stat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def recorded_replace(source, target):
+        events.append(("replace", os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    with atomic_write(tmp_path / "file") as scratch:
+        scratch.write_text("content")
+    written = (tmp_path / "file").stat().st_ino
+    assert events == [written, ("replace", written), tmp_path.stat().st_ino]
+
+
+def test_special_and_endless_files_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    with open(tmp_path / "huge", "wb") as file:
+        file.truncate(2**40)
+    for name in ("pipe", "device", "huge", "."):
+        with pytest.raises(OSError, match="is not a file of at most"):
+            read_file(tmp_path / name)
+    assert read_json(tmp_path / "pipe") == {}
 
 
 def append_beyond_a_limit() -> int:
