@@ -457,7 +457,8 @@ class WandbRun:
         options = {key: os.environ.get(f"WANDB_{key.upper()}") or value for key, value in defaults.items()}
         limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}
         options["settings"] = self.wandb.Settings(**limits, finish_timeout_raises=True)
-        options |= {"config": self.config} | ({"id": run_id} if run_id else {})
+        options |= {"config": self.config, "id": run_id}
+        options["reinit"] = "create_new" if self.wandb.run else None  # leave a run of the caller's alone
         resume = {"resume": "allow"} if run_id and mode != "offline" and not again else {}
         try:
             with silent_stderr():  # of W&B's service, which else prints its crash
@@ -515,11 +516,13 @@ class WandbRun:
         for metric in record.keys() - {"loss"}:
             self.run.define_metric(metric, step_metric=None if metric == "epoch" else "epoch")
         rows = read_rows(predictions)
-        guesses, truths = [row[1] for row in rows], [row[2] for row in rows]
-        chart = self.wandb.plot.confusion_matrix(y_true=truths, preds=guesses, class_names=self.classes)
+        classes = {"y_true": [row[2] for row in rows], "preds": [row[1] for row in rows]}
+        classes["class_names"] = self.classes
         self.staging.mkdir(parents=True, exist_ok=True)
         staged_before = set(os.listdir(self.staging))
-        self.run.log({**record, TABLE: self.table(rows), "confusion": chart}, step, commit=True)
+        charts = {TABLE: self.table(rows), "confusion": self.wandb.plot.confusion_matrix(**classes)}
+        self.run.log(record | charts, step, commit=True)
+        charts.clear()  # W&B's temporary files go with them
         self.remove_copies(staged_before)
 
     def table(self, rows: list[list]):

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,7 @@ import compare
 import evaluate
 import logging_utils
 import train
+from logging_utils import RunLogger
 from model import load_exported
 
 pytestmark = pytest.mark.faults
@@ -354,6 +355,68 @@ def test_online_run_is_resumed_as_the_same_wandb_run(stopped, settings, whole, t
     assert steps == list(range(1, 21))
     epochs = [json.loads(line).get("epoch") for line in server.lines["wandb-history.jsonl"]]
     assert (epochs[9], epochs[19]) == (1, 2)  # the row of an epoch's last step is complete
+
+
+@pytest.fixture(params=[0, 600], ids=["full", "soon full"])
+def small_disk(request, tmp_path):
+    """A folder on a file system of its own, with a few free KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    with suppress(OSError), open(folder / "filling", "wb") as file:
+        file.write(bytes(2**20 - 2**10 * request.param))
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_wandb_folder(small_disk, settings, whole, tmp_path, faults):
+    env = {"WANDB_MODE": "offline", "WANDB_DIR": str(small_disk), "WANDB_DATA_DIR": str(small_disk)}
+    result = run(impatient, *settings, "--log_images", "all", cwd=tmp_path, **env)
+    assert result.returncode == 0 and result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("W&B: no further records, because of OSError"), result.stderr
+    assert contents(tmp_path / "run") == whole
+    faults("W&B's folder is full")
+
+
+def growing(epochs: int) -> int:
+    """Log epochs of 10,000 rows. The status is 1 if an epoch leaves too much on the disk or in memory."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (10_000, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(10_000) % 10
+    logits = 8.0 * torch.nn.functional.one_hot(labels, 10) + 2.1 * torch.randn(
+        10_000, 10, generator=generator
+    )
+    memory, disk = [], []
+    with RunLogger("run", {}, [str(k) for k in range(10)], images) as log:
+        for epoch in range(1, epochs + 1):
+            noise = 1 + 0.05 * torch.randn(10_000, 10, generator=generator)
+            log.log_epoch(epoch, epoch, logits * noise, labels)
+            idle = threading.Event()
+            log.wandb.jobs.put((idle.set, ()))  # the epoch before it is done then
+            assert idle.wait(60)
+            left = [path for path in Path(os.environ["TMPDIR"]).rglob("*") if path.is_file()]
+            assert left == [], left
+            memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20)
+            used = subprocess.run(["du", "-sk", "run"], capture_output=True, text=True).stdout
+            disk.append(int(used.split()[0]) * 1024 / 1e6)
+    print(memory, disk, file=sys.stderr)
+    assert not log.wandb.disabled
+    limit = 1.6 if os.environ["WANDB_MODE"] == "disabled" else 4.5
+    assert (disk[-1] - disk[1]) / (epochs - 2) <= limit, "MB on the disk an epoch"
+    assert memory[-1] - memory[2] <= 20, "MiB of memory"
+    return 0
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+@times(6, 50)
+def test_nothing_grows(count, mode, tmp_path, faults):
+    (tmp_path / "tmp").mkdir()
+    env = {"WANDB_MODE": mode, "TMPDIR": str(tmp_path / "tmp")}
+    result = run(partial(growing, count), cwd=tmp_path, **env)
+    assert result.returncode == 0, result.stderr
+    faults("epochs of 10,000 rows leave no more than promised", count)
 
 
 def sick_in_step_15(value: float) -> int:

@@ -289,6 +289,23 @@ def test_table_is_what_wandb_makes_of_the_same_rows(classes, tmp_path):
     assert tables["test_predictions"] == tables["theirs"]
 
 
+def log_beside_a_run_of_the_caller() -> int:
+    import wandb
+
+    mine = wandb.init(project="mine", dir=".")
+    with RunLogger("run", {}, ["a", "b", "c"]) as log:
+        log.log_epoch(1, 1, LOGITS, LABELS)
+    mine.log({"still": "open"})
+    mine.finish()
+    return int(log.wandb.run.id == mine.id or log.wandb.disabled)
+
+
+def test_run_of_the_caller_stays_open(tmp_path):
+    env = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    result = run(log_beside_a_run_of_the_caller, cwd=tmp_path, **env)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+
+
 def train_in_a_loop_of_its_own() -> int:
     """The README's loop with the logger's three lines, on the data of sys.argv[1]."""
     images, labels = data.load_split("mnist", sys.argv[1], train=False)[2:]
