@@ -469,10 +469,10 @@ class WandbRun:
                 return self.wandb.init(mode="offline", **options)
 
     def submit(self, method: Callable, *arguments) -> None:
-        """Have the thread call one of the methods below, soon."""
+        """Have the thread call `log_losses`, `log_epoch` or `log_model`. Waits only if its queue is full."""
         started = time.monotonic()
         try:
-            if not self.disabled:
+            if not self.disabled and not self.run.disabled:
                 self.jobs.put((method, arguments), timeout=max(0, self.patience))
         except queue.Full:
             self.give_up(f"it holds up training for more than {self.epoch_wait} s an epoch")
@@ -481,7 +481,7 @@ class WandbRun:
             self.patience = self.epoch_wait
 
     def work(self) -> None:
-        """What the thread does."""
+        """What the thread does: call what is in the queue, until there is None."""
         while job := self.jobs.get():
             method, arguments = job
             try:
@@ -566,7 +566,7 @@ class WandbRun:
             return
         tables = {}  # content -> (time, path) of the last copy
         for path in [self.staging / name for name in set(os.listdir(self.staging)) - staged_before]:
-            with suppress(FileNotFoundError):  # it is uploaded already
+            with suppress(OSError):  # it is uploaded already, or the file system has no links
                 content, copy = path.read_bytes(), (path.stat().st_mtime_ns, path)
                 if content.startswith(b'{"_type": "table"'):
                     first, tables[content] = sorted([copy, tables.get(content, copy)])

@@ -250,11 +250,10 @@ def load_checkpoint(run_dir: str, generator: torch.Generator, state: dict) -> in
 
 
 def is_finished(run_dir: Path, epochs: int) -> bool:
-    """Whether a run has ended, also early, and its models are there."""
+    """Whether a run has ended, also early, no more epochs are asked for, and its models are there."""
     settings, summary = (read_json(run_dir / name) for name in ("config.json", "summary.json"))
-    models = summary.get("sha256") or ["model.pt"]
     ended = "finished" in summary and settings.get("epochs") == epochs
-    return ended and all((run_dir / name).exists() for name in models)
+    return ended and all((run_dir / name).exists() for name in summary.get("sha256") or ["model.pt"])
 
 
 def launcher() -> str:
