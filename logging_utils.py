@@ -5,19 +5,27 @@ The run directory is the source of truth. A loop of your own needs `RunLogger`, 
 
 import csv
 import ctypes
+import gc
 import hashlib
+import io
 import itertools
 import json
+import logging
 import math
 import os
 import platform
+import queue
+import secrets
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -32,15 +40,15 @@ PROJECT, TABLE = "table-quickstart", "test_predictions"  # on W&B: the project, 
 LOCK = ".lock"  # in a run directory, held by the process that writes to it
 LEFTOVERS = {LOCK, ".config.json.partial", "wandb"}  # left by a run killed in its first seconds
 FETCH_EVERY = 50  # steps between two fetches of the losses; each fetch waits for the device
-INIT_TIMEOUT, FINISH_TIMEOUT = 20, 30  # seconds to wait for W&B's server, at the start and at the end
+INIT_TIMEOUT, FINISH_TIMEOUT = 20, 30  # seconds that W&B waits for its server, at the start and at the end
+EPOCH_WAIT, END_WAIT = 10, 40  # seconds that training waits for W&B at most, in an epoch and at the end
+MAX_FILE = 2**30  # bytes that are read of a file in a run directory
+NO_MEMORY = "can't allocate memory"  # in torch's error on a CPU
+QUEUE_SIZE = 64  # records (losses of 50 steps, or an epoch) on their way to W&B
 
 
 class RunError(Exception):
     """The run cannot be recorded or continued. The message says what, where, and what to do."""
-
-
-class RunDirError(RunError):
-    """The run directory is in use, or its files are missing or damaged."""
 
 
 # ---- Predictions: one schema for the CSV files, the W&B table, evaluate.py and compare.py ----
@@ -49,18 +57,29 @@ def prediction_columns(num_classes: int) -> list[str]:
 
 
 def prediction_rows(logits: Tensor, labels: Tensor) -> list[list]:
-    """Logits (N, K) and labels (N,) to N rows of `prediction_columns`. Scores are softmax probabilities."""
-    columns = zip(logits.argmax(1).tolist(), labels.tolist(), logits.softmax(1).tolist())
+    """Logits (N, K) and labels (N,) to N rows of `prediction_columns`.
+
+    Scores are softmax probabilities, rounded to the 9 digits that restore a float32 exactly.
+    """
+    scores = [[float(f"{score:.9g}") for score in row] for row in logits.softmax(1).tolist()]
+    columns = zip(logits.argmax(1).tolist(), labels.tolist(), scores)
     return [[i, guess, truth, *scores] for i, (guess, truth, scores) in enumerate(columns)]
 
 
 def write_predictions(path: str | Path, rows: list[list]) -> None:
-    """Write rows of `prediction_columns`; id and truth may be text. 9 digits restore a float32 exactly."""
+    """Write rows of `prediction_columns`; id and truth may be text."""
     num_classes = len(rows[0]) - 3
     line = "%s,%d,%s" + ",%.9g" * num_classes + "\n"
     text = ",".join(prediction_columns(num_classes)) + "\n" + "".join([line % tuple(row) for row in rows])
     with atomic_write(path) as scratch:
         scratch.write_bytes(text.encode(errors="backslashreplace"))
+
+
+def read_rows(path: Path) -> list[list]:
+    """The rows that `write_predictions` wrote, if their ids and truths are numbers. Raises any error."""
+    lines = csv.reader(io.StringIO(read_file(path).decode(), newline=""))
+    next(lines)
+    return [[int(i), int(guess), int(truth), *map(float, scores)] for i, guess, truth, *scores in lines]
 
 
 def compute_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -89,14 +108,16 @@ def expected_calibration_error(scores: Tensor, labels: Tensor, num_bins: int = 1
 # ---- Files ----
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a scratch path, and rename it to `path` after the block. Raises OSError."""
+    """Yield a scratch path, and after the block flush it to the disk and rename it. Raises OSError."""
     path = Path(path).resolve()  # follow a symbolic link
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is not a file that can be replaced")
     scratch = path.with_name(f".{path.name}.partial")
     try:
         yield scratch
+        sync(scratch)
         os.replace(scratch, path)
+        sync(path.parent)
     except OSError as error:
         error.filename = str(path)  # a full disk does not name the file
         raise
@@ -104,19 +125,62 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
+def sync(path: Path) -> None:
+    """Return when a file's content, or a directory's entries, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, record: dict) -> None:
     with atomic_write(path) as scratch:
         scratch.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
 
 
+def write_tensors(path: Path, record: dict) -> None:
+    content = io.BytesIO()  # written by us, because torch hides the system's reason for a failed write
+    torch.save(record, content)
+    with atomic_write(path) as scratch:
+        scratch.write_bytes(content.getbuffer())
+
+
+def read_file(path: str | Path, limit: int = MAX_FILE) -> bytes:
+    """The content of a file of at most `limit` bytes. Never waits for a pipe or a device. Raises OSError."""
+    if os.path.exists(path) and not (os.path.isfile(path) and os.path.getsize(path) <= limit):
+        raise OSError(f"{path} is not a file of at most {limit:,} bytes")
+    return Path(path).read_bytes()
+
+
 def read_json(path: Path) -> dict:
     """The content of a JSON file, or {} if it is missing or damaged."""
     with suppress(Exception):
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(read_file(path)))
     return {}
 
 
 # ---- The run ----
+def holds_run(run_dir: str | Path) -> bool:
+    """Whether a directory holds a run to go on with. A run killed in its first seconds leaves none.
+
+    Raises RunError if it holds something else, or what must not be read or written.
+    """
+    root = Path(run_dir)
+    if root.is_symlink() and not root.exists():
+        raise RunError(f"{run_dir} is a link to {os.readlink(root)}, which does not exist.")
+    for path in root.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+            raise RunError(f"{path} is a link that leads out of the run directory. Remove it.")
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise RunError(f"{path} is not a file. Remove it.")
+    names = set(os.listdir(root)) if root.exists() else set()
+    if names <= LEFTOVERS or "config.json" in names:
+        return "config.json" in names
+    problem = f"{run_dir} is not empty: it holds {min(names - LEFTOVERS)}, but no config.json to --resume"
+    raise RunError(f"{problem}. Choose another --run_dir.")
+
+
 def create_run_dir(run_dir: str | Path | None) -> Path:
     """Create the directory of a new run: the one given, or the next free number in runs/."""
     if run_dir is not None:
@@ -147,6 +211,14 @@ def describe_environment() -> dict:
     }
 
 
+def pictured_ids(config: dict, rows: list[list]) -> list[int]:
+    """The ids in the W&B table of `rows` that get a picture: the first ones, and every wrong guess."""
+    limit = config.get("log_images", 320)
+    first = len(rows) if limit == "all" else int(limit)
+    shown = rows[: config.get("img_count", 10_000)]
+    return [i for i, guess, truth, *_ in shown if i < first or guess != truth]
+
+
 class RunLogger:
     """Records a training run in its directory, on the terminal and on W&B. Use it in a `with` block.
 
@@ -158,7 +230,7 @@ class RunLogger:
         resumed_epoch: the last finished epoch of the run to resume; None starts a new run.
         rank, world_size: of this process. Rank 0 alone writes; every rank calls `log_step` and `flush`.
 
-    Raises RunDirError, RunError (a wrong WANDB_* variable) or ValueError (images), and leaves nothing new.
+    Raises RunError (the directory, or a WANDB_* variable) or ValueError (images), and leaves nothing new.
     """
 
     def __init__(self, run_dir, config, classes, images=None, resumed_epoch=None, rank=0, world_size=1):
@@ -174,46 +246,59 @@ class RunLogger:
             if not shaped or not 0 <= images.min() <= images.max() <= 255:
                 raise ValueError("images must be uint8, or floats in 0..1, of shape (N, 1 or 3, H, W)")
             images = images.to("cpu", torch.uint8)
+        self.images = images
         self.shape = (None if images is None else len(images), len(classes))  # of an epoch's logits
         dummy = torch.zeros(1, len(classes)), torch.zeros(1, dtype=torch.int64)  # for the metrics' names
         self.columns = ["step", "epoch", "loss", *compute_metrics(*dummy)]
+        if run_dir is not None and holds_run(run_dir) and resumed_epoch is None:
+            raise RunError(f"{run_dir} is not empty. Add --resume to go on, or choose another --run_dir.")
         with ExitStack() as undo:
             self.run_dir = create_run_dir(run_dir) if resumed_epoch is None else Path(run_dir)
-            found = set(os.listdir(self.run_dir))
-            if resumed_epoch is None and not found <= LEFTOVERS:
-                raise RunDirError(f"{self.run_dir} is not empty. Choose another one, or resume its run.")
+            was_empty = not os.listdir(self.run_dir)
             self.lock = FileLock(self.run_dir / LOCK, timeout=0)
             try:
                 self.lock.acquire()  # the system releases it, however this process ends
             except Timeout:
-                raise RunDirError(f"Another process is writing to {self.run_dir}.") from None
+                problem = f"Another process is writing to {self.run_dir}."
+                raise RunError(f"{problem} Choose another --run_dir.") from None
             undo.callback(self.lock.release)
-            if not found:
+            if was_empty:
                 undo.callback(shutil.rmtree, self.run_dir, ignore_errors=True)
             history = self.restore_history(resumed_epoch) if resumed_epoch else []
-            wandb_id = read_json(self.run_dir / "config.json").get("wandb_id")
+            saved = read_json(self.run_dir / "config.json")
             self.config = config | dict(classes=classes, run_dir=str(self.run_dir)) | describe_environment()
-            self.wandb = WandbRun(self.run_dir, self.config, classes, images, wandb_id)
+            self.wandb = WandbRun(self.run_dir, self.config, classes, images, saved.get("wandb_id"))
             undo.callback(self.wandb.finish, 1)
-            write_json(self.run_dir / "config.json", {**self.config, "wandb_id": self.wandb.id or wandb_id})
+            last_step = int(history[-1].split(",")[0]) if history else -1
+            gap = not self.wandb.run.offline and self.wandb.first_step <= last_step
+            self.wandb.lacks_part = gap or bool(saved.get("wandb_lacks_part"))
+            if history:  # without "finished": there are more epochs to train now
+                write_json(self.run_dir / "summary.json", self.summary)
+            self.write_config()
             (self.run_dir / "predictions").mkdir(exist_ok=True)
             with atomic_write(self.run_dir / "metrics.csv") as scratch:
                 scratch.write_text(",".join(self.columns) + "\n" + "".join(history), encoding="utf-8")
             undo.pop_all()
 
+    def write_config(self) -> None:
+        extra = {"wandb_id": self.wandb.id, "wandb_lacks_part": self.wandb.lacks_part}
+        write_json(self.run_dir / "config.json", self.config | extra)
+
     def restore_history(self, epochs: int) -> list[str]:
         """Restore the summary of some epochs. Returns their lines of metrics.csv, in today's columns."""
         metrics, summary = self.run_dir / "metrics.csv", self.run_dir / "summary.json"
         try:
-            self.summary = dict(json.loads(summary.read_text(encoding="utf-8")))
-            for key in ("finished", "sha256"):  # the run has more epochs to train now
+            reader = csv.DictReader(io.StringIO(read_file(metrics).decode(), newline=""))
+            rows = [row for row in reader if int(row["epoch"]) <= epochs]
+            self.summary = dict(json.loads(read_file(summary)))
+            math.fsum(self.summary[name] for name in reader.fieldnames[3:])  # none may be missing, or text
+            for key in ("finished", "sha256"):
                 self.summary.pop(key, None)
             self.summary["train_seconds"] = list(self.summary["train_seconds"])[:epochs]
-            with open(metrics, newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs]
             return [",".join([row.get(column, "") for column in self.columns]) + "\n" for row in rows]
         except Exception as error:  # damage of any kind
-            raise RunDirError(f"{metrics} or {summary} is missing or damaged. Start a new run.") from error
+            problem = f"{metrics} or {summary} is missing or damaged ({error!r:.100})"
+            raise RunError(f"{problem}. Choose another --run_dir.") from error
 
     def log_step(self, epoch: int, step: int, loss: Tensor) -> None:
         """Record the loss () of a training step. It stays on its device until the next fetch."""
@@ -235,7 +320,7 @@ class RunLogger:
         if self.rank == 0:
             empty = [""] * (len(self.columns) - 3)
             self.append_metrics([[*row, *empty] for row in zip(steps, epochs, map("{:.9g}".format, losses))])
-            self.wandb.attempt(self.wandb.log_losses, steps, losses)
+            self.wandb.submit(self.wandb.log_losses, steps, losses)
         for epoch, step, loss in zip(epochs, steps, losses):
             if not math.isfinite(loss):
                 cure = "Lower the learning rate or train in fp32. The last finished epoch is kept."
@@ -248,16 +333,29 @@ class RunLogger:
             raise ValueError(f"logits {list(logits.shape)} do not match images, classes {self.shape}")
         rows, metrics = prediction_rows(logits, labels), compute_metrics(logits, labels)
         metrics = {key: value.item() if torch.is_tensor(value) else value for key, value in metrics.items()}
-        write_predictions(self.run_dir / "predictions" / f"epoch-{epoch:03d}.csv", rows)
+        predictions = self.run_dir / "predictions" / f"epoch-{epoch:03d}.csv"
+        self.save_pictures(rows)
+        write_predictions(predictions, rows)
         self.append_metrics([[step, epoch, "", *(f"{value:.9g}" for value in metrics.values())]])
+        sync(self.run_dir / "metrics.csv")
         record = {"epoch": epoch, "dataset": self.config.get("dataset", "unknown"), **metrics}
         self.summary["train_seconds"].append(round(seconds, 3))
         self.summary.update(record)
         write_json(self.run_dir / "summary.json", self.summary)
-        self.wandb.attempt(self.wandb.log_epoch, step, record, rows)
+        self.wandb.submit(self.wandb.log_epoch, step, record, predictions)
         of_total = f"/{self.config['epochs']}" if "epochs" in self.config else ""
         values = "  ".join(f"{name} {round(value, 4):.10g}" for name, value in metrics.items())
         print(f"epoch {epoch}{of_total}  {values}  {seconds:.1f} s", flush=True)
+
+    def save_pictures(self, rows: list[list]) -> None:
+        """Add the pictures of the W&B table to pictures.pt, from which publish.py takes them."""
+        if self.images is None:
+            return
+        path = self.run_dir / "pictures.pt"
+        known = torch.load(path, weights_only=True)["ids"].tolist() if path.exists() else []
+        ids = sorted({*known, *pictured_ids(self.config, rows)})
+        if ids != known:
+            write_tensors(path, {"ids": torch.tensor(ids), "images": self.images[ids]})
 
     def append_metrics(self, rows: list[list]) -> None:
         """Add rows to metrics.csv: all of them, or none if the disk is full."""
@@ -276,7 +374,7 @@ class RunLogger:
         for name, content in contents.items():
             with atomic_write(self.run_dir / name) as scratch:
                 scratch.write_bytes(content)
-        self.wandb.attempt(self.wandb.log_model, [self.run_dir / name for name in contents], metadata)
+        self.wandb.submit(self.wandb.log_model, [self.run_dir / name for name in contents], metadata)
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         record = {**self.summary, "sha256": digests, "finished": self.summary["epoch"]}
         write_json(self.run_dir / "summary.json", record)
@@ -287,6 +385,10 @@ class RunLogger:
     def __exit__(self, error_type, error, traceback) -> None:
         if self.rank == 0:
             self.wandb.finish(exit_code=0 if error_type is None else 1)
+            if self.wandb.disabled:
+                self.wandb.lacks_part = True
+                with suppress(OSError):
+                    self.write_config()
             self.lock.release()
 
 
@@ -301,29 +403,50 @@ def progress(batches: Iterable, count: int, title: str, log: RunLogger) -> Itera
 
 # ---- W&B ----
 class WandbRun:
-    """A run on W&B. It never prompts: WANDB_MODE decides, else it is online if an API key is set up."""
+    """A run on W&B. A thread of its own talks to W&B, so that training waits a bounded time at most.
 
-    def __init__(self, run_dir: Path, config: dict, classes, images: Tensor | None, resume_id: str | None):
+    It never prompts: WANDB_MODE decides, else it is online if an API key is set up. After an error or a wait
+    that is too long, one line says so, and W&B gets nothing more.
+
+    Args:
+        run_dir, config, classes: as in RunLogger. W&B's own files go to `run_dir`.
+        images: id -> uint8 (C, H, W), of every picture that a table may show; or None.
+        run_id: of the run on W&B to go on with, or None.
+        again: whether to begin that run again, instead of adding to it.
+        waits: seconds to wait for W&B at most, in an epoch and at the end, if not the defaults.
+    """
+
+    def __init__(self, run_dir, config, classes, images, run_id, again=False, waits=None):
         self.config, self.classes, self.images = config, classes, images
-        self.pictures = {}  # id -> wandb.Image
+        self.pictures, self.staged_pictures = {}, {}  # id -> wandb.Image; content -> path
+        self.held = None  # the last (record, step) of losses
         self.folder = run_dir.resolve()
-        # W&B reads its upload folders and its silence from the environment only.
+        self.scratch, self.staging = self.folder / "wandb/tmp", self.folder / "wandb/artifacts/staging"
+        self.epoch_wait, self.end_wait = waits or (EPOCH_WAIT, END_WAIT)
+        self.disabled = self.ended = self.lacks_part = False
+        # W&B reads these from the environment only. Its error reports would hold up the end of the program.
         data_dir = f"{self.folder}/wandb"
         wanted = {"WANDB_DATA_DIR": data_dir, "WANDB_CACHE_DIR": f"{data_dir}/cache", "WANDB_SILENT": "true"}
+        wanted["WANDB_ERROR_REPORTING"] = "false"
         self.env_set = {name: value for name, value in wanted.items() if not os.environ.get(name)}
         os.environ.update(self.env_set)
         import wandb  # takes half a second, and the other programs do not need it
 
         self.wandb = wandb
         try:
-            self.run = self.start(resume_id)
+            self.run = self.start(run_id, again)
         except (wandb.Error, ValueError) as error:  # ValueError: a variable of the wrong type
             self.restore_environment()
             raise RunError(f"W&B: {error!r:.200}. Fix WANDB_*, or set WANDB_MODE=disabled.") from error
-        self.disabled = self.run.disabled
-        self.id = None if self.run.offline or self.run.disabled else self.run.id
+        self.first_step = self.run.starting_step  # W&B has the steps before
+        logging.getLogger("wandb").setLevel(logging.CRITICAL)  # else a full disk gives thousands of lines
+        self.id = run_id or (secrets.token_hex(4) if self.run.disabled else self.run.id)
+        self.jobs = queue.Queue(QUEUE_SIZE)  # (method, arguments), or None at the end
+        self.patience = self.epoch_wait  # seconds left to wait in this epoch
+        self.thread = threading.Thread(target=self.work, daemon=True)
+        self.thread.start()
 
-    def start(self, resume_id: str | None):
+    def start(self, run_id: str | None, again: bool):
         """Start the wandb.Run: offline if there is no API key, or no server that answers."""
         mode = os.environ.get("WANDB_MODE") or None
         if mode in (None, "online") and not self.wandb.login(prompt=False, verify=False):
@@ -334,32 +457,73 @@ class WandbRun:
         options = {key: os.environ.get(f"WANDB_{key.upper()}") or value for key, value in defaults.items()}
         limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}
         options["settings"] = self.wandb.Settings(**limits, finish_timeout_raises=True)
-        resume = {"id": resume_id, "resume": "allow"} if resume_id and mode != "offline" else {}
+        options |= {"config": self.config, "id": run_id}
+        options["reinit"] = "create_new" if self.wandb.run else None  # leave a run of the caller's alone
+        resume = {"resume": "allow"} if run_id and mode != "offline" and not again else {}
         try:
-            return self.wandb.init(mode=mode, config=self.config, **options, **resume)
+            with silent_stderr():  # of W&B's service, which else prints its crash
+                return self.wandb.init(mode=mode, **options, **resume)
         except self.wandb.Error as error:
             print(f"W&B: offline, because of {error!r:.200}", file=sys.stderr)
-            return self.wandb.init(mode="offline", config=self.config, **options)
+            with silent_stderr():
+                return self.wandb.init(mode="offline", **options)
 
-    def attempt(self, method: Callable, *arguments) -> None:
-        """Call one of the methods below. After an error one line says so, and W&B gets nothing more."""
+    def submit(self, method: Callable, *arguments) -> None:
+        """Have the thread call `log_losses`, `log_epoch` or `log_model`. Waits only if its queue is full."""
+        started = time.monotonic()
         try:
-            if not self.disabled:
-                method(*arguments)
-        except Exception as error:  # of any type: the run's own files are complete without W&B
+            if not self.disabled and not self.run.disabled:
+                self.jobs.put((method, arguments), timeout=max(0, self.patience))
+        except queue.Full:
+            self.give_up(f"it holds up training for more than {self.epoch_wait} s an epoch")
+        self.patience -= time.monotonic() - started
+        if method == self.log_epoch:
+            self.patience = self.epoch_wait
+
+    def work(self) -> None:
+        """What the thread does: call what is in the queue, until there is None."""
+        while job := self.jobs.get():
+            method, arguments = job
+            try:
+                if not self.disabled or method == self.end:
+                    method(*arguments)
+            except Exception as error:  # of any type: the run's own files are complete without W&B
+                self.give_up(f"of {error!r:.200}")
+
+    def give_up(self, reason: str) -> None:
+        if not self.disabled:
             self.disabled = True
-            print(f"W&B: no further records, because of {error!r:.200}", file=sys.stderr)
+            print(f"W&B: no further records, because {reason}", file=sys.stderr)
 
     def log_losses(self, steps: Iterable[int], losses: Iterable[float]) -> None:
+        """Each loss waits for the next one, because the last of an epoch goes into the epoch's record."""
         for step, loss in zip(steps, losses):
-            self.run.log({"loss": loss}, step)
+            self.log_held()
+            self.held = {"loss": loss}, step
 
-    def log_epoch(self, step: int, record: dict, rows: list[list]) -> None:
-        for metric in record:
+    def log_held(self) -> None:
+        if self.held and self.held[1] >= self.first_step:
+            self.run.log(*self.held, commit=True)
+        self.held = None
+
+    def log_epoch(self, step: int, record: dict, predictions: Path) -> None:
+        """Log the metrics in `record`, and the table and the confusion matrix of a predictions file."""
+        if self.held and self.held[1] == step:
+            record, self.held = self.held[0] | record, None
+        self.log_held()
+        if step < self.first_step:
+            return
+        for metric in record.keys() - {"loss"}:
             self.run.define_metric(metric, step_metric=None if metric == "epoch" else "epoch")
-        guesses, truths = [row[1] for row in rows], [row[2] for row in rows]
-        chart = self.wandb.plot.confusion_matrix(y_true=truths, preds=guesses, class_names=self.classes)
-        self.run.log({**record, TABLE: self.table(rows), "confusion": chart}, step, commit=True)
+        rows = read_rows(predictions)
+        classes = {"y_true": [row[2] for row in rows], "preds": [row[1] for row in rows]}
+        classes["class_names"] = self.classes
+        self.staging.mkdir(parents=True, exist_ok=True)
+        staged_before = set(os.listdir(self.staging))
+        charts = {TABLE: self.table(rows), "confusion": self.wandb.plot.confusion_matrix(**classes)}
+        self.run.log(record | charts, step, commit=True)
+        charts.clear()  # W&B's temporary files go with them
+        self.remove_copies(staged_before)
 
     def table(self, rows: list[list]):
         """The W&B table of `rows`, with pictures of the first ones and of every wrong guess."""
@@ -369,21 +533,48 @@ class WandbRun:
         columns.insert(1, "image")
         kinds = [int, self.wandb.Image, type(names[0]), type(names[0]), *[float] * len(names)]
         table = self.wandb.Table(columns=columns, dtype=kinds)
+        pictured = set() if self.images is None else set(pictured_ids(self.config, rows))
         table.data = [  # set directly, to skip W&B's check of every cell, which takes most of the time
-            [i, self.picture(i, guess != truth), names[guess], names[truth], *scores]
+            [i, self.picture(i) if i in pictured else None, names[guess], names[truth], *scores]
             for i, guess, truth, *scores in rows[: self.config.get("img_count", 10_000)]
         ]
         return table
 
-    def picture(self, index: int, wrong: bool):
-        """The picture of an image, made once; None if this image is not shown."""
-        limit = self.config.get("log_images", 320)
-        if self.images is None or not (wrong or limit == "all" or index < int(limit)):
-            return None
+    def picture(self, index: int):
+        """The picture of an image, made once. W&B gets a file, because it would keep its own in $TMPDIR."""
         if index not in self.pictures:
+            from PIL import Image
+
             pixels = self.images[index].permute(1, 2, 0).squeeze(2)  # (H, W, 3), or (H, W) if C is 1
-            self.pictures[index] = self.wandb.Image(pixels.numpy())
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            path = self.scratch / f"{index}.png"
+            Image.fromarray(pixels.numpy()).save(path)
+            self.pictures[index] = self.wandb.Image(str(path))
         return self.pictures[index]
+
+    def remove_copies(self, staged_before: set[str]) -> None:
+        """Remove the copies that W&B 0.31 keeps of a table, but for the one that its artifact names.
+
+        Of each picture it keeps a copy an epoch. They become one file with many names.
+        """
+        for _ in range(100):  # W&B keeps the last 100 artifacts in memory, each with a file in $TMPDIR
+            self.wandb.Artifact("none", type="none")
+        gc.collect()
+        for path in Path(self.run.dir, "media/table").glob("*") if self.run.offline else ():
+            path.unlink()
+        if not self.wandb.__version__.startswith("0.31.") or "WANDB_DATA_DIR" not in self.env_set:
+            return
+        tables = {}  # content -> (time, path) of the last copy
+        for path in [self.staging / name for name in set(os.listdir(self.staging)) - staged_before]:
+            with suppress(OSError):  # it is uploaded already, or the file system has no links
+                content, copy = path.read_bytes(), (path.stat().st_mtime_ns, path)
+                if content.startswith(b'{"_type": "table"'):
+                    first, tables[content] = sorted([copy, tables.get(content, copy)])
+                    if first[0] < tables[content][0]:  # W&B names the last one
+                        first[1].unlink()
+                elif (known := self.staged_pictures.setdefault(content, path)).exists() and known != path:
+                    os.link(known, self.scratch / "link")
+                    os.replace(self.scratch / "link", path)
 
     def log_model(self, paths: list[Path], metadata: dict) -> None:
         artifact = self.wandb.Artifact("model", type="model", metadata=metadata)
@@ -392,24 +583,62 @@ class WandbRun:
         self.run.log_artifact(artifact)
 
     def finish(self, exit_code: int) -> None:
-        """Upload what is left, for FINISH_TIMEOUT seconds at most. `wandb sync` uploads it later."""
-        self.attempt(self.run.finish, exit_code)
-        if self.disabled:
-            with suppress(Exception):  # else wandb raises again at exit, if its service has died
+        """Wait for the uploads, `end_wait` seconds at most. publish.py sends what is missing then."""
+        end = time.monotonic() + self.end_wait
+        for job in ((self.end, (exit_code,)), None):
+            with suppress(queue.Full):
+                self.jobs.put(job, timeout=max(0, end - time.monotonic()))
+        self.thread.join(max(0, end - time.monotonic()))
+        if self.thread.is_alive():
+            self.give_up(f"it has not ended within {self.end_wait} s")
+        if not self.ended:
+            kill_service()  # else this process would wait for it at its end
+            with suppress(Exception, SystemExit):  # now, because W&B would raise it at the end
                 self.wandb.teardown(exit_code)
+        shutil.rmtree(self.scratch, ignore_errors=True)
         self.restore_environment()
+
+    def end(self, exit_code: int) -> None:
+        if not self.disabled and exit_code == 0:
+            self.log_held()
+        self.run.finish(exit_code)
+        self.ended = True
 
     def restore_environment(self) -> None:
         for name in self.env_set:
             os.environ.pop(name, None)
 
-    def sync_hint(self) -> str:
-        """The run's address on W&B, or the command that uploads it."""
+    def address(self) -> str:
+        """The run's address on W&B, or the command that sends it there."""
         if self.run.disabled:
             return "disabled by WANDB_MODE"
+        publish = shlex.join([sys.orig_argv[0], "publish.py", self.config["run_dir"]])
         if self.run.offline or self.disabled:
-            return f"wandb sync {shlex.quote(os.path.relpath(Path(self.run.dir).parent))}"
-        return self.run.url
+            return publish
+        return f"{self.run.url}\n      {publish}" if self.lacks_part else self.run.url
+
+
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Give the programs that are started in the block no stderr."""
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+
+
+def kill_service() -> None:
+    """Kill W&B's process. If it hangs or is stopped, it obeys nothing else."""
+    if sys.platform == "darwin":
+        subprocess.run(["pkill", "-KILL", "-P", str(os.getpid()), "wandb-core"])
+    for children in Path("/proc/self/task").glob("*/children"):
+        for pid in children.read_text().split():
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "wandb-core":
+                os.kill(int(pid), signal.SIGKILL)
 
 
 # ---- The program: memory, signals, exit status ----
@@ -444,7 +673,7 @@ def stop_signals(hint: str) -> Iterator[Callable[[], None]]:
 
 
 def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]) -> int:
-    """Run a program. What its user can fix (RunError, OSError, `cures`) ends in one line and status 2."""
+    """Run a program. What its user can fix (also OSError, memory) ends in one line and status 2."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # fd closed: the next opened file would get it, and our prints
             setattr(sys, name, open(os.devnull, "w"))
@@ -466,10 +695,29 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
     except KeyboardInterrupt as stop:
         number, hint = stop.args or (signal.SIGINT, "")
         message, status = f"stopped by {signal.Signals(number).name}{hint and ': '}{hint}", 128 + number
-    except RuntimeError as error:  # gloo raises it if another process has ended
-        if "by peer" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if "by peer" in str(error):  # gloo raises it if another process has ended, which says why
+            return 1
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and NO_MEMORY not in str(error):
             raise
-        message, status = f"rank {os.environ.get('RANK')} stops, because another process did", 1
+        message = "error: out of memory. Lower --batch_size, or the layers' --l1_size and --l2_size."
     with suppress(BrokenPipeError):  # stderr may be closed too
-        print(message, file=sys.stderr)
+        if is_first_to_fail():
+            print(printable(message), file=sys.stderr)
     return status
+
+
+def is_first_to_fail() -> bool:
+    """Whether this process is the one of its torchrun job that says why the job ends."""
+    rank = os.environ.get("RANK", "0")
+    if not dist.is_initialized():
+        return rank == "0"  # each has the same reason
+    with suppress(Exception):  # rank 0 may have ended
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return dist.TCPStore(*address, timeout=timedelta(seconds=5)).add("failed processes", 1) == 1
+    return rank == "0"
+
+
+def printable(text: str) -> str:
+    """Text with its control characters escaped, which else could rewrite what the terminal shows."""
+    return "".join([c if c.isprintable() else ascii(c)[1:-1] for c in text])

@@ -2,7 +2,7 @@
 
     python train.py                                         the default recipe: 6 epochs
     python train.py --l1_size 64 --l2_size 128 --lr 0.02    a variant to compare it with
-    python train.py --run_dir runs/001 --resume             continue a run after its last finished epoch
+    python train.py --run_dir runs/001 --resume             start a run, or continue it if it was stopped
     torchrun --nproc_per_node=2 train.py                    on two GPUs, or in two CPU processes
 
 README.md lists the files of a run, --help every setting. MNIST on two cores of an AMD EPYC, in bf16, with
@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from data import DataError, ImageData, batches, digest, load_data, pixel_statistics
-from logging_utils import RunDirError, RunLogger, atomic_write, exit_status, keep_freed_memory
-from logging_utils import progress, read_json, stop_signals
+from logging_utils import RunLogger, exit_status, holds_run, keep_freed_memory, printable, progress
+from logging_utils import read_file, read_json, stop_signals, write_tensors
 from model import Classifier, ConvNet, ModelError, export_model, fit_temperature, pick_device
 from model import pick_precision, predict_logits, read_intact
 
@@ -40,7 +40,7 @@ class ConfigError(Exception):
     """A setting is out of range, or does not fit the data, the hardware or the run to resume."""
 
 
-def setting(default, help: str, low: float | None = None, high: float = math.inf, choices=()):
+def setting(default, help: str, low: float | None = None, high: float = 2**31 - 1, choices=()):
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
@@ -69,12 +69,14 @@ class Config:
     log_images: str = setting("320", "leading W&B rows with a picture (wrong guesses have one), or all")
     export_pt2: bool = setting(False, "also export to model.pt2 (torch.export)")
     run_dir: str = setting(None, "directory of the run, new or empty [the next number in runs/]")
-    resume: bool = setting(False, "continue the run in --run_dir after its last finished epoch")
+    resume: bool = setting(False, "continue the run in --run_dir, if there is one, else start it")
 
     def __post_init__(self):
         for f in fields(self):
             value, (_, low, high, choices) = getattr(self, f.name), f.metadata.values()
             allowed = value in choices if choices else low is None or low <= value <= high
+            if isinstance(value, str) and not printable(value) == value:
+                raise ConfigError(f"--{f.name} must not hold control characters.")
             if not allowed:
                 bounds = f"one of {', '.join(choices)}" if choices else f"between {low} and {high}"
                 raise ConfigError(f"--{f.name} must be {bounds}, not {value}.")
@@ -83,7 +85,7 @@ class Config:
         if self.log_images != "all" and not (self.log_images.isdecimal() and len(self.log_images) < 10):
             raise ConfigError(f"--log_images must be a number or all, not {self.log_images}.")
         if self.resume and self.run_dir is None:
-            raise ConfigError("--resume needs the --run_dir of the run to continue.")
+            raise ConfigError("--resume needs the --run_dir of the run to start or continue.")
 
 
 def train(config: Config) -> Path:
@@ -91,8 +93,8 @@ def train(config: Config) -> Path:
     # ---- Processes and device ----
     rank = int(os.environ.get("RANK", 0))  # torchrun sets these two
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    finished = config.resume and read_json(Path(config.run_dir) / "summary.json").get("finished")
-    if finished == config.epochs and (Path(config.run_dir) / "model.pt").exists():
+    resuming = config.resume and holds_run(config.run_dir)
+    if resuming and is_finished(Path(config.run_dir), config.epochs):
         if rank == 0:
             print(f"{config.run_dir} is finished: there is nothing to resume")
         return Path(config.run_dir)
@@ -108,15 +110,15 @@ def train(config: Config) -> Path:
     # ---- Data ----
     if rank == 0:  # only rank 0 downloads, and decides what each "auto" means
         data = load_data(config.dataset, config.data_dir, config.val_size, config.image_size)
-        if config.resume and data.name != config.dataset:
+        if resuming and data.name != config.dataset:
             raise ConfigError(f"The run was trained on {config.dataset}, but --data_dir holds {data.name}.")
         device_name = device.type if config.device == "auto" else config.device
         precision = pick_precision(config.precision, device)
         config = replace(config, dataset=data.name, device=device_name, precision=precision)
     if world_size > 1:
-        shared = [config]
+        shared = [config, resuming]
         dist.broadcast_object_list(shared)
-        config = shared[0]
+        config, resuming = shared
     if rank > 0:
         data = load_data(config.dataset, config.data_dir, config.val_size, config.image_size)
     mean, std = pixel_statistics(data.train_images)  # (C,)
@@ -142,7 +144,7 @@ def train(config: Config) -> Path:
 
     # ---- Resume, and the run directory ----
     state = {"model": model, "optimizer": optimizer, "scaler": scaler}
-    resumed_epoch = load_checkpoint(config.run_dir, generator, state) if config.resume else None
+    resumed_epoch = load_checkpoint(config.run_dir, generator, state) if resuming else None
     details = {**asdict(config), "processes": world_size}
     details["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     log = RunLogger(config.run_dir, details, data.classes, data.eval_images, resumed_epoch, rank, world_size)
@@ -150,7 +152,7 @@ def train(config: Config) -> Path:
         sizes = f"{num_images:,} images to train on, {len(data.eval_images):,} to evaluate on"
         print(f"{data.name}: {sizes}; {config.device}, {config.precision}; {log.run_dir}", flush=True)
 
-    resume_hint = f"continue with --run_dir {shlex.quote(str(log.run_dir))} --resume" if rank == 0 else ""
+    resume_hint = f"continue with {launcher()}--run_dir {shlex.quote(str(log.run_dir))} --resume"
     with stop_signals(resume_hint) as stop_if_asked, log:
         for epoch in range((resumed_epoch or 0) + 1, config.epochs + 1):
             # ---- Train ----
@@ -229,10 +231,7 @@ def save_checkpoint(run_dir: Path, epoch: int, generator: torch.Generator, state
     checkpoint = {name: value.state_dict() for name, value in state.items()}
     checkpoint |= {"epoch": epoch, "generator": generator.get_state(), "cpu": torch.get_rng_state()}
     checkpoint["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    content = io.BytesIO()  # written by us, because torch hides the system's reason for a failed write
-    torch.save(checkpoint, content)
-    with atomic_write(run_dir / "checkpoint.pt") as scratch:
-        scratch.write_bytes(content.getbuffer())
+    write_tensors(run_dir / "checkpoint.pt", checkpoint)
 
 
 def load_checkpoint(run_dir: str, generator: torch.Generator, state: dict) -> int:
@@ -249,19 +248,34 @@ def load_checkpoint(run_dir: str, generator: torch.Generator, state: dict) -> in
         torch.cuda.set_rng_state_all(checkpoint["cuda"][: torch.cuda.device_count()])
         return checkpoint["epoch"]
     except Exception as error:  # torch raises errors of any type for damaged files
-        raise ModelError(f"{path} is damaged or belongs to another model. Start a new run.") from error
+        raise ModelError(f"{path} is damaged or of another model. Choose another --run_dir.") from error
+
+
+def is_finished(run_dir: Path, epochs: int) -> bool:
+    """Whether a run has ended, also early, no more epochs are asked for, and its models are there."""
+    settings, summary = (read_json(run_dir / name) for name in ("config.json", "summary.json"))
+    ended = "finished" in summary and settings.get("epochs") == epochs
+    return ended and all((run_dir / name).exists() for name in summary.get("sha256") or ["model.pt"])
+
+
+def launcher() -> str:
+    """What was typed before --run_dir, if it was torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    return f"torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']} {shlex.quote(sys.argv[0])} "
 
 
 def print_results(config: Config, num_images: int, log: RunLogger) -> None:
     """Print where everything is, what to do next, and the result."""
-    run_dir = shlex.quote(str(log.run_dir))
+    run_dir, python = shlex.quote(str(log.run_dir)), shlex.quote(sys.orig_argv[0])
     flags = f" --data_dir {shlex.quote(config.data_dir)}" if config.data_dir != Config.data_dir else ""
     runs = f"{run_dir}@1 {run_dir}@{config.epochs}" if config.epochs > 1 else run_dir
-    print(f"W&B   {log.wandb.sync_hint()}")
-    print(f"next  python evaluate.py {run_dir}/model.pt{flags}")
-    print(f"      python compare.py {runs}{flags}")
+    model = "model.pt" if (log.run_dir / "model.pt").exists() else "model.pt2"
+    print(f"W&B   {log.wandb.address()}")
+    print(f"next  {python} evaluate.py {run_dir}/{model}{flags}")
+    print(f"      {python} compare.py {runs}{flags}")
     result = f"{log.summary['wrong']} of {num_images:,} images wrong, accuracy {log.summary['acc']:.2f} %"
-    print(f"done  {config.dataset}: {result}")
+    print(f"done  {printable(config.dataset)}: {result}")
 
 
 def parse_config(argv: list[str] | None = None) -> Config:
@@ -275,19 +289,25 @@ def parse_config(argv: list[str] | None = None) -> Config:
         parser.add_argument(f"--{f.name}", help=text, default=argparse.SUPPRESS, **kind)
     overrides = vars(parser.parse_args(argv))
     config = Config(**overrides)
-    return resumed_config(config.run_dir, overrides) if config.resume else config
+    resuming = config.resume and holds_run(config.run_dir)
+    return resumed_config(config.run_dir, overrides) if resuming else config
 
 
 def resumed_config(run_dir: str, overrides: dict) -> Config:
     """The settings of the run to resume. Flags given again must match, except --data_dir."""
     path = Path(run_dir) / "config.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_file(path))
         # A setting that is newer than the run gets its default.
         saved = {f.name: f.type(record.get(f.name, f.default)) for f in fields(Config)}
-        saved["dataset"] = str(record["dataset"])  # every run has it
+        saved |= {"dataset": str(record["dataset"]), "run_dir": run_dir}  # every run has a data set
+        Config(**saved)
     except Exception as error:  # damage of any kind
-        raise ConfigError(f"{path} is missing or damaged. Choose another --run_dir.") from error
+        raise ConfigError(f"{path} is damaged ({error!r:.100}). Choose another --run_dir.") from error
+    before, now = (str(count) for count in (record.get("processes", 1), os.environ.get("WORLD_SIZE", 1)))
+    if before != now:
+        cure = f"Use torchrun --nproc_per_node={before} train.py ..., or choose another --run_dir."
+        raise ConfigError(f"{run_dir} was trained by {before} processes, not {now}. {cure}")
     overrides = {name: value for name, value in overrides.items() if value != "auto"}  # decided by the run
     dataset = overrides.get("dataset")
     if dataset and saved["dataset"] in (os.path.abspath(dataset), f"{dataset}-format"):
@@ -305,7 +325,6 @@ def resumed_config(run_dir: str, overrides: dict) -> Config:
 
 def main() -> int:
     cures = {ConfigError: "", ModelError: "", DataError: "See --dataset, --data_dir and --val_size."}
-    cures[RunDirError] = "See --run_dir and --resume."
     return exit_status(lambda: train(parse_config()), cures)
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ def resolve_dataset(dataset: str, data_dir: Path, download: bool = True) -> str:
         has_trace = root.exists() and any(root.iterdir())
         download_dataset(name, data_dir)
     except (DownloadError, OSError) as error:
-        problem = f"{missing[0]} is missing, and downloading it failed: {error}."
+        problem = f"{missing[0]} is missing, and downloading it failed: {cause(error)}."
         if dataset == "auto" and isinstance(error, DownloadError) and not has_trace:
             print(f"WARNING: {problem}", file=sys.stderr)
             print("WARNING: using synthetic digits, drawn by a program, instead of MNIST.", file=sys.stderr)
@@ -148,7 +149,7 @@ def download_dataset(name: str, data_dir: Path) -> None:
     """
     from torchvision.datasets.utils import download_and_extract_archive
 
-    root, problems = data_dir / TORCHVISION_SETS[name][1], []
+    root, problems = data_dir / TORCHVISION_SETS[name][1], {}  # cause -> the hosts that gave it
     data_dir.mkdir(parents=True, exist_ok=True)
     for archives in list_archives(name):
         with tempfile.TemporaryDirectory(dir=data_dir) as scratch, socket_timeout(DOWNLOAD_STALL):
@@ -159,7 +160,7 @@ def download_dataset(name: str, data_dir: Path) -> None:
                         shutil.copyfile(packed, Path(scratch, packed.name))
                     download_and_extract_archive(url, scratch, md5=md5, remove_finished=True)
             except (RuntimeError, URLError, TimeoutError, ConnectionError, HTTPException) as error:
-                problems.append(f"{url}: {' '.join(str(error).split())}")
+                problems.setdefault(cause(error), []).append(urlsplit(url).netloc)
                 continue
             for file in filter(Path.is_file, Path(scratch).rglob("*")):
                 target = root / file.relative_to(scratch)
@@ -167,7 +168,15 @@ def download_dataset(name: str, data_dir: Path) -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     file.replace(target)
             return
-    raise DownloadError("; ".join(problems))
+    raise DownloadError("; ".join(f"{why} ({', '.join(hosts)})" for why, hosts in problems.items()))
+
+
+def cause(error: Exception) -> str:
+    """What an error says, in one line and without the number that the system gives it."""
+    reason = getattr(error, "reason", error)  # URLError wraps the system's error
+    if not isinstance(reason, OSError) or not reason.strerror:
+        return " ".join(str(error).split())
+    return f"{reason.strerror}: {reason.filename}" if reason.filename else reason.strerror
 
 
 @contextmanager

@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
+import signal
 import socket
 import statistics
 import subprocess
+import sys
 import time
 from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, SHORT, contents
-from programs import Program, run, run_python, start
+from conftest import ROOT, SHORT, assert_one_line_error, contents
+from programs import Program, environment, run, run_python, start
 
 import train
 
@@ -117,9 +120,48 @@ def test_a_process_that_fails_ends_all_of_them(rank, tiny_dir, tmp_path, faults)
     assert time.monotonic() - start < 60
     # torch itself may warn before, for example where no name server is reached.
     assert both[rank].returncode == 2 and errors[rank].endswith("error: injected\n")
-    # Not even torchrun is needed to end the other.
-    assert both[1 - rank].returncode == 1
-    assert errors[1 - rank].endswith(f"rank {1 - rank} stops, because another process did\n")
+    # Not even torchrun is needed to end the other, which has nothing to add.
+    assert both[1 - rank].returncode == 1 and "error: " not in errors[1 - rank]
     for process in both:
         assert subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True).stdout == b""
     faults("one of two processes fails")
+
+
+def failing_everywhere() -> int:
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    train.F.cross_entropy = fail
+    return train.main()
+
+
+def test_what_fails_everywhere_is_said_once(tiny_dir, tmp_path):
+    both = start_two(failing_everywhere, "--data_dir", tiny_dir, *SHORT, cwd=tmp_path)
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    lines = [line for line in "".join(errors).splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "--batch_size" in lines[0], errors
+    both = start_two("train.py", "--data_dir", tiny_dir, "--lr", "-1", cwd=tmp_path)
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    assert errors[0].startswith("error: --lr") and errors[1] == ""
+
+
+def test_number_of_processes_is_compared_and_torchrun_is_named(finished, tmp_path, main):
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("wandb"))
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    (tmp_path / "run/config.json").write_text(json.dumps(config | {"processes": 2}))
+    result = main("train.py", "--run_dir", "run", "--resume", cwd=tmp_path)
+    assert_one_line_error(result, "2 processes, not 1", "torchrun --nproc_per_node=2 train.py")
+
+
+def test_torchrun_is_named_in_the_advice_after_an_interruption(tiny_dir, tmp_path):
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", str(ROOT / "train.py"))
+    flags = ("--data_dir", str(tiny_dir), *SHORT, "--epochs", "100", "--run_dir", "run")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = environment(WANDB_MODE="disabled")
+    process = subprocess.Popen([sys.executable, *torchrun, *flags], cwd=tmp_path, env=env, **pipes)
+    assert any(line.startswith("epoch 1/") for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    (line,) = [line for line in error.splitlines() if line.startswith("stopped by")]
+    assert "continue with torchrun --nproc_per_node=2 " in line
+    assert line.endswith("train.py --run_dir run --resume")

@@ -18,7 +18,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,7 @@ import compare
 import evaluate
 import logging_utils
 import train
+from logging_utils import RunLogger
 from model import load_exported
 
 pytestmark = pytest.mark.faults
@@ -47,7 +49,8 @@ def times(short: int, long: int):
 
 @pytest.fixture(scope="session")
 def settings(tiny_dir) -> list[str]:
-    return ["--data_dir", str(tiny_dir), *SHORT, "--run_dir", "run"]
+    """The flags of a run that starts, or goes on if it was stopped before."""
+    return ["--data_dir", str(tiny_dir), *SHORT, "--run_dir", "run", "--resume"]
 
 
 @pytest.fixture(scope="session")
@@ -73,14 +76,16 @@ def assert_every_file_is_whole(run_dir: Path) -> None:
             assert len(rows) == 101 or path.name == "metrics.csv"
         elif path.name == "checkpoint.pt":
             assert torch.load(path, weights_only=True)["epoch"] in (1, 2)
+        elif path.name == "pictures.pt":
+            pictures = torch.load(path, weights_only=True)
+            assert len(pictures["ids"]) == len(pictures["images"]) > 0
         else:
-            load_exported(path)
+            load_exported(path.read_bytes())
 
 
 def assert_resume_completes(settings: list[str], cwd: Path, whole: dict[str, bytes]) -> None:
-    """After a fault the run is resumed, or started anew, and ends as if nothing had happened."""
-    begun = (cwd / "run" / "config.json").exists()
-    result = run("train.py", *settings, *(["--resume"] if begun else []), cwd=cwd, **OFF)
+    """After a fault the same command line ends as if nothing had happened."""
+    result = run("train.py", *settings, cwd=cwd, **OFF)
     assert result.returncode == 0, result.stderr
     assert contents(cwd / "run") == whole
     assert not list((cwd / "run").rglob("*.partial"))
@@ -95,12 +100,26 @@ def test_killed_at_a_random_moment(count, settings, whole, tmp_path, faults):
         cwd = tmp_path / str(i)
         cwd.mkdir()
         process = start("train.py", *settings, cwd=cwd, **OFF)
-        time.sleep(duration * random.uniform(0.1, 1))  # before that it starts
+        time.sleep(duration * random.uniform(0, 1))
         process.kill()
         process.communicate()
         assert_every_file_is_whole(cwd)
         assert_resume_completes(settings, cwd, whole)
         faults("SIGKILL at a random moment")
+
+
+@times(5, 20)
+def test_one_line_is_killed_again_and_again_and_ends_with_the_same_bytes(
+    count, settings, whole, tmp_path, faults
+):
+    for _ in range(count):  # the first seconds, the start of a resumed run and the epochs
+        process = start("train.py", *settings, cwd=tmp_path, **OFF)
+        time.sleep(random.uniform(0, 2.5))
+        process.kill()
+        process.communicate()
+        assert_every_file_is_whole(tmp_path)
+        faults("SIGKILL of one command line, again and again")
+    assert_resume_completes(settings, tmp_path, whole)
 
 
 def killed_at_replace(at: int) -> int:
@@ -198,20 +217,29 @@ def test_places_that_cannot_be_written(main, finished, small_dir, tmp_path, faul
 # ----------------------------------------------------------------------------------------------------------
 # W&B
 
-WANDB_FAULTS = {  # fault -> the start of the line that says so
-    "refuses connections": "W&B: offline, because of",
-    "is silent": "W&B: offline, because of",
-    "answers 500": "W&B: offline, because of",
-    "refuses the key": "W&B: offline, because of",
-    "answers slowly": "W&B: no further records, because of",
-    "dies in mid-run": "W&B: no further records, because of",
+WANDB_FAULTS = {  # fault -> the line that says so
+    "refuses connections": "W&B: offline, because of ",
+    "is silent": "W&B: offline, because of ",
+    "answers 500": "W&B: offline, because of ",
+    "refuses the key": "W&B: offline, because of ",
+    "answers slowly": "W&B: no further records, because it has not ended within 8 s",
+    "dies in mid-run": "W&B: no further records, because it has not ended within 8 s",
+    "falls silent in mid-run": "W&B: no further records, because it has not ended within 8 s",
+    "falls silent at the end": "W&B: no further records, because it has not ended within 8 s",
 }
 
 
 def impatient() -> int:
     """A train.py that does not wait long for W&B."""
-    logging_utils.INIT_TIMEOUT = logging_utils.FINISH_TIMEOUT = 4
+    logging_utils.INIT_TIMEOUT, logging_utils.EPOCH_WAIT, logging_utils.END_WAIT = 4, 1, 8
     return train.main()
+
+
+def read_times(process) -> list[tuple[float, str]]:
+    """The lines of a program's output and when they came. The last is "", when the program has ended."""
+    lines = [(time.monotonic(), line) for line in iter(process.stdout.readline, "")]
+    process.wait()
+    return [*lines, (time.monotonic(), "")]
 
 
 @pytest.mark.first
@@ -224,16 +252,70 @@ def test_wandb_server_that_fails(settings, whole, tmp_path, faults):
             (tmp_path / fault).mkdir()
             flags = (*settings, "--log_images", 5)
             processes[fault] = start(impatient, *flags, cwd=tmp_path / fault, **server.env)
-        for fault, process in processes.items():
-            out, error = process.communicate(timeout=120)
+        pool = stack.enter_context(ThreadPoolExecutor(len(processes)))
+        outputs = [pool.submit(read_times, process) for process in processes.values()]
+        for (fault, process), output in zip(processes.items(), outputs):
+            lines, error = output.result(), process.stderr.read()
+            process.stdout.close(), process.stderr.close()
             assert process.returncode == 0, error
             run_dir = tmp_path / fault / "run"
             assert contents(run_dir) == whole and (run_dir / "model.pt").exists(), error
-            assert [line for line in error.splitlines() if line.startswith(WANDB_FAULTS[fault])], error
-            assert "wandb sync run/wandb/" in out
-            if fault in ("refuses connections", "is silent"):
-                assert error.count("\n") == 1 and "wandb sync run/wandb/offline-run" in out, error
+            assert error.startswith(WANDB_FAULTS[fault]) and error.count("\n") == 1, error
+            times = {line.split()[0]: moment for moment, line in lines if line.strip()}
+            assert "publish.py run\n" in "".join(line for _, line in lines)
+            assert times["done"] - times["epoch"] < 8 + 10 and lines[-1][0] - times["done"] < 10, times
             faults("W&B's server fails")
+
+
+def wandb_signalled(name: str) -> int:
+    """After the first epoch W&B's process gets a signal."""
+    save = train.save_checkpoint
+
+    def save_and_signal(run_dir, epoch, *rest):
+        save(run_dir, epoch, *rest)
+        if epoch == 1:
+            subprocess.run(["pkill", f"-{name}", "-P", str(os.getpid()), "wandb-core"], check=True)
+
+    train.save_checkpoint = save_and_signal
+    return impatient()
+
+
+@pytest.mark.parametrize("name", ["STOP", "KILL", "SEGV", "ABRT"])
+def test_wandb_process_is_stopped_or_dies(name, settings, whole, tmp_path, faults):
+    mode = "offline" if name == "KILL" else "online"
+    with WandbServer() as server:
+        env = {**server.env, "WANDB_MODE": mode}
+        process = start(partial(wandb_signalled, name), *settings, cwd=tmp_path, **env)
+        lines, error = read_times(process), process.stderr.read()
+    process.stdout.close(), process.stderr.close()
+    assert process.returncode == 0, error
+    # A crash of W&B's process, a Go program, does not pour its stack over the terminal.
+    assert error.startswith("W&B: no further records, because ") and error.count("\n") == 1, error
+    times = {line.split()[0]: moment for moment, line in lines if line.strip()}
+    assert times["done"] - times["epoch"] < 8 + 10 and lines[-1][0] - times["done"] < 10, times
+    assert "publish.py run\n" in "".join(line for _, line in lines)
+    assert contents(tmp_path / "run") == whole
+    left = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout
+    assert left == ""
+    faults("W&B's process stopped, killed or crashed")
+
+
+@pytest.mark.parametrize("fault", ["falls silent in mid-run", "STOP"])
+def test_training_does_not_wait_for_wandb_in_mid_run(fault, settings, tmp_path, faults):
+    """The bound is EPOCH_WAIT in one epoch, 1 s here; then W&B is given up."""
+    with WandbServer(None if fault == "STOP" else fault) as server:
+        program = partial(wandb_signalled, "STOP") if fault == "STOP" else impatient
+        process = start(program, *settings, "--epochs", 90, cwd=tmp_path, **server.env)
+        lines, error = read_times(process), process.stderr.read()
+    process.stdout.close(), process.stderr.close()
+    assert process.returncode == 0, error
+    moments = [moment for moment, line in lines if line.startswith("epoch ")]
+    waits = sorted(later - earlier for earlier, later in zip(moments, moments[1:]))
+    assert len(moments) == 90 and waits[-1] < 6 and waits[-2] < 5, waits
+    (line,) = error.splitlines()
+    assert line.startswith("W&B: no further records, because "), error
+    assert lines[-1][0] - moments[-1] < 8 + 10 + 10
+    faults("W&B hangs in mid-run")
 
 
 def stopped_after_one_epoch() -> int:
@@ -259,39 +341,82 @@ def stopped_in_the_first_epoch() -> int:
 def test_online_run_is_resumed_as_the_same_wandb_run(stopped, settings, whole, tmp_path):
     with WandbServer() as server:
         first = run(stopped, *settings, cwd=tmp_path, **server.env)
-        assert first.returncode == 130 and first.stderr == "stopped by SIGINT\n"
+        assert first.returncode == 130 and first.stderr == "stopped by SIGINT\n", first.stderr
         (started, *_) = server.asked("UpsertBucket")
         assert started["name"] == json.loads((tmp_path / "run/config.json").read_text())["wandb_id"]
-        server.requests.clear()
+        known = len(server.requests)
         result = run("train.py", "--run_dir", "run", "--resume", cwd=tmp_path, **server.env)
     assert result.returncode == 0 and result.stderr == "", result.stderr
     assert contents(tmp_path / "run") == whole
-    assert {each["name"] for each in server.asked("UpsertBucket")} == {started["name"]}
+    later = [each["name"] for kind, each in server.requests[known:] if kind == "UpsertBucket"]
+    assert set(later) == {started["name"]}
     assert f"/runs/{started['name']}\n" in result.stdout
     steps = [json.loads(line)["_step"] for line in server.lines["wandb-history.jsonl"]]
-    assert steps[-1] == 20 and set(steps) == set(range(1, 21))
+    assert steps == list(range(1, 21))
+    epochs = [json.loads(line).get("epoch") for line in server.lines["wandb-history.jsonl"]]
+    assert (epochs[9], epochs[19]) == (1, 2)  # the row of an epoch's last step is complete
 
 
-def wandb_killed() -> int:
-    save = train.save_checkpoint
+@pytest.fixture(params=[0, 600], ids=["full", "soon full"])
+def small_disk(request, tmp_path):
+    """A folder on a file system of its own, with a few free KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    with suppress(OSError), open(folder / "filling", "wb") as file:
+        file.write(bytes(2**20 - 2**10 * request.param))
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
-    def save_and_kill(*arguments):
-        save(*arguments)
-        subprocess.run(["pkill", "-9", "-P", str(os.getpid()), "wandb"])
 
-    train.save_checkpoint = save_and_kill
-    return train.main()
-
-
-def test_wandb_process_killed_in_mid_run(settings, whole, tmp_path, faults):
-    result = run(wandb_killed, *settings, cwd=tmp_path, WANDB_MODE="offline")
-    assert result.returncode == 0, result.stderr
-    assert (
-        result.stderr.startswith("W&B: no further records, because of ") and "Traceback" not in result.stderr
-    )
-    assert "wandb sync run/wandb/offline-run" in result.stdout
+def test_full_wandb_folder(small_disk, settings, whole, tmp_path, faults):
+    env = {"WANDB_MODE": "offline", "WANDB_DIR": str(small_disk), "WANDB_DATA_DIR": str(small_disk)}
+    result = run(impatient, *settings, "--log_images", "all", cwd=tmp_path, **env)
+    assert result.returncode == 0 and result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("W&B: no further records, because of OSError"), result.stderr
     assert contents(tmp_path / "run") == whole
-    faults("W&B's process killed")
+    faults("W&B's folder is full")
+
+
+def growing(epochs: int) -> int:
+    """Log epochs of 10,000 rows. The status is 1 if an epoch leaves too much on the disk or in memory."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (10_000, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(10_000) % 10
+    logits = 8.0 * torch.nn.functional.one_hot(labels, 10) + 2.1 * torch.randn(
+        10_000, 10, generator=generator
+    )
+    memory, disk = [], []
+    with RunLogger("run", {}, [str(k) for k in range(10)], images) as log:
+        for epoch in range(1, epochs + 1):
+            noise = 1 + 0.05 * torch.randn(10_000, 10, generator=generator)
+            log.log_epoch(epoch, epoch, logits * noise, labels)
+            idle = threading.Event()
+            log.wandb.jobs.put((idle.set, ()))  # the epoch before it is done then
+            assert idle.wait(60)
+            left = [path for path in Path(os.environ["TMPDIR"]).rglob("*") if path.is_file()]
+            assert left == [], left
+            memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20)
+            used = subprocess.run(["du", "-sk", "run"], capture_output=True, text=True).stdout
+            disk.append(int(used.split()[0]) * 1024 / 1e6)
+    print(memory, disk, file=sys.stderr)
+    assert not log.wandb.disabled
+    limit = 1.6 if os.environ["WANDB_MODE"] == "disabled" else 4.5
+    assert (disk[-1] - disk[1]) / (epochs - 2) <= limit, "MB on the disk an epoch"
+    assert memory[-1] - memory[2] <= 20, "MiB of memory"
+    return 0
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+@times(6, 50)
+def test_nothing_grows(count, mode, tmp_path, faults):
+    (tmp_path / "tmp").mkdir()
+    env = {"WANDB_MODE": mode, "TMPDIR": str(tmp_path / "tmp")}
+    result = run(partial(growing, count), cwd=tmp_path, **env)
+    assert result.returncode == 0, result.stderr
+    faults("epochs of 10,000 rows leave no more than promised", count)
 
 
 def sick_in_step_15(value: float) -> int:
@@ -338,7 +463,7 @@ def test_two_processes_on_one_run_dir(count, settings, whole, tmp_path, faults):
 
 
 def test_runs_that_number_themselves_in_the_same_second(settings, whole, tmp_path, faults):
-    both = [start("train.py", *settings[:-2], cwd=tmp_path, **OFF) for _ in range(2)]
+    both = [start("train.py", *settings[:-3], cwd=tmp_path, **OFF) for _ in range(2)]
     for process in both:
         assert process.communicate() and process.returncode == 0
     assert sorted(os.listdir(tmp_path / "runs")) == ["001", "002"]
@@ -378,7 +503,7 @@ def test_reader_that_leaves(settings, whole, tmp_path, faults):
     assert_every_file_is_whole(tmp_path)
     assert_resume_completes(settings, tmp_path, whole)
     # Its message has nowhere to go. This time the interpreter too has to end without a word.
-    words = [sys.executable, str(ROOT / "train.py"), *settings[:-1], "both"]
+    words = [sys.executable, str(ROOT / "train.py"), *settings[:-2], "both"]
     command = ["bash", "-c", f"set -o pipefail; {shlex.join(words)} 2>&1 | head -1"]
     result = subprocess.run(command, cwd=tmp_path, env=environment(**OFF), capture_output=True)
     assert result.returncode == 128 + signal.SIGPIPE and result.stderr == b""
@@ -410,7 +535,7 @@ def many_runs(count: int) -> int:
 
 @times(5, 20)
 def test_runs_in_one_process_leave_nothing_behind(count, settings, tmp_path, faults):
-    flags = (*settings[:-2], "--epochs", 1, "--img_count", 20, "--log_images", 5)
+    flags = (*settings[:-3], "--epochs", 1, "--img_count", 20, "--log_images", 5)
     (tmp_path / "tmp").mkdir()
     env = {"WANDB_MODE": "offline", "TMPDIR": str(tmp_path / "tmp")}
     result = run(partial(many_runs, count), *flags, cwd=tmp_path, **env)

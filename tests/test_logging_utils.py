@@ -20,13 +20,14 @@ from wandb_server import WandbServer
 import data
 import logging_utils
 from logging_utils import (
-    RunDirError,
     RunError,
     RunLogger,
     atomic_write,
     compute_metrics,
     create_run_dir,
     prediction_rows,
+    read_file,
+    read_json,
     write_predictions,
 )
 
@@ -73,10 +74,40 @@ def test_runs_are_numbered_and_never_shared(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     (tmp_path / "empty").mkdir()
     with RunLogger("empty", {}, ["no", "yes"]):
-        with pytest.raises(RunDirError, match="Another process is writing to empty"):
+        with pytest.raises(RunError, match="Another process is writing to empty"):
             RunLogger("empty", {}, ["no", "yes"], resumed_epoch=0)
-    with pytest.raises(RunDirError, match="empty is not empty"):
+    with pytest.raises(RunError, match="empty is not empty"):
         RunLogger("empty", {}, ["no", "yes"])
+
+
+def test_file_is_on_the_disk_before_it_replaces_another(monkeypatch, tmp_path):
+    events, replace, fsync = [], os.replace, os.fsync
+
+    def recorded_fsync(descriptor):
+        events.append(os.stat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def recorded_replace(source, target):
+        events.append(("replace", os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    with atomic_write(tmp_path / "file") as scratch:
+        scratch.write_text("content")
+    written = (tmp_path / "file").stat().st_ino
+    assert events == [written, ("replace", written), tmp_path.stat().st_ino]
+
+
+def test_special_and_endless_files_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    with open(tmp_path / "huge", "wb") as file:
+        file.truncate(2**40)
+    for name in ("pipe", "device", "huge", "."):
+        with pytest.raises(OSError, match="is not a file of at most"):
+            read_file(tmp_path / name)
+    assert read_json(tmp_path / "pipe") == {}
 
 
 def append_beyond_a_limit() -> int:
@@ -120,7 +151,7 @@ def test_offline_wandb_run_holds_everything(finished):
     record = records(finished)
     (start,) = record["run"]
     config = json.loads((finished / "config.json").read_text())
-    assert config.pop("wandb_id") is None  # offline
+    assert config.pop("wandb_id") == start["run_id"] and not config.pop("wandb_lacks_part")
     logged = start["config"]["update"]
     assert start["project"] == "table-quickstart"
     assert {name: logged[name] for name in config} == config
@@ -208,7 +239,9 @@ def test_wandb_mode_wins_and_there_is_never_a_prompt(main, tiny_dir, tmp_path):
     assert not list((tmp_path / "runs" / "001").glob("wandb/*run*"))
     assert not list((tmp_path / "runs" / "001").rglob("*.png"))  # no picture is made in vain
     result = run("train.py", *arguments, "--log_images", "all", cwd=tmp_path, WANDB_MODE="online")
-    assert result.returncode == 0 and "no API key" in result.stderr and "wandb sync" in result.stdout
+    assert (
+        result.returncode == 0 and "no API key" in result.stderr and "publish.py runs/002" in result.stdout
+    )
     table, _ = read_table(tmp_path / "runs" / "002")
     assert len(table["data"]) == 10 and all(row[1] for row in table["data"])
     assert_one_line_error(main("train.py", *arguments, cwd=tmp_path, WANDB_MODE="onlin"), "WANDB_MODE")
@@ -254,6 +287,23 @@ def test_table_is_what_wandb_makes_of_the_same_rows(classes, tmp_path):
                 tables[entry["path"].split(".")[0]] = table
     assert len(tables["test_predictions"]["data"]) == 30
     assert tables["test_predictions"] == tables["theirs"]
+
+
+def log_beside_a_run_of_the_caller() -> int:
+    import wandb
+
+    mine = wandb.init(project="mine", dir=".")
+    with RunLogger("run", {}, ["a", "b", "c"]) as log:
+        log.log_epoch(1, 1, LOGITS, LABELS)
+    mine.log({"still": "open"})
+    mine.finish()
+    return int(log.wandb.run.id == mine.id or log.wandb.disabled)
+
+
+def test_run_of_the_caller_stays_open(tmp_path):
+    env = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    result = run(log_beside_a_run_of_the_caller, cwd=tmp_path, **env)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
 
 
 def train_in_a_loop_of_its_own() -> int:

@@ -4,14 +4,16 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, SHORT, assert_one_line_error, assert_usage_error, contents, write_mnist_files
-from programs import run, run_python
+from programs import environment, run, run_python
 
 import train
 from model import load_exported
@@ -28,6 +30,7 @@ def test_run_leaves_what_it_promises(finished):
         "checkpoint.pt",
         "model.pt",
         "model.pt2",
+        "pictures.pt",
         "predictions",
         "wandb",
     }
@@ -42,7 +45,9 @@ def test_run_leaves_what_it_promises(finished):
     wrong = sum(row["guess"] != row["truth"] for row in predictions)
     assert len(predictions) == 500 and wrong == int(last["wrong"])
     assert float(last["acc"]) == pytest.approx(100 * (1 - wrong / 500))
-    assert load_exported(finished / "model.pt")[1]["metrics"]["wrong"] == wrong <= 50  # guessing gets 450
+    assert (
+        load_exported((finished / "model.pt").read_bytes())[1]["metrics"]["wrong"] == wrong <= 50
+    )  # guessing gets 450
 
 
 def test_seed_decides_every_byte(finished, small_dir, tmp_path):
@@ -126,7 +131,6 @@ BAD_FLAGS = {
     "--precision fp16 --device cpu": "fp16",
     "--epoch 3": "unrecognized",
     "--resume": "--run_dir",
-    "--resume --run_dir nowhere": "nowhere",
     "--dataset mnist --data_dir README.md": "README.md",
 }
 
@@ -160,7 +164,7 @@ def test_more_epochs_only_if_they_leave_the_earlier_ones_unchanged(main, tiny_di
     ended = run(stopped_before_export, *longer[:-1], 3, **env)
     assert ended.returncode == 9
     assert "done" in run("train.py", "--run_dir", "short", "--resume", **env).stdout
-    assert load_exported(tmp_path / "short/model.pt")[1]["metrics"]["epoch"] == 3
+    assert load_exported((tmp_path / "short/model.pt").read_bytes())[1]["metrics"]["epoch"] == 3
     assert (
         run("train.py", "--data_dir", tiny_dir, "--run_dir", "cycle", "--epochs", 1, **env).returncode == 0
     )
@@ -339,3 +343,133 @@ def test_gpu_trains_repeatably_and_exports_for_the_cpu(precision, tmp_path):
         for text in (one, (tmp_path / "p.csv").read_text())
     ]
     assert guesses[0] == guesses[1]
+
+
+def without_memory(error: str) -> int:
+    """A train.py that finds no memory in its 5th step."""
+    real, calls = train.F.cross_entropy, 0
+
+    def fail(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == 5 and error == "gpu":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee\ndocs")
+        if calls == 5:
+            torch.empty(2**48)
+        return real(*arguments, **options)
+
+    train.F.cross_entropy = fail
+    return train.main()
+
+
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+def test_no_memory_is_one_line_that_names_the_flags(kind, tiny_dir, tmp_path):
+    flags = ("--data_dir", tiny_dir, "--epochs", 1)
+    result = run(partial(without_memory, kind), *flags, cwd=tmp_path, WANDB_MODE="disabled")
+    assert_one_line_error(result, "memory", "--batch_size", "--l1_size")
+
+
+def test_resume_starts_where_there_is_nothing_to_go_on_with(main, tiny_dir, tmp_path):
+    flags = ("--data_dir", tiny_dir, "--epochs", 1, "--resume", "--run_dir")
+    env = {"cwd": tmp_path, "WANDB_MODE": "disabled"}
+    left = ("wandb/offline-run-1/logs", "wandb/cache")  # by a run that was killed in its first seconds
+    for name, folders in {"new": None, "empty": (), "killed": left}.items():
+        for folder in folders or ():
+            (tmp_path / name / folder).mkdir(parents=True)
+        if folders is not None:
+            (tmp_path / name).mkdir(exist_ok=True)
+        if folders:
+            (tmp_path / name / ".lock").touch()
+            (tmp_path / name / ".config.json.partial").write_text('{"epo')
+        assert main("train.py", *flags, name, **env).returncode == 0
+        assert contents(tmp_path / name) == contents(tmp_path / "new")
+        assert "is finished" in main("train.py", *flags, name, **env).stdout
+
+
+def test_resume_refuses_what_is_foreign_or_led_astray(main, finished, tiny_dir, tmp_path):
+    flags = ("train.py", "--data_dir", tiny_dir, "--resume", "--run_dir", "run")
+    env = {"cwd": tmp_path, "WANDB_MODE": "disabled"}
+    (tmp_path / "outside").write_text("mine")
+    run_dir = tmp_path / "run"
+
+    def refused(*words):
+        before = sorted(os.listdir(run_dir)) if run_dir.is_dir() else None
+        assert_one_line_error(main(*flags, **env), *words)
+        assert before is None or sorted(os.listdir(run_dir)) == before
+        assert (tmp_path / "outside").read_text() == "mine"
+
+    run_dir.symlink_to("nowhere")
+    refused("run", "link to nowhere")
+    run_dir.unlink()
+    run_dir.mkdir()
+    (run_dir / "notes.txt").touch()
+    refused("run", "notes.txt", "config.json")
+    shutil.rmtree(run_dir)
+    shutil.copytree(finished, run_dir, ignore=shutil.ignore_patterns("wandb"))
+    (run_dir / "model.pt").unlink()  # or the run would be finished
+    for name in ("metrics.csv", "summary.json", "config.json", "predictions/epoch-001.csv", "new"):
+        path, content = run_dir / name, None
+        if path.exists():
+            content = path.read_bytes()
+            path.unlink()
+        path.symlink_to(tmp_path / "outside")
+        refused(path.name, "leads out")
+        path.unlink()
+        os.mkfifo(path)
+        refused(path.name, "not a file")
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+
+
+BAD_RECORDS = {  # what is written into a run's records -> the words of the error
+    ("config.json", "data_dir", "a\0b"): ("config.json", "data_dir"),
+    ("config.json", "batch_size", 10**40): ("config.json", "batch_size"),
+    ("config.json", "epochs", 10**40): ("config.json", "epochs"),
+    ("config.json", "dataset", "\x1b]0;evil\x07"): ("config.json", "dataset"),
+    ("summary.json", "wrong", None): ("summary.json",),
+    ("summary.json", "acc", "99"): ("summary.json",),
+}
+
+
+@pytest.mark.parametrize("damage", BAD_RECORDS, ids=lambda damage: damage[1])
+def test_damaged_record_of_a_run_is_one_line(damage, main, finished, tmp_path):
+    name, key, value = damage
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("wandb"))
+    (tmp_path / "run/model.pt").unlink()
+    record = json.loads((tmp_path / "run" / name).read_text()) | {key: value}
+    if value is None:
+        del record[key]
+    (tmp_path / "run" / name).write_text(json.dumps(record))
+    result = main("train.py", "--run_dir", "run", "--resume", cwd=tmp_path, WANDB_MODE="disabled")
+    assert_one_line_error(result, *BAD_RECORDS[damage])
+    assert result.stderr[:-1].isprintable()
+
+
+def test_run_that_ended_early_and_says_so_is_finished(main, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("wandb"))
+    for name, change in {"config.json": {"epochs": 9}, "summary.json": {"finished": 2}}.items():
+        record = json.loads((tmp_path / "run" / name).read_text())
+        (tmp_path / "run" / name).write_text(json.dumps(record | change))
+    result = main("train.py", "--run_dir", "run", "--resume", cwd=tmp_path)
+    assert result.returncode == 0 and "run is finished" in result.stdout
+
+
+def test_run_with_model_pt2_alone_is_finished(main, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("wandb"))
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    del summary["sha256"]["model.pt"]
+    (tmp_path / "run/summary.json").write_text(json.dumps(summary))
+    (tmp_path / "run/model.pt").unlink()
+    result = main("train.py", "--run_dir", "run", "--resume", cwd=tmp_path)
+    assert result.returncode == 0 and "run is finished" in result.stdout
+
+
+def test_next_commands_are_those_that_can_be_typed(tiny_dir, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/my-python3").symlink_to(sys.executable)
+    command = "cd $0; bin/my-python3 $1 --data_dir $2 --epochs 1"
+    arguments = [tmp_path, ROOT / "train.py", tiny_dir]
+    env = environment(WANDB_MODE="disabled", PYTHONPATH=":".join(sys.path))
+    result = subprocess.run(["sh", "-c", command, *arguments], env=env, capture_output=True, text=True)
+    assert "next  bin/my-python3 evaluate.py runs/001/model.pt" in result.stdout, result.stderr

@@ -15,14 +15,18 @@ FAULTS = (
     "refuses the key",
     "answers slowly",
     "dies in mid-run",
+    "falls silent in mid-run",
+    "falls silent at the end",
 )
+
+SILENT_FROM = {"run_table": "falls silent in mid-run", "model": "falls silent at the end"}
 
 
 class WandbServer(http.server.ThreadingHTTPServer):
     """Answers what wandb-core asks in an online run. Use it in a `with` statement.
 
     requests: each GraphQL request as (operation, variables), in order of arrival.
-    lines: the lines that the run appended to each of its files, such as wandb-history.jsonl, by file name.
+    lines: the lines that the run put into each of its files, such as wandb-history.jsonl, by file name.
     files: the bytes of each other file of the run, by name.
     artifacts: the input of each CreateArtifact, with the artifact's "files" and whether it is "committed".
     """
@@ -31,7 +35,7 @@ class WandbServer(http.server.ThreadingHTTPServer):
 
     def __init__(self, fault: str | None = None):
         assert fault is None or fault in FAULTS
-        self.fault, self.dead = fault, False
+        self.fault, self.dead, self.silent = fault, False, False
         self.requests, self.artifacts = [], []
         self.files, self.lines = {}, defaultdict(list)
         self.lock = threading.Lock()
@@ -79,7 +83,7 @@ class WandbServer(http.server.ThreadingHTTPServer):
                 bucket |= {"historyLineCount": len(history), "historyTail": json.dumps(history[-1:])}
                 bucket |= {"eventsLineCount": len(events), "eventsTail": json.dumps(events[-1:])}
                 summary = self.lines["wandb-summary.json"] or ["{}"]
-                bucket |= {"logLineCount": 0, "summaryMetrics": summary[-1]}
+                bucket |= {"logLineCount": 0, "summaryMetrics": summary[-1], "wandbConfig": '{"t": 1}'}
                 return {"model": {"id": "p", "name": "p", "entity": entity, "bucket": bucket}}
             case "CreateRunFiles":
                 files = [self.upload("run", name) for name in variables["files"]]
@@ -87,7 +91,13 @@ class WandbServer(http.server.ThreadingHTTPServer):
             case "ArtifactType":
                 return {"project": {"artifact": None}}
             case "CreateArtifact":
-                self.artifacts.append({**variables["input"], "files": {}, "committed": False})
+                wanted = variables["input"]
+                for number, each in enumerate(self.artifacts):  # the same content is no new version
+                    same = all(each[key] == wanted[key] for key in ("artifactCollectionName", "digest"))
+                    if same and each["committed"]:
+                        artifact = {"id": str(number), "state": "COMMITTED", "artifactSequence": {}}
+                        return {"createArtifact": {"artifact": artifact}}
+                self.artifacts.append({**wanted, "files": {}, "committed": False})
                 artifact = {"id": str(len(self.artifacts) - 1), "state": "PENDING", "artifactSequence": {}}
                 return {"createArtifact": {"artifact": artifact}}
             case "CreateArtifactManifest":
@@ -118,16 +128,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if server.dead:
             self.close_connection = True
             return
+        if server.silent:
+            time.sleep(1000)  # in a thread that ends with the process
         if self.path == "/graphql":
             request = json.loads(body)
             operation = re.search(r"(?:query|mutation) (\w+)", request["query"])[1]
             variables = request.get("variables") or {}
+            if server.fault and server.fault == SILENT_FROM.get(
+                variables.get("input", {}).get("artifactTypeName")
+            ):
+                server.silent = True
             server.requests.append((operation, variables))
             with server.lock:
                 answer = {"data": server.answer(operation, variables)}
         elif self.path.endswith("/file_stream"):
             for name, chunk in (json.loads(body).get("files") or {}).items():
-                server.lines[name] += chunk["content"]
+                lines = server.lines[name]
+                lines[chunk["offset"] :] = chunk["content"]
         elif self.path.startswith("/upload/"):
             owner, name = self.path.removeprefix("/upload/").split("/", 1)
             files = server.files if owner == "run" else server.artifacts[int(owner)]["files"]

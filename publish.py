@@ -1,0 +1,103 @@
+"""Send a run directory to W&B, wherever it was trained and wherever it is now.
+
+    python publish.py runs/001
+
+All that W&B gets is in the directory: settings, losses, metrics, tables with their pictures, the model. It
+becomes one run on W&B, always the same one: doing it again adds only what is not there yet.
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import secrets
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from logging_utils import RunError, WandbRun, exit_status, holds_run, read_file, write_json
+
+WAITS = 3600, 3600  # seconds to wait for W&B at most, in an epoch and at the end
+
+
+def publish(run_dir: Path) -> None:
+    """Send a run to W&B. Raises RunError if it is damaged, or if W&B does not get all of it."""
+    if not holds_run(run_dir):
+        raise RunError(f"{run_dir} holds no run. Name a directory that train.py wrote.")
+    try:
+        config, summary = (json.loads(read_file(run_dir / name)) for name in ("config.json", "summary.json"))
+        classes = [str(name) for name in config["classes"]]
+        rows = read_metrics(run_dir / "metrics.csv")
+        models = [run_dir / str(name) for name in summary["sha256"]] if "finished" in summary else []
+        metadata = read_metadata(models[0]) if models else {}
+        pictures = read_pictures(run_dir / "pictures.pt")
+    except Exception as error:  # damage of any kind
+        raise RunError(f"{run_dir} is damaged ({error!r:.200}).") from error
+    run_id, again = (
+        config.pop("wandb_id", None) or secrets.token_hex(4),
+        config.pop("wandb_lacks_part", False),
+    )
+    run = WandbRun(run_dir, config, classes, pictures, run_id, again, WAITS)
+    if run.run.disabled or (run.run.offline and os.environ.get("WANDB_MODE") != "offline"):
+        run.finish(1)
+        shutil.rmtree(Path(run.run.dir).parent, ignore_errors=True)
+        raise RunError("W&B got nothing. Run wandb login, see WANDB_MODE, or try again later.")
+
+    # If this is cut short, the next time begins again.
+    write_json(run_dir / "config.json", {**config, "wandb_id": run_id, "wandb_lacks_part": True})
+    for step, epoch, loss, metrics in rows:
+        if loss is not None:
+            run.submit(run.log_losses, [step], [loss])
+        else:
+            print(f"epoch {epoch}/{rows[-1][1]}", flush=True)
+            record = {"epoch": epoch, "dataset": config.get("dataset", "unknown"), **metrics}
+            run.submit(run.log_epoch, step, record, run_dir / "predictions" / f"epoch-{epoch:03d}.csv")
+    if models:
+        run.submit(run.log_model, models, metadata)
+    print("waiting for the uploads", flush=True)
+    run.finish(0)
+    if run.disabled:
+        raise RunError(f"W&B did not get all of {run_dir}. Start the same command again.")
+    write_json(run_dir / "config.json", {**config, "wandb_id": run_id, "wandb_lacks_part": False})
+    print(f"done  {run.run.dir if run.run.offline else run.run.url}")
+
+
+def read_metrics(path: Path) -> list[tuple]:
+    """The rows of metrics.csv: step, epoch, loss or None, and a dict of the metrics of an epoch."""
+    rows = []
+    for row in csv.DictReader(io.StringIO(read_file(path).decode(), newline="")):
+        step, epoch, loss = int(row.pop("step")), int(row.pop("epoch")), row.pop("loss")
+        metrics = {name: float(value) for name, value in row.items() if value}
+        metrics = {name: int(value) if value.is_integer() else value for name, value in metrics.items()}
+        rows.append((step, epoch, float(loss) if loss else None, metrics))
+    return rows
+
+
+def read_metadata(path: Path) -> dict:
+    """What an exported model says about itself."""
+    with zipfile.ZipFile(io.BytesIO(read_file(path))) as file:
+        name = next(name for name in file.namelist() if name.endswith("extra/metadata.json"))
+        return json.loads(file.read(name))
+
+
+def read_pictures(path: Path) -> dict[int, Tensor] | None:
+    """id -> uint8 (C, H, W) of each picture in the tables; None if the run has no pictures."""
+    if not path.exists():
+        return None
+    saved = torch.load(io.BytesIO(read_file(path)), weights_only=True)
+    return dict(zip(saved["ids"].tolist(), saved["images"]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage="publish.py RUN_DIR")
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory that train.py wrote")
+    return exit_status(lambda: publish(parser.parse_args().run_dir), {})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Runs are sent to W&B after the training: to a fake of its server, and offline, read back by W&B."""
+
+import csv
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import SHORT, assert_one_line_error
+from PIL import Image
+from programs import run
+from test_faults import impatient, stopped_after_one_epoch
+from test_logging_utils import read_table, records
+from wandb_server import WandbServer
+
+import data
+
+
+@pytest.fixture(scope="session")
+def resumed(once, tiny_dir) -> Path:
+    """A run that was trained offline, stopped, resumed offline and moved, without W&B's files."""
+
+    def fill(cwd: Path) -> None:
+        flags = ("--data_dir", tiny_dir, *SHORT, "--log_images", 5, "--run_dir", "run", "--resume")
+        env = {"WANDB_MODE": "offline"}
+        assert run(stopped_after_one_epoch, *flags, cwd=cwd, **env).returncode == 130
+        assert run("train.py", *flags, cwd=cwd, **env).returncode == 0
+        shutil.rmtree(cwd / "run/wandb")
+        (cwd / "run").rename(cwd / "moved")
+
+    return once("resumed", fill) / "moved"
+
+
+@pytest.fixture
+def moved(resumed, tmp_path) -> Path:
+    return Path(shutil.copytree(resumed, tmp_path / "else where" / "run"))
+
+
+def assert_everything_arrived(server: WandbServer, run_dir: Path, tiny_dir: Path) -> None:
+    """Each loss, metric, table, picture and model of a run is at the server, once."""
+    images = data.load_split("mnist", tiny_dir, train=False)[2]
+    with open(run_dir / "metrics.csv", newline="") as file:
+        metrics = list(csv.DictReader(file))
+    history = [json.loads(line) for line in server.lines["wandb-history.jsonl"]]
+    assert [(row["_step"], row["loss"]) for row in history] == [
+        (int(row["step"]), pytest.approx(float(row["loss"]))) for row in metrics if row["loss"]
+    ]
+    epochs = [row for row in history if "epoch" in row]
+    for row, ours in zip(epochs, (row for row in metrics if not row["loss"]), strict=True):
+        for name in ("epoch", "acc", "test_loss", "wrong", "ece"):
+            assert row[name] == pytest.approx(float(ours[name]))
+    committed = [each for each in server.artifacts if each["committed"]]
+    tables = [each for each in committed if each["artifactCollectionName"].endswith("-test_predictions")]
+    tables = {
+        each["historyStep"]: json.loads(each["files"]["test_predictions.table.json"]) for each in tables
+    }
+    pictures = {
+        name: file for each in committed for name, file in each["files"].items() if name.endswith(".png")
+    }
+    for epoch, step in enumerate(sorted(tables), 1):
+        with open(run_dir / f"predictions/epoch-{epoch:03d}.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(tables[step]["data"]) == len(rows) == 100
+        for (i, picture, guess, truth, *scores), row in zip(tables[step]["data"], rows):
+            assert [i, guess, truth] == [int(row[name]) for name in ("id", "guess", "truth")]
+            assert scores == [float(row[f"score_{k}"]) for k in range(10)]
+            assert (picture is not None) == (i < 5 or guess != truth)
+            if picture:
+                pixels = Image.open(io.BytesIO(pictures[picture["path"]])).tobytes()
+                assert pixels == images[i].numpy().tobytes()
+    assert len(tables) == len(epochs) == 2
+    (model,) = [each for each in committed if each["artifactTypeName"] == "model"]
+    assert model["files"]["model.pt"] == (run_dir / "model.pt").read_bytes()
+    assert json.loads(model["metadata"])["classes"] == list("0123456789")
+    names = {each["name"] for each in server.asked("UpsertBucket")}
+    assert names == {json.loads((run_dir / "config.json").read_text())["wandb_id"]}
+
+
+def test_moved_run_is_published_once_however_often(moved, resumed, tiny_dir, tmp_path):
+    arguments = ("publish.py", moved)
+    with WandbServer() as server:
+        first = run(*arguments, cwd=tmp_path, **server.env)
+        assert first.returncode == 0 and first.stderr == "", first.stderr
+        run_id = json.loads((resumed / "config.json").read_text())["wandb_id"]
+        url = f"{server.url}/someone/table-quickstart/runs/{run_id}"
+        assert first.stdout == f"epoch 1/2\nepoch 2/2\nwaiting for the uploads\ndone  {url}\n"
+        assert_everything_arrived(server, moved, tiny_dir)
+        config = json.loads(server.asked("UpsertBucket")[-1]["config"])
+        assert config["lr"]["value"] == 0.005 and config["dataset"]["value"] == "mnist-format"
+        before = server.lines["wandb-history.jsonl"].copy(), len(server.artifacts)
+        again = run(*arguments, cwd=tmp_path, **server.env)
+        assert again.returncode == 0 and again.stderr == "", again.stderr
+        other = shutil.copytree(resumed, tmp_path / "another copy")
+        assert run("publish.py", other, cwd=tmp_path, **server.env).returncode == 0
+        assert (server.lines["wandb-history.jsonl"], len(server.artifacts)) == before
+
+
+@pytest.mark.parametrize("fault", ["falls silent in mid-run", "falls silent at the end"])
+def test_run_that_wandb_got_in_part_is_completed(fault, tiny_dir, tmp_path):
+    flags = ("--data_dir", tiny_dir, *SHORT, "--log_images", 5, "--run_dir", "run")
+    with WandbServer() as server:
+        server.fault = fault
+        result = run(impatient, *flags, cwd=tmp_path, **server.env)
+        assert result.returncode == 0 and result.stderr.startswith("W&B: no further records")
+        server.fault, server.silent = None, False
+        published = run("publish.py", "run", cwd=tmp_path, **server.env)
+        assert published.returncode == 0 and published.stderr == "", published.stderr
+        assert_everything_arrived(server, tmp_path / "run", tiny_dir)
+
+
+def test_offline_copy_is_read_back(moved, tiny_dir, tmp_path):
+    result = run("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline")
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    (start,) = records(moved)["run"]
+    assert start["run_id"] == json.loads((moved / "config.json").read_text())["wandb_id"]
+    history = [row["item"] for row in records(moved)["history"]]
+    assert len([row for row in history if "loss" in row]) == 20
+    assert [row["epoch"] for row in history if "epoch" in row] == [1, 2]
+    table, entries = read_table(moved)
+    images = data.load_split("mnist", tiny_dir, train=False)[2]
+    pictured = [row for row in table["data"] if row[1]]
+    assert len(table["data"]) == 100 and len(pictured) >= 5
+    for row in pictured:
+        if row[1]["path"] in entries and os.path.exists(entries[row[1]["path"]]):
+            assert Image.open(entries[row[1]["path"]]).tobytes() == images[row[0]].numpy().tobytes()
+
+
+def test_what_cannot_be_published_ends_in_a_line(main, moved, tmp_path):
+    assert_one_line_error(main("publish.py", moved, cwd=tmp_path), "wandb login")
+    assert_one_line_error(main("publish.py", "nowhere", cwd=tmp_path), "nowhere")
+    assert_one_line_error(main("publish.py", moved, cwd=tmp_path, WANDB_MODE="disabled"), "WANDB_MODE")
+    assert not list(moved.glob("wandb/*run-*"))
+    for name, damage in {
+        "config.json": "{}",
+        "summary.json": '{"finished": 2}',
+        "metrics.csv": "step,epoch\n1",
+        "pictures.pt": "no",
+        "model.pt": "no",
+    }.items():
+        content = (moved / name).read_bytes()
+        (moved / name).write_text(damage)
+        assert_one_line_error(main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline"), "damaged")
+        (moved / name).write_bytes(content)
+    (moved / "notes.txt").symlink_to("/etc/hostname")
+    assert_one_line_error(main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline"), "leads out")
