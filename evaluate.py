@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from data import DataError, digest, load_split
-from logging_utils import compute_metrics, exit_status, keep_freed_memory, prediction_rows, write_predictions
-from model import EVAL_BATCH_SIZE, ModelError, first_reason, load_exported, pick_device, predict_logits
-from model import read_intact
+from logging_utils import compute_metrics, prediction_rows, write_predictions
+from model import EVAL_BATCH_SIZE, ModelError, first_reason, load_exported, predict_logits, read_intact
+from program import ConfigError, exit_status, keep_freed_memory, pick_device, printable
 
 MNIST_LIKE = ("mnist", "mnist-format", "qmnist", "synthetic")  # light digits on black
 DATASETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "cifar10", "synthetic")
@@ -106,7 +106,7 @@ def diagnose(path: str, error: Exception) -> str:
             return "has no metadata.json in it"
         if isinstance(error, json.JSONDecodeError):
             return "has a metadata.json that is not JSON"
-        return f"cannot be loaded by torch {torch.__version__}: {plain(first_reason(error))}"
+        return f"cannot be loaded by torch {torch.__version__}: {printable(first_reason(error))}"
     if any(member.endswith("/data.pkl") for member in members):
         return "holds weights, a checkpoint or a pickled module, which torch.save wrote: no program to run"
     return "is a ZIP file, but not an exported model"
@@ -121,7 +121,7 @@ def checked_logits(exported: Exported, images: Tensor, batch_size: int) -> Tenso
         is_tensor = isinstance(answer, Tensor)
         logits = predict_logits(exported.model, images, batch_size).float().cpu() if is_tensor else None
     except Exception as error:  # a program of somebody else can raise anything
-        raise ModelError(f"{name} fails on these images: {plain(first_reason(error))}.") from error
+        raise ModelError(f"{name} fails on these images: {printable(first_reason(error))}.") from error
     if logits is None:
         raise ModelError(f"{name} gives a {type(answer).__name__}, not logits. {CURE}")
     if list(logits.shape) != [len(images), count]:
@@ -139,7 +139,7 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torc
     """Print metrics, speed, and precision and recall of each class."""
     name = args.dataset or exported.dataset
     if not (args.dataset or name in (*DATASETS, "mnist-format") or os.path.isdir(name)):
-        problem = f"{args.model} was trained on {plain(name)}, which is not here"
+        problem = f"{args.model} was trained on {printable(name)}, which is not here"
         raise ModelError(f"{problem}: give --dataset FOLDER.")
     download = args.dataset is not None  # nothing is downloaded because a file says so
     dataset, classes, images, labels = load_split(name, args.data_dir, False, exported.shape[1], download)
@@ -156,7 +156,7 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torc
 
     metrics = compute_metrics(logits, labels)
     remark = ", those that the model's own metrics are of" if same else ""
-    print(f"data      {plain(dataset)}, {len(images):,} test images{remark}")
+    print(f"data      {printable(dataset)}, {len(images):,} test images{remark}")
     print(f"accuracy  {metrics.pop('acc'):.2f} %")
     print(f"wrong     {metrics.pop('wrong')}")
     print(f"loss      {metrics.pop('test_loss'):.4f}")
@@ -180,7 +180,8 @@ def check_fit(exported: Exported, dataset: str, classes: list[str], images: Tens
     if trained_on == found:  # then the names of the classes differ
         trained_on, found = (f"{names[0]}, {names[1]} ..." for names in (exported.classes, classes))
     problem = f"{exported.path} is for {trained_on} (C, H, W), {dataset} has {found}"
-    raise ModelError(plain(f"{problem}. Choose the --dataset that it was trained on, {exported.dataset}."))
+    cure = f"Choose the --dataset that it was trained on, {exported.dataset}."
+    raise ModelError(printable(f"{problem}. {cure}"))
 
 
 def print_report(guesses: Tensor, labels: Tensor, classes: list[str]) -> None:
@@ -204,11 +205,6 @@ def print_report(guesses: Tensor, labels: Tensor, classes: list[str]) -> None:
 
 
 # ---- Text for the terminal ----
-def plain(text: str) -> str:
-    """Text without control characters, which a file could use to change what the terminal shows."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def display_width(text: str) -> int:
     """Columns of a text on a terminal: two for a wide character, none for a combining one."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
@@ -217,7 +213,7 @@ def display_width(text: str) -> int:
 
 def shorten(name: str) -> str:
     """A class name in at most MAX_NAME columns."""
-    name = plain(name[: 2 * MAX_NAME])
+    name = printable(name[: 2 * MAX_NAME])
     while display_width(name) > MAX_NAME:
         name = name.rstrip("…")[:-1] + "…"
     return name
@@ -235,7 +231,7 @@ def evaluate_pictures(exported: Exported, args: argparse.Namespace, device: torc
     for path, scores, remark in zip(paths, logits.softmax(1), remarks):
         guess = int(scores.argmax())
         shown_remark = f"  ({remark})" if remark else ""
-        print(f"\n{plain(path)}  {names[guess]}  {100 * scores[guess]:.1f} %{shown_remark}")
+        print(f"\n{printable(path)}  {names[guess]}  {100 * scores[guess]:.1f} %{shown_remark}")
         few = len(names) <= MAX_BARS
         for k in range(len(names)) if few else scores.topk(MAX_BARS).indices.tolist():
             padding = " " * (width - display_width(names[k]))
@@ -325,7 +321,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.predictions is not None:  # before the work, because it can take long
         check_writable(Path(args.predictions))
     exported = load(args.model, device)
-    trained = f"trained on {plain(exported.dataset)} with torch {plain(exported.torch_version)}"
+    trained = f"trained on {printable(exported.dataset)} with torch {printable(exported.torch_version)}"
     print(f"model     {args.model}, {trained}")
     print(f"sha256    {exported.sha256}")
     if args.pictures:
@@ -346,7 +342,7 @@ def check_writable(path: Path) -> None:
 
 
 def main() -> int:
-    cures = {ModelError: "", PictureError: ""}
+    cures = {ConfigError: "", ModelError: "", PictureError: ""}
     cures[DataError] = "Name it by --dataset to download it, or check --data_dir."
     return exit_status(lambda: evaluate(parse_args()), cures)
 

@@ -1,31 +1,20 @@
-"""What a run records: its directory, its prediction tables, its terminal lines, and a W&B run.
+"""What a run records: its directory, its prediction tables, its terminal lines.
 
 The run directory is the source of truth. A loop of your own needs `RunLogger`, `log_step` and `log_epoch`.
 """
 
 import csv
-import ctypes
-import gc
 import hashlib
 import io
 import itertools
 import json
-import logging
 import math
 import os
 import platform
-import queue
-import secrets
-import shlex
 import shutil
-import signal
 import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import timedelta
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -36,15 +25,12 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-PROJECT, TABLE = "table-quickstart", "test_predictions"  # on W&B: the project, and the key of the table
+from wandb_run import WandbRun, pictured_ids
+
 LOCK = ".lock"  # in a run directory, held by the process that writes to it
 LEFTOVERS = {LOCK, ".config.json.partial", "wandb"}  # left by a run killed in its first seconds
 FETCH_EVERY = 50  # steps between two fetches of the losses; each fetch waits for the device
-INIT_TIMEOUT, FINISH_TIMEOUT = 20, 30  # seconds that W&B waits for its server, at the start and at the end
-EPOCH_WAIT, END_WAIT = 10, 40  # seconds that training waits for W&B at most, in an epoch and at the end
 MAX_FILE = 2**30  # bytes that are read of a file in a run directory
-NO_MEMORY = "can't allocate memory"  # in torch's error on a CPU
-QUEUE_SIZE = 64  # records (losses of 50 steps, or an epoch) on their way to W&B
 
 
 class RunError(Exception):
@@ -73,13 +59,6 @@ def write_predictions(path: str | Path, rows: list[list]) -> None:
     text = ",".join(prediction_columns(num_classes)) + "\n" + "".join([line % tuple(row) for row in rows])
     with atomic_write(path) as scratch:
         scratch.write_bytes(text.encode(errors="backslashreplace"))
-
-
-def read_rows(path: Path) -> list[list]:
-    """The rows that `write_predictions` wrote, if their ids and truths are numbers. Raises any error."""
-    lines = csv.reader(io.StringIO(read_file(path).decode(), newline=""))
-    next(lines)
-    return [[int(i), int(guess), int(truth), *map(float, scores)] for i, guess, truth, *scores in lines]
 
 
 def compute_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -211,14 +190,6 @@ def describe_environment() -> dict:
     }
 
 
-def pictured_ids(config: dict, rows: list[list]) -> list[int]:
-    """The ids in the W&B table of `rows` that get a picture: the first ones, and every wrong guess."""
-    limit = config.get("log_images", 320)
-    first = len(rows) if limit == "all" else int(limit)
-    shown = rows[: config.get("img_count", 10_000)]
-    return [i for i, guess, truth, *_ in shown if i < first or guess != truth]
-
-
 class RunLogger:
     """Records a training run in its directory, on the terminal and on W&B. Use it in a `with` block.
 
@@ -230,7 +201,7 @@ class RunLogger:
         resumed_epoch: the last finished epoch of the run to resume; None starts a new run.
         rank, world_size: of this process. Rank 0 alone writes; every rank calls `log_step` and `flush`.
 
-    Raises RunError (the directory, or a WANDB_* variable) or ValueError (images), and leaves nothing new.
+    Raises RunError (directory), WandbError (WANDB_* variables), ValueError (images), and leaves nothing new.
     """
 
     def __init__(self, run_dir, config, classes, images=None, resumed_epoch=None, rank=0, world_size=1):
@@ -399,325 +370,3 @@ def progress(batches: Iterable, count: int, title: str, log: RunLogger) -> Itera
             yield batch
             bar.set_postfix(loss=f"{log.latest_loss:.3f}", refresh=False)
             bar.update(len(batch[1]) * log.world_size)
-
-
-# ---- W&B ----
-class WandbRun:
-    """A run on W&B. A thread of its own talks to W&B, so that training waits a bounded time at most.
-
-    It never prompts: WANDB_MODE decides, else it is online if an API key is set up. After an error or a wait
-    that is too long, one line says so, and W&B gets nothing more.
-
-    Args:
-        run_dir, config, classes: as in RunLogger. W&B's own files go to `run_dir`.
-        images: id -> uint8 (C, H, W), of every picture that a table may show; or None.
-        run_id: of the run on W&B to go on with, or None.
-        again: whether to begin that run again, instead of adding to it.
-        waits: seconds to wait for W&B at most, in an epoch and at the end, if not the defaults.
-    """
-
-    def __init__(self, run_dir, config, classes, images, run_id, again=False, waits=None):
-        self.config, self.classes, self.images = config, classes, images
-        self.pictures, self.staged_pictures = {}, {}  # id -> wandb.Image; content -> path
-        self.held = None  # the last (record, step) of losses
-        self.folder = run_dir.resolve()
-        self.scratch, self.staging = self.folder / "wandb/tmp", self.folder / "wandb/artifacts/staging"
-        self.epoch_wait, self.end_wait = waits or (EPOCH_WAIT, END_WAIT)
-        self.disabled = self.ended = self.lacks_part = False
-        # W&B reads these from the environment only. Its error reports would hold up the end of the program.
-        data_dir = f"{self.folder}/wandb"
-        wanted = {"WANDB_DATA_DIR": data_dir, "WANDB_CACHE_DIR": f"{data_dir}/cache", "WANDB_SILENT": "true"}
-        wanted["WANDB_ERROR_REPORTING"] = "false"
-        self.env_set = {name: value for name, value in wanted.items() if not os.environ.get(name)}
-        os.environ.update(self.env_set)
-        import wandb  # takes half a second, and the other programs do not need it
-
-        self.wandb = wandb
-        try:
-            self.run = self.start(run_id, again)
-        except (wandb.Error, ValueError) as error:  # ValueError: a variable of the wrong type
-            self.restore_environment()
-            raise RunError(f"W&B: {error!r:.200}. Fix WANDB_*, or set WANDB_MODE=disabled.") from error
-        self.first_step = self.run.starting_step  # W&B has the steps before
-        logging.getLogger("wandb").setLevel(logging.CRITICAL)  # else a full disk gives thousands of lines
-        self.id = run_id or (secrets.token_hex(4) if self.run.disabled else self.run.id)
-        self.jobs = queue.Queue(QUEUE_SIZE)  # (method, arguments), or None at the end
-        self.patience = self.epoch_wait  # seconds left to wait in this epoch
-        self.thread = threading.Thread(target=self.work, daemon=True)
-        self.thread.start()
-
-    def start(self, run_id: str | None, again: bool):
-        """Start the wandb.Run: offline if there is no API key, or no server that answers."""
-        mode = os.environ.get("WANDB_MODE") or None
-        if mode in (None, "online") and not self.wandb.login(prompt=False, verify=False):
-            if mode:
-                print("W&B: offline, because no API key is set up (run wandb login)", file=sys.stderr)
-            mode = "offline"
-        defaults = {"project": PROJECT, "name": self.folder.name, "dir": str(self.folder)}
-        options = {key: os.environ.get(f"WANDB_{key.upper()}") or value for key, value in defaults.items()}
-        limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}
-        options["settings"] = self.wandb.Settings(**limits, finish_timeout_raises=True)
-        options |= {"config": self.config, "id": run_id}
-        options["reinit"] = "create_new" if self.wandb.run else None  # leave a run of the caller's alone
-        resume = {"resume": "allow"} if run_id and mode != "offline" and not again else {}
-        try:
-            with silent_stderr():  # of W&B's service, which else prints its crash
-                return self.wandb.init(mode=mode, **options, **resume)
-        except self.wandb.Error as error:
-            print(f"W&B: offline, because of {error!r:.200}", file=sys.stderr)
-            with silent_stderr():
-                return self.wandb.init(mode="offline", **options)
-
-    def submit(self, method: Callable, *arguments) -> None:
-        """Have the thread call `log_losses`, `log_epoch` or `log_model`. Waits only if its queue is full."""
-        started = time.monotonic()
-        try:
-            if not self.disabled and not self.run.disabled:
-                self.jobs.put((method, arguments), timeout=max(0, self.patience))
-        except queue.Full:
-            self.give_up(f"it holds up training for more than {self.epoch_wait} s an epoch")
-        self.patience -= time.monotonic() - started
-        if method == self.log_epoch:
-            self.patience = self.epoch_wait
-
-    def work(self) -> None:
-        """What the thread does: call what is in the queue, until there is None."""
-        while job := self.jobs.get():
-            method, arguments = job
-            try:
-                if not self.disabled or method == self.end:
-                    method(*arguments)
-            except Exception as error:  # of any type: the run's own files are complete without W&B
-                self.give_up(f"of {error!r:.200}")
-
-    def give_up(self, reason: str) -> None:
-        if not self.disabled:
-            self.disabled = True
-            print(f"W&B: no further records, because {reason}", file=sys.stderr)
-
-    def log_losses(self, steps: Iterable[int], losses: Iterable[float]) -> None:
-        """Each loss waits for the next one, because the last of an epoch goes into the epoch's record."""
-        for step, loss in zip(steps, losses):
-            self.log_held()
-            self.held = {"loss": loss}, step
-
-    def log_held(self) -> None:
-        if self.held and self.held[1] >= self.first_step:
-            self.run.log(*self.held, commit=True)
-        self.held = None
-
-    def log_epoch(self, step: int, record: dict, predictions: Path) -> None:
-        """Log the metrics in `record`, and the table and the confusion matrix of a predictions file."""
-        if self.held and self.held[1] == step:
-            record, self.held = self.held[0] | record, None
-        self.log_held()
-        if step < self.first_step:
-            return
-        for metric in record.keys() - {"loss"}:
-            self.run.define_metric(metric, step_metric=None if metric == "epoch" else "epoch")
-        rows = read_rows(predictions)
-        classes = {"y_true": [row[2] for row in rows], "preds": [row[1] for row in rows]}
-        classes["class_names"] = self.classes
-        self.staging.mkdir(parents=True, exist_ok=True)
-        staged_before = set(os.listdir(self.staging))
-        charts = {TABLE: self.table(rows), "confusion": self.wandb.plot.confusion_matrix(**classes)}
-        self.run.log(record | charts, step, commit=True)
-        charts.clear()  # W&B's temporary files go with them
-        self.remove_copies(staged_before)
-
-    def table(self, rows: list[list]):
-        """The W&B table of `rows`, with pictures of the first ones and of every wrong guess."""
-        names, columns = self.classes, prediction_columns(len(self.classes))
-        if names == [str(k) for k in range(len(names))]:
-            names = range(len(names))  # W&B sorts integers by value
-        columns.insert(1, "image")
-        kinds = [int, self.wandb.Image, type(names[0]), type(names[0]), *[float] * len(names)]
-        table = self.wandb.Table(columns=columns, dtype=kinds)
-        pictured = set() if self.images is None else set(pictured_ids(self.config, rows))
-        table.data = [  # set directly, to skip W&B's check of every cell, which takes most of the time
-            [i, self.picture(i) if i in pictured else None, names[guess], names[truth], *scores]
-            for i, guess, truth, *scores in rows[: self.config.get("img_count", 10_000)]
-        ]
-        return table
-
-    def picture(self, index: int):
-        """The picture of an image, made once. W&B gets a file, because it would keep its own in $TMPDIR."""
-        if index not in self.pictures:
-            from PIL import Image
-
-            pixels = self.images[index].permute(1, 2, 0).squeeze(2)  # (H, W, 3), or (H, W) if C is 1
-            self.scratch.mkdir(parents=True, exist_ok=True)
-            path = self.scratch / f"{index}.png"
-            Image.fromarray(pixels.numpy()).save(path)
-            self.pictures[index] = self.wandb.Image(str(path))
-        return self.pictures[index]
-
-    def remove_copies(self, staged_before: set[str]) -> None:
-        """Remove the copies that W&B 0.31 keeps of a table, but for the one that its artifact names.
-
-        Of each picture it keeps a copy an epoch. They become one file with many names.
-        """
-        for _ in range(100):  # W&B keeps the last 100 artifacts in memory, each with a file in $TMPDIR
-            self.wandb.Artifact("none", type="none")
-        gc.collect()
-        for path in Path(self.run.dir, "media/table").glob("*") if self.run.offline else ():
-            path.unlink()
-        if not self.wandb.__version__.startswith("0.31.") or "WANDB_DATA_DIR" not in self.env_set:
-            return
-        tables = {}  # content -> (time, path) of the last copy
-        for path in [self.staging / name for name in set(os.listdir(self.staging)) - staged_before]:
-            with suppress(OSError):  # it is uploaded already, or the file system has no links
-                content, copy = path.read_bytes(), (path.stat().st_mtime_ns, path)
-                if content.startswith(b'{"_type": "table"'):
-                    first, tables[content] = sorted([copy, tables.get(content, copy)])
-                    if first[0] < tables[content][0]:  # W&B names the last one
-                        first[1].unlink()
-                elif (known := self.staged_pictures.setdefault(content, path)).exists() and known != path:
-                    os.link(known, self.scratch / "link")
-                    os.replace(self.scratch / "link", path)
-
-    def log_model(self, paths: list[Path], metadata: dict) -> None:
-        artifact = self.wandb.Artifact("model", type="model", metadata=metadata)
-        for path in paths:
-            artifact.add_file(str(path))
-        self.run.log_artifact(artifact)
-
-    def finish(self, exit_code: int) -> None:
-        """Wait for the uploads, `end_wait` seconds at most. publish.py sends what is missing then."""
-        end = time.monotonic() + self.end_wait
-        for job in ((self.end, (exit_code,)), None):
-            with suppress(queue.Full):
-                self.jobs.put(job, timeout=max(0, end - time.monotonic()))
-        self.thread.join(max(0, end - time.monotonic()))
-        if self.thread.is_alive():
-            self.give_up(f"it has not ended within {self.end_wait} s")
-        if not self.ended:
-            kill_service()  # else this process would wait for it at its end
-            with suppress(Exception, SystemExit):  # now, because W&B would raise it at the end
-                self.wandb.teardown(exit_code)
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        self.restore_environment()
-
-    def end(self, exit_code: int) -> None:
-        if not self.disabled and exit_code == 0:
-            self.log_held()
-        self.run.finish(exit_code)
-        self.ended = True
-
-    def restore_environment(self) -> None:
-        for name in self.env_set:
-            os.environ.pop(name, None)
-
-    def address(self) -> str:
-        """The run's address on W&B, or the command that sends it there."""
-        if self.run.disabled:
-            return "disabled by WANDB_MODE"
-        publish = shlex.join([sys.orig_argv[0], "publish.py", self.config["run_dir"]])
-        if self.run.offline or self.disabled:
-            return publish
-        return f"{self.run.url}\n      {publish}" if self.lacks_part else self.run.url
-
-
-@contextmanager
-def silent_stderr() -> Iterator[None]:
-    """Give the programs that are started in the block no stderr."""
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
-
-
-def kill_service() -> None:
-    """Kill W&B's process. If it hangs or is stopped, it obeys nothing else."""
-    if sys.platform == "darwin":
-        subprocess.run(["pkill", "-KILL", "-P", str(os.getpid()), "wandb-core"])
-    for children in Path("/proc/self/task").glob("*/children"):
-        for pid in children.read_text().split():
-            if Path(f"/proc/{pid}/comm").read_text().strip() == "wandb-core":
-                os.kill(int(pid), signal.SIGKILL)
-
-
-# ---- The program: memory, signals, exit status ----
-def keep_freed_memory() -> None:
-    """Make glibc keep the memory of freed tensors, which saves 5 to 20 % of the training time on a CPU."""
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt  # its first arguments are from malloc.h
-        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: keep blocks up to this size, the largest possible
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD: keep so many bytes at most
-
-
-@contextmanager
-def stop_signals(hint: str) -> Iterator[Callable[[], None]]:
-    """Yield a function that stops the program if SIGINT or SIGTERM came; a second one ends it at once."""
-    received, handlers = [], {}
-
-    def note(number: int, frame) -> None:
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    def stop_if_asked() -> None:
-        if received:
-            raise KeyboardInterrupt(received[0], hint)  # `exit_status` reads both
-
-    with suppress(ValueError):  # outside the main thread
-        handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop_if_asked
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]) -> int:
-    """Run a program. What its user can fix (also OSError, memory) ends in one line and status 2."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # fd closed: the next opened file would get it, and our prints
-            setattr(sys, name, open(os.devnull, "w"))
-        getattr(sys, name).reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
-    status = 2
-    try:
-        program()
-        sys.stdout.flush()  # now, while a closed pipe can still be caught
-        return 0
-    except (RunError, *cures) as error:
-        cure = next((cures[kind] for kind in cures if isinstance(error, kind)), "")
-        message = " ".join(f"error: {error} {cure}".split())
-    except BrokenPipeError:  # `| head` closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
-        message, status = "stopped: nothing reads the output any more", 128 + signal.SIGPIPE
-    except OSError as error:
-        where = "" if error.filename is None else f"{error.filename}: "
-        message = f"error: {where}{error.strerror or error}. Check the name, the space and the permissions."
-    except KeyboardInterrupt as stop:
-        number, hint = stop.args or (signal.SIGINT, "")
-        message, status = f"stopped by {signal.Signals(number).name}{hint and ': '}{hint}", 128 + number
-    except (RuntimeError, MemoryError) as error:
-        if "by peer" in str(error):  # gloo raises it if another process has ended, which says why
-            return 1
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and NO_MEMORY not in str(error):
-            raise
-        message = "error: out of memory. Lower --batch_size, or the layers' --l1_size and --l2_size."
-    with suppress(BrokenPipeError):  # stderr may be closed too
-        if is_first_to_fail():
-            print(printable(message), file=sys.stderr)
-    return status
-
-
-def is_first_to_fail() -> bool:
-    """Whether this process is the one of its torchrun job that says why the job ends."""
-    rank = os.environ.get("RANK", "0")
-    if not dist.is_initialized():
-        return rank == "0"  # each has the same reason
-    with suppress(Exception):  # rank 0 may have ended
-        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return dist.TCPStore(*address, timeout=timedelta(seconds=5)).add("failed processes", 1) == 1
-    return rank == "0"
-
-
-def printable(text: str) -> str:
-    """Text with its control characters escaped, which else could rewrite what the terminal shows."""
-    return "".join([c if c.isprintable() else ascii(c)[1:-1] for c in text])

@@ -8,7 +8,6 @@ import copy
 import io
 import json
 import logging
-import os
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ EVAL_BATCH_SIZE = 100  # its activations fit into a CPU's caches: twice as fast 
 
 
 class ModelError(Exception):
-    """A net, model file, device or precision cannot be used. The message says why, and what to do."""
+    """A net or a model file cannot be used. The message says why, and what to do."""
 
 
 class Classifier(nn.Module):
@@ -111,34 +110,6 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         expected = (logits * (logits / middle).softmax(1)).sum(1).mean()  # falls as T grows
         low, high = (middle, high) if expected > target else (low, middle)
     return middle
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the GPU if there is one. Raises ModelError if it is missing."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    local_rank = os.environ.get("LOCAL_RANK")  # set by torchrun: process i uses GPU i
-    if name == "cuda" or (local_rank is not None and name.startswith("cuda")):
-        name = f"cuda:{local_rank or 0}"
-    try:
-        if name != "cpu":
-            torch.cuda.set_device(name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ModelError(f"The device {name} is not available: {reason}. Use auto, cpu or cuda.") from error
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """The precision called `name`; "auto" is bf16 if the hardware computes in it, else fp16 or fp32."""
-    if name == "fp16" and device.type == "cpu":
-        raise ModelError("fp16 needs a GPU. Use bf16 or fp32 on a CPU.")
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    cpu = torch.cpu.get_capabilities()
-    return "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
 
 
 def predict_logits(model: nn.Module, images: Tensor, batch_size: int = EVAL_BATCH_SIZE) -> Tensor:

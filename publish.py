@@ -20,7 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from logging_utils import RunError, WandbRun, exit_status, holds_run, read_file, write_json
+from logging_utils import RunError, holds_run, read_file, write_json
+from program import exit_status
+from wandb_run import WandbError, WandbRun
 
 WAITS = 3600, 3600  # seconds to wait for W&B at most, in an epoch and at the end
 
@@ -96,7 +98,7 @@ def read_pictures(path: Path) -> dict[int, Tensor] | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage="publish.py RUN_DIR")
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory that train.py wrote")
-    return exit_status(lambda: publish(parser.parse_args().run_dir), {})
+    return exit_status(lambda: publish(parser.parse_args().run_dir), {RunError: "", WandbError: ""})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import shutil
 
 from programs import ROOT, run_python
 
-MODULES = ("train.py", "data.py", "model.py", "logging_utils.py")
+MODULES = ("train.py", "data.py", "model.py", "logging_utils.py", "wandb_run.py", "program.py")
 OWN_DATA = """def load_data(dataset="auto", data_dir="data", val_size=0, image_size=28):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(210) % 7

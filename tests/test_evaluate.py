@@ -71,7 +71,7 @@ def test_report_on_absent_classes_and_long_names(capsys):
     assert widths == {evaluate.MAX_NAME + len("  precision  recall      f1  support  wrong")}
     assert lines[1].split() == ["never", "-", "-", "-", "0", "0"]
     assert lines[5].split()[2:] == ["0.0000", "-", "0.0000", "0", "0"]
-    assert lines[4].startswith("a?b?[31m ") and "\u2026" in lines[2] and "\u2026" in lines[3]
+    assert lines[4].startswith("a\\tb\\x1b[31m ") and "\u2026" in lines[2] and "\u2026" in lines[3]
     # As scikit-learn's: what is divided by zero counts as 0, and a class that is absent does not count.
     f1 = [2 / 3, 1, 1, 0, 1]
     assert float(lines[7].split()[4]) == pytest.approx(sum(f1) / 5, abs=6e-5)
@@ -96,7 +96,7 @@ def test_model_that_does_not_fit_the_data_is_refused(main, small_dir, tmp_path):
 def test_folder_that_is_not_here_is_asked_for(main, tmp_path):
     path = export(tmp_path / "model.pt", dataset="my leaves\x1b[2J")
     result = main("evaluate.py", path, cwd=tmp_path)
-    assert_one_line_error(result, "trained on my leaves?[2J, which is not here: give --dataset FOLDER")
+    assert_one_line_error(result, "trained on my leaves\\x1b[2J, which is not here: give --dataset FOLDER")
     assert "\x1b" not in result.stdout
 
 

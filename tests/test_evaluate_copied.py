@@ -9,7 +9,7 @@ from programs import run_python
 import evaluate
 from sources.datasets import DATASET_NAMES
 
-FILES = ("train.py", "data.py", "model.py", "logging_utils.py", "evaluate.py")
+FILES = ("data.py", "model.py", "logging_utils.py", "wandb_run.py", "program.py", "evaluate.py")
 
 
 def test_evaluate_works_without_sources_and_asks_for_them_if_it_must(finished, small_dir, tmp_path):

@@ -33,8 +33,8 @@ from wandb_server import WandbServer
 
 import compare
 import evaluate
-import logging_utils
 import train
+import wandb_run
 from logging_utils import RunLogger
 from model import load_exported
 
@@ -165,7 +165,7 @@ def test_signal_stops_the_run_between_two_steps(number, settings, whole, tmp_pat
 
 
 def slow_at_finish() -> int:
-    logging_utils.WandbRun.finish = lambda *_, **__: (print("finishing", flush=True), time.sleep(60))
+    wandb_run.WandbRun.finish = lambda *_, **__: (print("finishing", flush=True), time.sleep(60))
     return train.main()
 
 
@@ -231,7 +231,7 @@ WANDB_FAULTS = {  # fault -> the line that says so
 
 def impatient() -> int:
     """A train.py that does not wait long for W&B."""
-    logging_utils.INIT_TIMEOUT, logging_utils.EPOCH_WAIT, logging_utils.END_WAIT = 4, 1, 8
+    wandb_run.INIT_TIMEOUT, wandb_run.EPOCH_WAIT, wandb_run.END_WAIT = 4, 1, 8
     return train.main()
 
 

@@ -18,7 +18,7 @@ from programs import environment, run, run_python
 import train
 from model import load_exported
 
-MODULES = ("train.py", "data.py", "model.py", "logging_utils.py")
+MODULES = ("train.py", "data.py", "model.py", "logging_utils.py", "wandb_run.py", "program.py")
 
 
 def test_run_leaves_what_it_promises(finished):
