@@ -25,16 +25,12 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from wandb_run import WandbRun, pictured_ids
+from wandb_run import RunError, WandbRun, pictured_ids
 
 LOCK = ".lock"  # in a run directory, held by the process that writes to it
 LEFTOVERS = {LOCK, ".config.json.partial", "wandb"}  # left by a run killed in its first seconds
 FETCH_EVERY = 50  # steps between two fetches of the losses; each fetch waits for the device
 MAX_FILE = 2**30  # bytes that are read of a file in a run directory
-
-
-class RunError(Exception):
-    """The run cannot be recorded or continued. The message says what, where, and what to do."""
 
 
 # ---- Predictions: one schema for the CSV files, the W&B table, evaluate.py and compare.py ----
@@ -160,6 +156,13 @@ def holds_run(run_dir: str | Path) -> bool:
     raise RunError(f"{problem}. Choose another --run_dir.")
 
 
+def is_finished(run_dir: Path, epochs: int) -> bool:
+    """Whether a run has ended, also early, no more epochs are asked for, and its models are there."""
+    settings, summary = (read_json(run_dir / name) for name in ("config.json", "summary.json"))
+    ended = "finished" in summary and settings.get("epochs") == epochs
+    return ended and all((run_dir / name).exists() for name in summary.get("sha256") or ["model.pt"])
+
+
 def create_run_dir(run_dir: str | Path | None) -> Path:
     """Create the directory of a new run: the one given, or the next free number in runs/."""
     if run_dir is not None:
@@ -201,7 +204,7 @@ class RunLogger:
         resumed_epoch: the last finished epoch of the run to resume; None starts a new run.
         rank, world_size: of this process. Rank 0 alone writes; every rank calls `log_step` and `flush`.
 
-    Raises RunError (directory), WandbError (WANDB_* variables), ValueError (images), and leaves nothing new.
+    Raises RunError (the directory, or a WANDB_* variable) or ValueError (images), and leaves nothing new.
     """
 
     def __init__(self, run_dir, config, classes, images=None, resumed_epoch=None, rank=0, world_size=1):

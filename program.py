@@ -39,8 +39,9 @@ def check_settings(config) -> None:
             raise ConfigError(f"--{f.name} must be {bounds}, not {value}.")
 
 
-def parse_settings(config_class: type, argv: list[str] | None, usage: str, description: str) -> dict:
+def parse_settings(config_class: type, argv: list[str] | None, description: str) -> dict:
     """The settings that are given on a command line, by their names."""
+    usage = "python %(prog)s [--help] [--SETTING VALUE ...]"
     parser = argparse.ArgumentParser(usage=usage, description=description, allow_abbrev=False)
     for f in fields(config_class):
         kind = {"type": f.type, "metavar": f.type.__name__}

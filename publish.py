@@ -22,7 +22,7 @@ from torch import Tensor
 
 from logging_utils import RunError, holds_run, read_file, write_json
 from program import exit_status
-from wandb_run import WandbError, WandbRun
+from wandb_run import WandbRun
 
 WAITS = 3600, 3600  # seconds to wait for W&B at most, in an epoch and at the end
 
@@ -98,7 +98,7 @@ def read_pictures(path: Path) -> dict[int, Tensor] | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage="publish.py RUN_DIR")
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory that train.py wrote")
-    return exit_status(lambda: publish(parser.parse_args().run_dir), {RunError: "", WandbError: ""})
+    return exit_status(lambda: publish(parser.parse_args().run_dir), {RunError: ""})
 
 
 if __name__ == "__main__":

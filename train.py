@@ -26,12 +26,10 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from data import DataError, ImageData, batches, digest, load_data, pixel_statistics
-from logging_utils import RunError, RunLogger, holds_run, progress, read_file, read_json, write_tensors
-from model import Classifier, ConvNet, ModelError, export_model, fit_temperature, predict_logits
-from model import read_intact
+from logging_utils import RunError, RunLogger, holds_run, is_finished, progress, read_file, write_tensors
+from model import Classifier, ConvNet, ModelError, export_model, fit_temperature, predict_logits, read_intact
 from program import ConfigError, check_settings, exit_status, keep_freed_memory, launcher
 from program import parse_settings, pick_device, pick_precision, printable, setting, stop_signals
-from wandb_run import WandbError
 
 
 @dataclass(frozen=True)
@@ -115,8 +113,7 @@ def train(config: Config) -> Path:
     model = Classifier(net, mean, std).to(device, memory_format=torch.channels_last)
     if rank == 0:  # try the export now: after the last epoch it is too late to change the net
         export_model(model, data.eval_images[:16], {"classes": data.classes}, config.export_pt2)
-    # Batch norm stays local: each process normalizes its own part of a batch.
-    ddp_model = DistributedDataParallel(model) if world_size > 1 else model
+    ddp_model = DistributedDataParallel(model) if world_size > 1 else model  # batch norm stays local
     optimizer = torch.optim.Adam(model.parameters(), config.lr, betas=(0.9, config.beta2), fused=True)
     base_rates = [group["lr"] for group in optimizer.param_groups]  # a checkpoint restores scheduled rates
 
@@ -165,8 +162,7 @@ def train(config: Config) -> Path:
             # ---- Evaluate ----
             if rank == 0:
                 model.temperature.fill_(fit_temperature(*map(torch.cat, zip(*recent))))
-                # In fp32, like the exported model, so that evaluate.py makes the same guesses later.
-                logits = predict_logits(model, data.eval_images)  # (N, K)
+                logits = predict_logits(model, data.eval_images)  # (N, K), in fp32 like the exported model
                 log.log_epoch(epoch, step, logits, data.eval_labels, seconds)
                 save_checkpoint(log.run_dir, epoch, generator, state)
 
@@ -193,7 +189,6 @@ def rate_factor(schedule: str, step: int, total_steps: int) -> float:
 def describe(config: Config, data: ImageData, log: RunLogger) -> dict:
     """The metadata of an exported model. Nothing private: neither paths nor pictures."""
     hidden = ("dataset", "data_dir", "run_dir", "resume", "val_size", "train_seconds")  # private, or said
-    metrics, settings = log.summary, asdict(config)
     split = "validation" if config.val_size else "test"
     train_sha256 = digest(data.train_images, data.train_labels)
     eval_sha256 = digest(data.eval_images, data.eval_labels)
@@ -202,8 +197,8 @@ def describe(config: Config, data: ImageData, log: RunLogger) -> dict:
         "dataset": Path(data.name).name,
         "train": {"images": len(data.train_labels), "sha256": train_sha256},
         "eval": {"split": split, "images": len(data.eval_labels), "sha256": eval_sha256},
-        "metrics": {key: value for key, value in metrics.items() if key not in hidden},
-        "settings": {key: value for key, value in settings.items() if key not in hidden},
+        "metrics": {key: value for key, value in log.summary.items() if key not in hidden},
+        "settings": {key: value for key, value in asdict(config).items() if key not in hidden},
         **{key: log.config[key] for key in ("torch", "commit", "dirty")},
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -234,21 +229,15 @@ def load_checkpoint(run_dir: str, generator: torch.Generator, state: dict) -> in
         raise ModelError(f"{path} is damaged or of another model. Choose another --run_dir.") from error
 
 
-def is_finished(run_dir: Path, epochs: int) -> bool:
-    """Whether a run has ended, also early, no more epochs are asked for, and its models are there."""
-    settings, summary = (read_json(run_dir / name) for name in ("config.json", "summary.json"))
-    ended = "finished" in summary and settings.get("epochs") == epochs
-    return ended and all((run_dir / name).exists() for name in summary.get("sha256") or ["model.pt"])
-
-
 def print_results(config: Config, num_images: int, log: RunLogger) -> None:
     """Print where everything is, what to do next, and the result."""
     run_dir, python = shlex.quote(str(log.run_dir)), shlex.quote(sys.orig_argv[0])
     flags = f" --data_dir {shlex.quote(config.data_dir)}" if config.data_dir != Config.data_dir else ""
+    folder = f" --dataset {shlex.quote(config.dataset)}" if os.path.isabs(config.dataset) else ""
     runs = f"{run_dir}@1 {run_dir}@{config.epochs}" if config.epochs > 1 else run_dir
     model = "model.pt" if (log.run_dir / "model.pt").exists() else "model.pt2"
     print(f"W&B   {log.wandb.address()}")
-    print(f"next  {python} evaluate.py {run_dir}/{model}{flags}")
+    print(f"next  {python} evaluate.py {run_dir}/{model}{flags}{folder}")
     print(f"      {python} compare.py {runs}{flags}")
     result = f"{log.summary['wrong']} of {num_images:,} images wrong, accuracy {log.summary['acc']:.2f} %"
     print(f"done  {printable(config.dataset)}: {result}")
@@ -256,8 +245,7 @@ def print_results(config: Config, num_images: int, log: RunLogger) -> None:
 
 def parse_config(argv: list[str] | None = None) -> Config:
     """The command line as a Config; with --resume, the settings of that run. Raises ConfigError."""
-    usage = "python train.py [--help] [--SETTING VALUE ...]"
-    overrides = parse_settings(Config, argv, usage, __doc__.split("\n")[0])
+    overrides = parse_settings(Config, argv, __doc__.split("\n")[0])
     config = Config(**overrides)
     resuming = config.resume and holds_run(config.run_dir)
     return resumed_config(config.run_dir, overrides) if resuming else config
@@ -294,8 +282,7 @@ def resumed_config(run_dir: str, overrides: dict) -> Config:
 
 
 def main() -> int:
-    cures = dict.fromkeys([ConfigError, ModelError, RunError, WandbError], "")
-    cures[DataError] = "See --dataset, --data_dir and --val_size."
+    cures = {ConfigError: "", ModelError: "", RunError: "", DataError: "See --dataset and --data_dir."}
     return exit_status(lambda: train(parse_config()), cures)
 
 

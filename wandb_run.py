@@ -23,8 +23,8 @@ EPOCH_WAIT, END_WAIT = 10, 40  # seconds that training waits for W&B at most, in
 QUEUE_SIZE = 64  # records (losses of 50 steps, or an epoch) on their way to W&B
 
 
-class WandbError(Exception):
-    """W&B refuses its settings. The message says why, and what to do."""
+class RunError(Exception):
+    """The run cannot be recorded or continued. The message says what, where, and what to do."""
 
 
 def pictured_ids(config: dict, rows: list[list]) -> list[int]:
@@ -78,7 +78,7 @@ class WandbRun:
             self.run = self.start(run_id, again)
         except (wandb.Error, ValueError) as error:  # ValueError: a variable of the wrong type
             self.restore_environment()
-            raise WandbError(f"W&B: {error!r:.200}. Fix WANDB_*, or set WANDB_MODE=disabled.") from error
+            raise RunError(f"W&B: {error!r:.200}. Fix WANDB_*, or set WANDB_MODE=disabled.") from error
         self.first_step = self.run.starting_step  # W&B has the steps before
         logging.getLogger("wandb").setLevel(logging.CRITICAL)  # else a full disk gives thousands of lines
         self.id = run_id or (secrets.token_hex(4) if self.run.disabled else self.run.id)
