@@ -190,12 +190,11 @@ def describe(config: Config, data: ImageData, log: RunLogger) -> dict:
     """The metadata of an exported model. Nothing private: neither paths nor pictures."""
     hidden = ("dataset", "data_dir", "run_dir", "resume", "val_size", "train_seconds")  # private, or said
     split = "validation" if config.val_size else "test"
-    train_sha256 = digest(data.train_images, data.train_labels)
     eval_sha256 = digest(data.eval_images, data.eval_labels)
     return {
         "classes": data.classes,
         "dataset": Path(data.name).name,
-        "train": {"images": len(data.train_labels), "sha256": train_sha256},
+        "train": {"images": len(data.train_labels), "sha256": digest(data.train_images, data.train_labels)},
         "eval": {"split": split, "images": len(data.eval_labels), "sha256": eval_sha256},
         "metrics": {key: value for key, value in log.summary.items() if key not in hidden},
         "settings": {key: value for key, value in asdict(config).items() if key not in hidden},
@@ -282,7 +281,8 @@ def resumed_config(run_dir: str, overrides: dict) -> Config:
 
 
 def main() -> int:
-    cures = {ConfigError: "", ModelError: "", RunError: "", DataError: "See --dataset and --data_dir."}
+    cures = {ConfigError: "", ModelError: "", RunError: ""}
+    cures[DataError] = "See --dataset, --data_dir and --val_size."
     return exit_status(lambda: train(parse_config()), cures)
 
 
