@@ -170,7 +170,8 @@ def holds_run(run_dir: str | Path) -> bool:
     if root.is_symlink() and not root.exists():
         raise RunError(f"{run_dir} is a link to {os.readlink(root)}, which does not exist.")
     for path in root.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+        logs_of_wandb = path.match("wandb/*run-*/logs/*")  # links to its cache, wherever that is
+        if path.is_symlink() and not logs_of_wandb and not path.resolve().is_relative_to(root.resolve()):
             raise RunError(f"{path} is a link that leads out of the run directory. Remove it.")
         if path.exists() and not path.is_file() and not path.is_dir():
             raise RunError(f"{path} is not a file. Remove it.")
@@ -635,9 +636,10 @@ def kill_service() -> None:
     """Kill W&B's process. If it hangs or is stopped, it obeys nothing else."""
     if sys.platform == "darwin":
         subprocess.run(["pkill", "-KILL", "-P", str(os.getpid()), "wandb-core"])
-    for children in Path("/proc/self/task").glob("*/children"):
-        for pid in children.read_text().split():
-            if Path(f"/proc/{pid}/comm").read_text().strip() == "wandb-core":
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError):  # it has ended, or is another program
+            pid, rest = stat.read_text().split(" (wandb-core) ")
+            if int(rest.split()[1]) == os.getpid():
                 os.kill(int(pid), signal.SIGKILL)
 
 
