@@ -145,7 +145,8 @@ def holds_run(run_dir: str | Path) -> bool:
     if root.is_symlink() and not root.exists():
         raise RunError(f"{run_dir} is a link to {os.readlink(root)}, which does not exist.")
     for path in root.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+        logs_of_wandb = path.match("wandb/*run-*/logs/*")  # links to its cache, wherever that is
+        if path.is_symlink() and not logs_of_wandb and not path.resolve().is_relative_to(root.resolve()):
             raise RunError(f"{path} is a link that leads out of the run directory. Remove it.")
         if path.exists() and not path.is_file() and not path.is_dir():
             raise RunError(f"{path} is not a file. Remove it.")

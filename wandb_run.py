@@ -276,7 +276,8 @@ def kill_service() -> None:
     """Kill W&B's process. If it hangs or is stopped, it obeys nothing else."""
     if sys.platform == "darwin":
         subprocess.run(["pkill", "-KILL", "-P", str(os.getpid()), "wandb-core"])
-    for children in Path("/proc/self/task").glob("*/children"):
-        for pid in children.read_text().split():
-            if Path(f"/proc/{pid}/comm").read_text().strip() == "wandb-core":
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError):  # it has ended, or is another program
+            pid, rest = stat.read_text().split(" (wandb-core) ")
+            if int(rest.split()[1]) == os.getpid():
                 os.kill(int(pid), signal.SIGKILL)

@@ -414,8 +414,9 @@ def growing(epochs: int) -> int:
 def test_nothing_grows(count, mode, tmp_path, faults):
     (tmp_path / "tmp").mkdir()
     env = {"WANDB_MODE": mode, "TMPDIR": str(tmp_path / "tmp")}
-    result = run(partial(growing, count), cwd=tmp_path, **env)
-    assert result.returncode == 0, result.stderr
+    process = start(partial(growing, count), cwd=tmp_path, **env)
+    _, error = process.communicate(timeout=900)
+    assert process.returncode == 0, error
     faults("epochs of 10,000 rows leave no more than promised", count)
 
 

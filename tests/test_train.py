@@ -408,6 +408,9 @@ def test_resume_refuses_what_is_foreign_or_led_astray(main, finished, tiny_dir, 
     shutil.rmtree(run_dir)
     shutil.copytree(finished, run_dir, ignore=shutil.ignore_patterns("wandb"))
     (run_dir / "model.pt").unlink()  # or the run would be finished
+    logs = run_dir / "wandb/offline-run-20261126_050806-9828jqfo/logs"  # W&B makes such a link itself
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to(tmp_path / "outside")
     for name in ("metrics.csv", "summary.json", "config.json", "predictions/epoch-001.csv", "new"):
         path, content = run_dir / name, None
         if path.exists():
@@ -421,6 +424,7 @@ def test_resume_refuses_what_is_foreign_or_led_astray(main, finished, tiny_dir, 
         path.unlink()
         if content is not None:
             path.write_bytes(content)
+    assert main("train.py", "--resume", "--run_dir", "run", **env).returncode == 0
 
 
 BAD_RECORDS = {  # what is written into a run's records -> the words of the error
