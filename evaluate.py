@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
 import unicodedata
 import zipfile
@@ -26,7 +25,15 @@ from torch import Tensor, nn
 
 from data import DataError, digest, load_split
 from logging_utils import compute_metrics, prediction_rows, write_predictions
-from model import EVAL_BATCH_SIZE, ModelError, first_reason, load_exported, predict_logits, read_intact
+from model import (
+    EVAL_BATCH_SIZE,
+    FORMAT,
+    ModelError,
+    first_reason,
+    load_exported,
+    predict_logits,
+    read_intact,
+)
 from program import ConfigError, exit_status, keep_freed_memory, pick_device, printable
 
 MNIST_LIKE = ("mnist", "mnist-format", "qmnist", "synthetic")  # light digits on black
@@ -49,7 +56,7 @@ class Exported:
     model: nn.Module
     classes: list[str]
     shape: tuple[int, ...]  # (C, H, W) of its images
-    dataset: str  # what it was trained on
+    dataset: str  # what it was trained on; a folder is "folder NAME"
     eval_sha256: str | None  # of the images that its metrics are of, see data.digest
     torch_version: str  # of the training
 
@@ -73,13 +80,17 @@ def load(path: str, device: torch.device) -> Exported:
         raise
     except Exception as error:  # torch raises errors of any type
         raise ModelError(f"{path} {diagnose(path, error)}. {CURE}") from error
+    if isinstance(metadata, dict) and metadata.get("format") not in (None, 1, FORMAT):  # the first had none
+        raise ModelError(f"{path} was written by a newer version. Use the evaluate.py of that version.")
     try:
-        classes = [str(name) for name in metadata["classes"]]
+        classes = [str(name) for name in list(metadata["classes"])]
         channels, height, width = (int(size) for size in metadata["input"]["shape"][1:])
-        dataset, version = str(metadata["dataset"]), str(metadata["torch"])
-        eval_sha256 = metadata.get("eval", {}).get("sha256")
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        problem = f"{path} has no classes, input shape, dataset or torch in its metadata"
+        dataset, version = str(metadata["dataset"])[:200], str(metadata["torch"])[:200]
+        eval_sha256 = (metadata.get("eval") or {}).get("sha256")
+        if not classes or isinstance(metadata["classes"], str):
+            raise ValueError("no list of classes")
+    except Exception as error:  # what is missing or of another type
+        problem = f"{path} says nothing usable on its classes, input shape, data set or torch version"
         raise ModelError(f"{problem}. {CURE}") from error
     sha256 = hashlib.sha256(content).hexdigest()
     return Exported(path, sha256, model, classes, (channels, height, width), dataset, eval_sha256, version)
@@ -88,23 +99,24 @@ def load(path: str, device: torch.device) -> Exported:
 def diagnose(path: str, error: Exception) -> str:
     """What a file is that cannot be loaded as an exported model."""
     with open(path, "rb") as file:
-        start = file.read(2)
-    if start != b"PK":
-        is_onnx = path.endswith(".onnx") or start[:1] == b"\x08"  # its first field, the version
+        start = file.read(3)
+    if start[:2] != b"PK":
+        # ONNX begins with its version (field 1, a number) and its producer (field 2, text).
+        is_onnx = path.endswith(".onnx") or (start[:1] == b"\x08" and start[2:] == b"\x12")
         return "is an ONNX file" if is_onnx else "is not a file in torch's format, or in its old one"
     try:
         with zipfile.ZipFile(path) as file:
             members = file.namelist()
             if damaged := file.testzip():
-                return f"is damaged, in {damaged}"
+                return f"is damaged, in {printable(damaged)}: copy it again"
     except Exception:  # zipfile raises errors of many types
-        return "is damaged: it is incomplete"
+        return "is damaged or incomplete: copy it again"
     if any("/aotinductor/" in member for member in members):
         return "was compiled by AOTInductor for one kind of machine"
     if any(member.endswith(("/constants.pkl", "/archive_format")) for member in members):
         if not any(member.endswith("/extra/metadata.json") for member in members):
             return "has no metadata.json in it"
-        if isinstance(error, json.JSONDecodeError):
+        if isinstance(error, (json.JSONDecodeError, UnicodeError, RecursionError)):
             return "has a metadata.json that is not JSON"
         return f"cannot be loaded by torch {torch.__version__}: {printable(first_reason(error))}"
     if any(member.endswith("/data.pkl") for member in members):
@@ -129,7 +141,10 @@ def checked_logits(exported: Exported, images: Tensor, batch_size: int) -> Tenso
         raise ModelError(f"{name} gives {shapes}. {CURE}")
     if not logits.isfinite().all():
         raise ModelError(f"{name} gives logits that are NaN or infinite. Train it again.")
-    if count > 1 and (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-3).all():
+    if not torch.allclose(answer.float().cpu(), logits[:1], rtol=1e-3, atol=1e-3):
+        raise ModelError(f"{name} is random: two passes over the same image differ. {CURE}")
+    sums = logits.sum(1)  # of probabilities: all the same, 1 over the temperature
+    if count > 1 and len(sums) > 1 and (logits >= 0).all() and torch.allclose(sums, sums[0], rtol=1e-3):
         raise ModelError(f"{name} gives probabilities, not logits. Export it without its last softmax.")
     return logits
 
@@ -138,21 +153,24 @@ def checked_logits(exported: Exported, images: Tensor, batch_size: int) -> Tenso
 def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torch.device) -> None:
     """Print metrics, speed, and precision and recall of each class."""
     name = args.dataset or exported.dataset
-    if not (args.dataset or name in (*DATASETS, "mnist-format") or os.path.isdir(name)):
+    if not (args.dataset or name in (*DATASETS, "mnist-format") or os.path.isabs(name)):
         problem = f"{args.model} was trained on {printable(name)}, which is not here"
         raise ModelError(f"{problem}: give --dataset FOLDER.")
-    download = args.dataset is not None  # nothing is downloaded because a file says so
-    dataset, classes, images, labels = load_split(name, args.data_dir, False, exported.shape[1], download)
+    try:
+        download = args.dataset is not None  # nothing is downloaded because a file says so
+        found = load_split(name, args.data_dir, False, exported.shape[1], download)
+    except DataError as error:
+        cure = "Check --dataset and --data_dir." if download else f"Or download it: --dataset {name}."
+        raise DataError(f"{error} {cure}") from error
+    dataset, classes, images, labels = found
     check_fit(exported, dataset, classes, images)
     same = digest(images, labels) == exported.eval_sha256
 
     images, batch_size = images.to(device), min(args.batch_size, len(images))
-    first = checked_logits(exported, images[:batch_size], batch_size)  # TorchScript compiles in it
+    checked_logits(exported, images[: 2 * batch_size], batch_size)  # TorchScript compiles in its first calls
     start = time.perf_counter()
     logits = checked_logits(exported, images, batch_size)
     seconds = time.perf_counter() - start
-    if not torch.allclose(logits[:batch_size], first, rtol=1e-3, atol=1e-3):
-        raise ModelError(f"{args.model} is random: two passes over the same images differ. {CURE}")
 
     metrics = compute_metrics(logits, labels)
     remark = ", those that the model's own metrics are of" if same else ""
@@ -172,16 +190,16 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torc
 
 def check_fit(exported: Exported, dataset: str, classes: list[str], images: Tensor) -> None:
     """Raise ModelError if the model was trained on other classes or on images of another shape."""
-    shape = tuple(images.shape[1:])
-    if (exported.classes, exported.shape) == (classes, shape):
+    counts, shapes = [len(exported.classes), len(classes)], [list(exported.shape), list(images.shape[1:])]
+    if counts[0] != counts[1] or shapes[0] != shapes[1]:
+        trained_on, found = (f"{n} classes of {shape} (C, H, W)" for n, shape in zip(counts, shapes))
+    elif exported.classes != classes:
+        k = next(k for k, names in enumerate(zip(exported.classes, classes)) if len(set(names)) > 1)
+        trained_on, found = (f"class {k} called {names[k]}" for names in (exported.classes, classes))
+    else:
         return
-    trained_on = f"{len(exported.classes)} classes of {list(exported.shape)}"
-    found = f"{len(classes)} classes of {list(shape)}"
-    if trained_on == found:  # then the names of the classes differ
-        trained_on, found = (f"{names[0]}, {names[1]} ..." for names in (exported.classes, classes))
-    problem = f"{exported.path} is for {trained_on} (C, H, W), {dataset} has {found}"
     cure = f"Choose the --dataset that it was trained on, {exported.dataset}."
-    raise ModelError(printable(f"{problem}. {cure}"))
+    raise ModelError(printable(f"{exported.path} has {trained_on}, {dataset} has {found}. {cure}"))
 
 
 def print_report(guesses: Tensor, labels: Tensor, classes: list[str]) -> None:
@@ -208,7 +226,7 @@ def print_report(guesses: Tensor, labels: Tensor, classes: list[str]) -> None:
 def display_width(text: str) -> int:
     """Columns of a text on a terminal: two for a wide character, none for a combining one."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
+    return len(text) + wide - sum(unicodedata.category(character) in ("Mn", "Me") for character in text)
 
 
 def shorten(name: str) -> str:
@@ -223,6 +241,8 @@ def shorten(name: str) -> str:
 def evaluate_pictures(exported: Exported, args: argparse.Namespace, device: torch.device) -> None:
     """Print the guess and the scores for each picture."""
     paths = list_pictures(args.pictures)
+    if args.predictions and os.path.realpath(args.predictions) in map(os.path.realpath, paths):
+        raise PictureError(f"--predictions would replace the picture {args.predictions}. Name another file.")
     images, remarks = read_pictures(paths, exported)
     logits = checked_logits(exported, images.to(device), args.batch_size)
     block = "\u2588" if "utf" in (sys.stdout.encoding or "").lower() else "#"
@@ -265,7 +285,8 @@ def list_pictures(arguments: list[str]) -> list[str]:
             paths.append(argument)
             continue
         _, folders, _ = import_sources()
-        found = sorted(entry.name for entry in os.scandir(argument) if folders.is_picture_name(entry.name))
+        files = [entry.name for entry in os.scandir(argument) if entry.is_file()]
+        found = sorted(filter(folders.is_picture_name, files))
         if not found:
             raise PictureError(f"{argument} has no pictures in it. Name the folder that holds them.")
         paths += [os.path.join(argument, name) for name in found]
@@ -309,8 +330,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error(f"--batch_size must be at least 1, not {args.batch_size}")
-    inputs = {Path(path).resolve() for path in (args.model, *args.pictures)}
-    if args.predictions is not None and Path(args.predictions).resolve() in inputs:
+    inputs = {os.path.realpath(path) for path in (args.model, *args.pictures)}
+    if args.predictions is not None and os.path.realpath(args.predictions) in inputs:
         parser.error("--predictions would replace the model or a picture")
     return args
 
@@ -332,18 +353,20 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def check_writable(path: Path) -> None:
     """Raise OSError if a file cannot be written. A file that is there stays as it is."""
-    if path.exists() and not path.is_file():
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
         raise OSError(errno.EINVAL, "is not a file that can be replaced", str(path))
+    scratch = target.with_name(f".{target.name}.partial")  # that of `atomic_write`
     try:
-        tempfile.TemporaryFile(dir=path.parent).close()
+        scratch.touch()
+        scratch.unlink()
     except OSError as error:
         error.filename = str(path)
         raise
 
 
 def main() -> int:
-    cures = {ConfigError: "", ModelError: "", PictureError: ""}
-    cures[DataError] = "Name it by --dataset to download it, or check --data_dir."
+    cures = dict.fromkeys([ConfigError, DataError, ModelError, PictureError], "")
     return exit_status(lambda: evaluate(parse_args()), cures)
 
 

@@ -10,12 +10,9 @@ import itertools
 import json
 import math
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
@@ -25,6 +22,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
+from program import describe_environment
 from wandb_run import RunError, WandbRun, pictured_ids
 
 LOCK = ".lock"  # in a run directory, held by the process that writes to it
@@ -69,10 +67,7 @@ def compute_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def expected_calibration_error(scores: Tensor, labels: Tensor, num_bins: int = 15) -> float:
-    """How far the guesses' scores are from their accuracy, in percent, of scores (N, K) and labels (N,).
-
-    Guesses are put into bins of equal width by their score. Each bin counts by its number of guesses.
-    """
+    """Mean distance, in percent, of scores (N, K) from the accuracy, over bins of the guesses' scores."""
     confidence, guess = scores.double().cpu().max(1)
     bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
     gaps = confidence - (guess == labels.cpu()).double()
@@ -84,7 +79,7 @@ def expected_calibration_error(scores: Tensor, labels: Tensor, num_bins: int = 1
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a scratch path, and after the block flush it to the disk and rename it. Raises OSError."""
-    path = Path(path).resolve()  # follow a symbolic link
+    path = Path(os.path.realpath(path))  # follow a symbolic link
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is not a file that can be replaced")
     scratch = path.with_name(f".{path.name}.partial")
@@ -175,23 +170,6 @@ def create_run_dir(run_dir: str | Path | None) -> Path:
         with suppress(FileExistsError):  # another run has just taken this number
             Path(f"runs/{number:03d}").mkdir()
             return Path(f"runs/{number:03d}")
-
-
-def describe_environment() -> dict:
-    """Hardware, package versions, and the git commit of this code; "dirty" if files differ from it."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]  # the hash, not a tag
-    options = {"cwd": Path(__file__).resolve().parent, "capture_output": True, "text": True}
-    git = subprocess.run(command, **options).stdout.strip() if shutil.which("git") else ""
-    gpu = torch.cuda.is_initialized()
-    return {
-        "hardware": torch.cuda.get_device_name() if gpu else torch.cpu.get_capabilities()["cpu_name"],
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        **{found.name: found.version for found in distributions() if found.name in ("torchvision", "wandb")},
-        "commit": git.removesuffix("-dirty") or None,
-        "dirty": git.endswith("-dirty") if git else None,
-    }
 
 
 class RunLogger:

@@ -10,7 +10,7 @@ import json
 import logging
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -58,8 +58,8 @@ class Classifier(nn.Module):
         """Raise ValueError for another shape or range. The values of uint8 images are not read."""
         shape = list(images.shape)
         if len(shape) != 4 or (len(self.image_shape) > 0 and shape[1:] != self.image_shape):
-            expected = f"images of shape (N, C, H, W) with (C, H, W) = {self.image_shape}"
-            raise ValueError(f"expected {expected}, got shape {shape}")
+            known = f" with (C, H, W) = {self.image_shape}" if len(self.image_shape) > 0 else ""
+            raise ValueError(f"expected images of shape (N, C, H, W){known}, got shape {shape}")
         if images.dtype != torch.uint8 and images.dtype != torch.bool and images.numel() > 0:
             low, high = images.float().min().item(), images.float().max().item()
             if not (low >= -0.001 and high <= (1.001 if images.is_floating_point() else 255.0)):
@@ -96,13 +96,17 @@ class ConvNet(nn.Module):
         return self.linear(x)
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The T, from 0.02 to 50, for which softmax(logits / T) of logits (N, K) fits the labels (N,) best.
+def fit_temperature(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The T, from 0.02 to 50, for which softmax(logits / T) fits the labels best; 1 without any batch.
 
-    At the minimum of the cross entropy, the mean logit that the scores expect equals that of the labels.
-    Two more images, of unknown class, keep T away from 0 if every guess is right.
+    `batches` are logits (B, K) and labels (B,) of training images. At the minimum of the cross entropy, the
+    mean logit that the scores expect equals that of the labels. Two more images, of unknown class, keep T
+    away from 0 if every guess is right. In the first 160 steps scores change too fast to be calibrated.
     """
-    logits, labels = logits.double().cpu(), labels.cpu()
+    if not batches:
+        return 1.0
+    logits, labels = (torch.cat(parts).cpu() for parts in zip(*batches))
+    logits = logits.double()
     target = (logits.gather(1, labels[:, None]).sum() + 2 * logits.mean()) / (len(labels) + 2)
     low, high = 0.02, 50.0
     for _ in range(30):  # halve the interval of log T
@@ -123,26 +127,19 @@ def predict_logits(model: nn.Module, images: Tensor, batch_size: int = EVAL_BATC
 
 
 # ---- Export ----
-def export_model(model: Classifier, example: Tensor, metadata: dict, pt2=False) -> dict[str, bytes]:
+def export_model(model: Classifier, images: Tensor, metadata: dict, pt2=False) -> dict[str, bytes]:
     """The content of model.pt and, with `pt2`, of model.pt2: fp32, in eval mode, metadata as JSON inside.
 
     model.pt is TorchScript, by script or else by trace; with `pt2` it is left out if neither takes the net.
     model.pt2 is a torch.export program, for uint8 images only. Each was loaded again and gave the model's
-    logits for `example`, uint8 (N, C, H, W). Raises ModelError.
+    logits for the first of `images`, uint8 (N, C, H, W). Raises ModelError.
     """
-    predict_logits(model, example)  # weight_norm keeps a weight with its graph, which deepcopy refuses
-    model = without_compile(copy.deepcopy(model)).float().cpu().eval()
-    example, model.image_shape = example.cpu(), list(example.shape[1:])
-    logits, shape = predict_logits(model, example), [len(example), len(metadata["classes"])]
-    if list(logits.shape) != shape:
-        raise ModelError(f"The net gives outputs of shape {list(logits.shape)}. Return logits {shape}.")
-    if not torch.allclose(predict_logits(model, example), logits):
-        reason = "gives NaN" if logits.isnan().any() else "is random in eval mode: two passes differ"
-        raise ModelError(f"The net {reason}. Correct its forward().")
-
-    contents, reasons = {}, []
+    images = images[:16].repeat(2, 1, 1, 1)[:16]  # two at least: a batch of one hides mistakes
+    model = export_copy(model, images, len(metadata["classes"]))
+    images, contents, reasons = images.cpu(), {}, {}
     statistics = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
-    for name, write in [("model.pt", script), ("model.pt", trace), ("model.pt2", export_program)][: 2 + pt2]:
+    attempts = [("model.pt", script), ("model.pt", trace)] + pt2 * [("model.pt2", torch_export)]
+    for name, write in attempts:
         if name in contents:  # the script was good
             continue
         takes = {"uint8": [0, 255]} if name == "model.pt2" else {"integer": [0, 255], "float": [0, 1]}
@@ -151,26 +148,55 @@ def export_model(model: Classifier, example: Tensor, metadata: dict, pt2=False) 
         record = {"format": FORMAT, "exporter": write.__name__, **described, **metadata}
         try:
             with silence_torch():
-                content = write(model, example, {METADATA_FILE: json.dumps(record)})
-                check_export(content, model, example, floats="float" in takes)
+                content = write(model, images, {METADATA_FILE: json.dumps(record)})
+                check_export(content, model, images, floats="float" in takes)
             contents[name] = content
         except Exception as error:  # torch raises errors of any type
-            reasons.append(f"{write.__name__}: {first_reason(error)}")
-    if list(contents)[-1:] != [name]:
-        cure = "Rewrite that part of it" + ("" if pt2 else ", or export a model.pt2")
-        raise ModelError(f"The net cannot be exported: {'; '.join(reasons)}. {cure}.")
+            reasons[write.__name__] = first_reason(error)
+    wanted = "model.pt2" if pt2 else "model.pt"
+    if wanted not in contents:
+        told = "; ".join(f"{how}: {reason}" for how, reason in reasons.items())
+        cure = "Rewrite that part of it" + ("" if pt2 else ", or export a model.pt2 (torch.export)")
+        raise ModelError(f"The net cannot be exported to {wanted}: {told}. {cure}.")
     return contents
+
+
+def export_copy(model: Classifier, images: Tensor, num_classes: int) -> Classifier:
+    """A copy to export: fp32, in eval mode, not compiled. Raises ModelError if its net cannot be used."""
+    shape = list(images.shape[1:])
+    try:
+        with torch.no_grad():  # weight_norm keeps a weight with its graph, which deepcopy refuses
+            model.eval()(images)
+        model = without_compile(copy.deepcopy(model)).float().cpu().eval()
+        model.image_shape = shape
+        logits, again = (predict_logits(model, images.cpu()) for _ in range(2))
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"The net fails on images of shape {shape}: {first_reason(error)}.") from error
+    problem = None
+    if list(logits.shape) != [len(images), num_classes]:
+        problem = f"gives outputs of shape {list(logits.shape[1:])} for {num_classes} classes"
+    elif not logits.isfinite().all():
+        problem = "gives NaN or infinity"
+    elif not torch.allclose(logits, again):
+        problem = "is random, or keeps a state, in eval mode: two passes differ"
+    elif (logits >= 0).all() and torch.allclose((logits * model.temperature).sum(1), torch.ones(())):
+        problem = "gives probabilities, not logits"
+    if problem:
+        raise ModelError(f"The net {problem}. Correct its forward().")
+    return model
 
 
 def without_compile(module: nn.Module) -> nn.Module:
     """Undo torch.compile(), in place, in a module and all those inside."""
     module = getattr(module, "_orig_mod", module)
-    for name, child in list(module.named_children()):
-        setattr(module, name, without_compile(child))
+    for name, child in module._modules.items():  # named_children() leaves out a module's second name
+        module._modules[name] = None if child is None else without_compile(child)
     return module
 
 
-def script(model: Classifier, example: Tensor, files: dict) -> bytes:
+def script(model: Classifier, images: Tensor, files: dict) -> bytes:
     """Compile a model to TorchScript. Debug records are left out: they hold the paths of source files."""
     saved, clean = io.BytesIO(), io.BytesIO()
     torch.jit.save(torch.jit.script(model), saved, files)
@@ -181,20 +207,19 @@ def script(model: Classifier, example: Tensor, files: dict) -> bytes:
     return clean.getvalue()
 
 
-def trace(model: Classifier, example: Tensor, files: dict) -> bytes:
-    """Record what the net does with `example`. The rest of the model, and its checks, is compiled."""
+def trace(model: Classifier, images: Tensor, files: dict) -> bytes:
+    """Record what the net does with `images`. The rest of the model, and its checks, is compiled."""
     model = copy.deepcopy(model)
-    normalized = (example.float() / 255 - model.mean) / model.std
+    normalized = (images.float() / 255 - model.mean) / model.std
     with torch.no_grad():
         model.net = torch.jit.trace(model.net, normalized, check_trace=False)
-    return script(model, example, files)
+    return script(model, images, files)
 
 
-def export_program(model: nn.Module, example: Tensor, files: dict) -> bytes:
+def torch_export(model: nn.Module, images: Tensor, files: dict) -> bytes:
     """Export a model by torch.export, without the example images and the paths of source files."""
-    batch = example[:2].repeat(2, 1, 1, 1)[:2]  # a batch of 1 would become a constant
     sizes = ({0: torch.export.Dim("batch", min=1)},)
-    program = torch.export.export(model, (batch,), dynamic_shapes=sizes)
+    program = torch.export.export(model, (images[:2],), dynamic_shapes=sizes)
     program.example_inputs = None
     for graph in (m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)):
         for node in graph.nodes:
@@ -204,13 +229,13 @@ def export_program(model: nn.Module, example: Tensor, files: dict) -> bytes:
     return content.getvalue()
 
 
-def check_export(content: bytes, model: nn.Module, example: Tensor, floats: bool) -> None:
+def check_export(content: bytes, model: nn.Module, images: Tensor, floats: bool) -> None:
     """Raise ModelError unless an exported model gives the logits of the model that it was made from."""
     loaded, _ = load_exported(content)
-    dark, one = example // 8, example[:1]  # a trace may hold for some brightness or batch size alone
-    for images in (example, dark, 255 - dark, one, example / 255 if floats else 255 - example):
-        expected = predict_logits(model, images)
-        difference = (predict_logits(loaded, images) - expected).abs().max().item()
+    dark, one = images // 8, images[:1]  # a trace may hold for some brightness or batch size alone
+    for batch in (images, dark, 255 - dark, one, images / 255 if floats else 255 - images):
+        expected = predict_logits(model, batch)
+        difference = (predict_logits(loaded, batch) - expected).abs().max().item()
         if not difference <= 1e-5 * max(1, expected.abs().max().item()):
             raise ModelError(f"its logits differ by {difference:.2g} from the net's")
 

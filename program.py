@@ -5,12 +5,16 @@ import ctypes
 import os
 import platform
 import shlex
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import field, fields
 from datetime import timedelta
+from importlib.metadata import distributions
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -58,7 +62,7 @@ def launcher() -> str:
     return f"torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']} {shlex.quote(sys.argv[0])} "
 
 
-# ---- The device ----
+# ---- The machine ----
 def pick_device(name: str) -> torch.device:
     """The device called `name`; "auto" is the GPU if there is one. Raises ConfigError if it is missing."""
     if name == "auto":
@@ -85,6 +89,23 @@ def pick_precision(name: str, device: torch.device) -> str:
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     cpu = torch.cpu.get_capabilities()
     return "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
+
+
+def describe_environment() -> dict:
+    """Hardware, package versions, and the git commit of this code; "dirty" if files differ from it."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]  # the hash, not a tag
+    options = {"cwd": Path(__file__).resolve().parent, "capture_output": True, "text": True}
+    git = subprocess.run(command, **options).stdout.strip() if shutil.which("git") else ""
+    gpu = torch.cuda.is_initialized()
+    return {
+        "hardware": torch.cuda.get_device_name() if gpu else torch.cpu.get_capabilities()["cpu_name"],
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{found.name: found.version for found in distributions() if found.name in ("torchvision", "wandb")},
+        "commit": git.removesuffix("-dirty") or None,
+        "dirty": git.endswith("-dirty") if git else None,
+    }
 
 
 # ---- Memory, signals, exit status ----

@@ -112,7 +112,7 @@ def train(config: Config) -> Path:
     net = ConvNet(len(data.classes), image_shape, config.l1_size, config.l2_size, config.conv_kernel)
     model = Classifier(net, mean, std).to(device, memory_format=torch.channels_last)
     if rank == 0:  # try the export now: after the last epoch it is too late to change the net
-        export_model(model, data.eval_images[:16], {"classes": data.classes}, config.export_pt2)
+        export_model(model, data.eval_images, {"classes": data.classes}, config.export_pt2)
     ddp_model = DistributedDataParallel(model) if world_size > 1 else model  # batch norm stays local
     optimizer = torch.optim.Adam(model.parameters(), config.lr, betas=(0.9, config.beta2), fused=True)
     base_rates = [group["lr"] for group in optimizer.param_groups]  # a checkpoint restores scheduled rates
@@ -138,7 +138,7 @@ def train(config: Config) -> Path:
             # ---- Train ----
             start = time.perf_counter()
             model.train()
-            recent = deque(maxlen=40)  # (logits, labels) of the last steps, for the temperature
+            recent = deque(maxlen=40 if epoch * steps_per_epoch >= 160 else 0)  # (logits, labels)
             train_set = data.train_images, data.train_labels
             shuffled = batches(*train_set, config.batch_size, generator, config.augment, rank, world_size)
             shuffled = progress(shuffled, num_images, f"epoch {epoch}/{config.epochs}", log)
@@ -161,7 +161,7 @@ def train(config: Config) -> Path:
 
             # ---- Evaluate ----
             if rank == 0:
-                model.temperature.fill_(fit_temperature(*map(torch.cat, zip(*recent))))
+                model.temperature.fill_(fit_temperature(recent))
                 logits = predict_logits(model, data.eval_images)  # (N, K), in fp32 like the exported model
                 log.log_epoch(epoch, step, logits, data.eval_labels, seconds)
                 save_checkpoint(log.run_dir, epoch, generator, state)
@@ -169,7 +169,7 @@ def train(config: Config) -> Path:
         # ---- Export ----
         if rank == 0:
             metadata = describe(config, data, log)
-            log.log_model(export_model(model, data.eval_images[:16], metadata, config.export_pt2), metadata)
+            log.log_model(export_model(model, data.eval_images, metadata, config.export_pt2), metadata)
     if rank == 0:
         print_results(config, len(data.eval_images), log)
     if world_size > 1:
@@ -193,7 +193,7 @@ def describe(config: Config, data: ImageData, log: RunLogger) -> dict:
     eval_sha256 = digest(data.eval_images, data.eval_labels)
     return {
         "classes": data.classes,
-        "dataset": Path(data.name).name,
+        "dataset": f"folder {Path(data.name).name}" if os.path.isabs(data.name) else data.name,
         "train": {"images": len(data.train_labels), "sha256": digest(data.train_images, data.train_labels)},
         "eval": {"split": split, "images": len(data.eval_labels), "sha256": eval_sha256},
         "metrics": {key: value for key, value in log.summary.items() if key not in hidden},

@@ -35,9 +35,9 @@ import opponents  # noqa: E402
 
 import train  # noqa: E402
 from data import batches, load_data  # noqa: E402
-from logging_utils import RunLogger, describe_environment  # noqa: E402
+from logging_utils import RunLogger  # noqa: E402
 from model import Classifier, ConvNet, export_model, load_exported, predict_logits  # noqa: E402
-from program import keep_freed_memory, pick_device  # noqa: E402
+from program import describe_environment, keep_freed_memory, pick_device  # noqa: E402
 from sources.drawn import draw_digits  # noqa: E402
 
 TUTORIAL = {"batch_size": 32, "lr": 0.001, "schedule": "constant", "augment": 0.0, "label_smoothing": 0.0}

@@ -88,15 +88,23 @@ def export(path, shape=(1, 28, 28), classes="0123456789", **metadata):
 
 def test_model_that_does_not_fit_the_data_is_refused(main, small_dir, tmp_path):
     wide, few = export(tmp_path / "wide.pt", (1, 32, 32)), export(tmp_path / "few.pt", classes="01234")
-    for path, words in ((wide, "[1, 32, 32]"), (few, "5 classes")):
+    other = export(tmp_path / "other.pt", classes="01x3456789")
+    cases = {
+        wide: "10 classes of [1, 32, 32]",
+        few: "5 classes",
+        other: "has class 2 called x",
+    }
+    for path, words in cases.items():
         result = main("evaluate.py", path, "--data_dir", small_dir, cwd=tmp_path)
         assert_one_line_error(result, path.name, words)
 
 
 def test_folder_that_is_not_here_is_asked_for(main, tmp_path):
-    path = export(tmp_path / "model.pt", dataset="my leaves\x1b[2J")
+    path = export(tmp_path / "model.pt", dataset="folder my leaves\x1b[2J")
     result = main("evaluate.py", path, cwd=tmp_path)
-    assert_one_line_error(result, "trained on my leaves\\x1b[2J, which is not here: give --dataset FOLDER")
+    assert_one_line_error(
+        result, "trained on folder my leaves\\x1b[2J, which is not here: give --dataset FOLDER"
+    )
     assert "\x1b" not in result.stdout
 
 
@@ -127,7 +135,7 @@ def test_model_of_a_folder_is_evaluated_on_a_moved_copy(tmp_path):
 
     (tmp_path / "secret/digits").rename(tmp_path / "moved")
     result = run("evaluate.py", "run/model.pt", cwd=tmp_path)
-    assert_one_line_error(result, "trained on digits, which is not here: give --dataset FOLDER")
+    assert_one_line_error(result, "trained on folder digits, which is not here: give --dataset FOLDER")
     result = run("evaluate.py", "run/model.pt", "--dataset", "moved", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert f"wrong     {summary['wrong']}\n" in result.stdout
@@ -140,7 +148,7 @@ def test_model_of_a_folder_is_evaluated_on_a_moved_copy(tmp_path):
 def test_nothing_is_downloaded_on_behalf_of_a_file(main, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("the network was used"))
     result = main("evaluate.py", export(tmp_path / "model.pt"), cwd=tmp_path)
-    assert_one_line_error(result, "images-idx3-ubyte is missing", "by --dataset to download it")
+    assert_one_line_error(result, "images-idx3-ubyte is missing", "Or download it: --dataset mnist.")
     assert os.listdir(tmp_path) == ["model.pt"]
 
 
@@ -171,9 +179,9 @@ class Tuple(torch.nn.Module):
     ("kind", "words"),
     [
         ("probabilities", "gives probabilities, not logits"),
-        ("random", "is random: two passes over the same images differ"),
+        ("random", "is random: two passes over the same image differ"),
         ("NaN", "gives logits that are NaN"),
-        ("three", "gives logits of shape [1, 3], not [1, 10]"),
+        ("three", "gives logits of shape [2, 3], not [2, 10]"),
         ("tuple", "gives a tuple, not logits"),
     ],
 )
@@ -185,6 +193,23 @@ def test_answers_that_are_not_logits_are_named(kind, words, main, small_dir, tmp
     batch = ("--batch_size", 1) if kind == "three" else ()
     result = main("evaluate.py", "m.pt", "--data_dir", small_dir, *batch, cwd=tmp_path)
     assert_one_line_error(result, "m.pt", words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"classes": []}, "says nothing usable on its classes"),
+        ({"classes": "0123456789"}, "says nothing usable on its classes"),
+        ({"input": {"shape": [None, float("inf"), 28, 28]}}, "says nothing usable"),
+        ({"input": None}, "says nothing usable"),
+        ({"format": 3}, "was written by a newer version"),
+    ],
+)
+def test_metadata_that_cannot_be_used_end_in_one_line(change, words, main, tmp_path):
+    record = {"classes": ["a", "b"], "input": {"shape": [None, 1, 28, 28]}, "dataset": "mnist", "torch": "2"}
+    text = json.dumps(record | change)
+    torch.jit.save(torch.jit.script(Answers("logits")), tmp_path / "m.pt", {"metadata.json": text})
+    assert_one_line_error(main("evaluate.py", "m.pt", cwd=tmp_path), words)
 
 
 def make_unusable_files(folder: Path) -> dict[str, str]:
@@ -237,7 +262,9 @@ def test_file_that_is_not_an_exported_model_is_told_what_it_is(main, tmp_path):
 
 def test_predictions_that_cannot_be_written_are_found_first(main, finished, small_dir, tmp_path):
     (tmp_path / "folder.csv").mkdir()
-    for path in ("no/such/folder.csv", "folder.csv", "/dev/full"):
+    (tmp_path / "dangling.csv").symlink_to(tmp_path / "no" / "such.csv")
+    long = "n" * 250 + ".csv"
+    for path in ("no/such/folder.csv", "folder.csv", "/dev/full", "dangling.csv", long):
         flags = ("--data_dir", small_dir, "--predictions", path)
         result = main("evaluate.py", finished / "model.pt", *flags, cwd=tmp_path)
         assert_one_line_error(result, path)
@@ -311,7 +338,10 @@ def test_folder_of_pictures_stands_for_the_pictures_in_it(finished, tmp_path):
     assert result.returncode == 0, result.stderr
     with open(tmp_path / "own.csv", newline="") as file:
         assert [row["id"] for row in csv.DictReader(file)] == ["mine/a.jpg", "mine/b.png"]
-    (tmp_path / "none").mkdir()
+    result = run("evaluate.py", finished / "model.pt", "mine", "--predictions", "mine/a.jpg", cwd=tmp_path)
+    assert_one_line_error(result, "would replace the picture")
+    Image.open(tmp_path / "mine/a.jpg").verify()
+    (tmp_path / "none/folder.png").mkdir(parents=True)
     result = run("evaluate.py", finished / "model.pt", "none", cwd=tmp_path)
     assert_one_line_error(result, "none has no pictures in it")
 

@@ -173,7 +173,7 @@ def test_temperature_makes_the_scores_honest():
     logits = 3 * torch.randn(20_000, 10, generator=generator)
     labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
     for factor in (0.3, 1.0, 4.0):
-        found = fit_temperature(factor * logits, labels)
+        found = fit_temperature([(factor * logits, labels)])
         assert found == pytest.approx(factor, rel=0.03)
         assert expected_calibration_error((factor * logits / found).softmax(1), labels) < 1
     assert expected_calibration_error((0.3 * logits).softmax(1), labels) > 20
@@ -182,9 +182,10 @@ def test_temperature_makes_the_scores_honest():
 def test_temperature_of_a_net_without_errors_stays_finite():
     labels = torch.arange(100) % 10
     logits = 5.0 * F.one_hot(labels, 10)
-    scores = (logits / fit_temperature(logits, labels)).softmax(1)
+    scores = (logits / fit_temperature([(logits, labels)])).softmax(1)
     assert 0.95 < scores.max() < 0.999  # 100 right guesses do not prove more than that
-    assert 0.02 <= fit_temperature(torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64)) <= 50
+    assert fit_temperature([]) == 1
+    assert 0.02 <= fit_temperature([(torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64))]) <= 50
 
 
 def test_calibration_error_agrees_with_one_by_hand():
@@ -320,8 +321,24 @@ def from_torchvision(name: str) -> nn.Module:
     return getattr(pytest.importorskip("torchvision.models"), name)(num_classes=10)
 
 
+class KeepsConstant(Flat):
+    """A constant is made in the first forward, and used in training."""
+
+    def forward(self, *args):
+        if not hasattr(self, "gain"):
+            self.gain = torch.linspace(0.5, 1, 10)
+        return super().forward(*args) * self.gain
+
+
+def compiled_twice() -> nn.Module:
+    layer = torch.compile(nn.Linear(8, 8), backend="eager")
+    return nn.Sequential(*small_net()[:4], layer, nn.ReLU(), layer, nn.Linear(8, 10))
+
+
 NETS = {
     "arguments": Flat,
+    "constant": KeepsConstant,
+    "compiled twice": compiled_twice,
     "hook": hooked_net,
     "weight_norm": lambda: small_net(nn.utils.parametrizations.weight_norm),
     "old weight_norm": lambda: small_net(nn.utils.weight_norm),
@@ -358,6 +375,12 @@ def test_nets_of_all_kinds_are_exported(name, tmp_path):
     assert model.train()(images).requires_grad  # training can go on
 
 
+def test_trying_the_export_leaves_a_new_net_trainable():
+    model, images = Classifier(KeepsConstant(), 0.5, 0.25), torch.zeros(6, 3, 32, 32, dtype=torch.uint8)
+    export_model(model, images[:1], {"classes": CLASSES})
+    F.cross_entropy(model.train()(images), torch.arange(6)).backward()
+
+
 def test_net_that_only_torch_export_takes():
     model, images = colour_model(Branch())
     metadata = {"classes": CLASSES}
@@ -375,8 +398,13 @@ def test_net_that_only_torch_export_takes():
     [
         (PythonBranch, "script: Compiled functions can't take variable number .*trace: its logits differ"),
         (Numpy, "trace: its logits differ by"),
-        (Random, "is random in eval mode: two passes differ"),
-        (lambda: nn.Flatten(), r"gives outputs of shape \[6, 3072\]. Return logits \[6, 10\]"),
+        (Random, "is random, or keeps a state, in eval mode: two passes differ"),
+        (nn.Flatten, r"gives outputs of shape \[3072\] for 10 classes"),
+        (lambda: nn.Sequential(Flat(), nn.Softmax(1)), "gives probabilities, not logits"),
+        (
+            lambda: nn.Conv2d(1, 4, 3),
+            r"fails on images of shape \[3, 32, 32\]: Given groups=1",
+        ),
     ],
 )
 def test_net_that_nothing_takes_is_told_why(net, words, pt2, capfd):
@@ -395,7 +423,7 @@ def test_net_that_gives_nan_is_told_so(images):
     model = new_model()
     with torch.no_grad():
         model.net.linear.bias[3] = float("nan")
-    with pytest.raises(ModelError, match="gives NaN"):
+    with pytest.raises(ModelError, match="gives NaN or infinity"):
         export_model(model, images, {"classes": CLASSES})
 
 
