@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
@@ -441,6 +442,9 @@ class WandbRun:
             raise RunError(f"W&B: {error!r:.200}. Fix WANDB_*, or set WANDB_MODE=disabled.") from error
         self.first_step = self.run.starting_step  # W&B has the steps before
         logging.getLogger("wandb").setLevel(logging.CRITICAL)  # else a full disk gives thousands of lines
+        warnings.filterwarnings(
+            "ignore", "Implicitly cleaning up", ResourceWarning
+        )  # W&B's, when it forgets
         self.id = run_id or (secrets.token_hex(4) if self.run.disabled else self.run.id)
         self.jobs = queue.Queue(QUEUE_SIZE)  # (method, arguments), or None at the end
         self.patience = self.epoch_wait  # seconds left to wait in this epoch
