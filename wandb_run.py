@@ -109,6 +109,10 @@ class WandbRun:
                 return self.wandb.init(mode=mode, **options, **resume)
         except self.wandb.Error as error:
             print(f"W&B: offline, because of {error!r:.200}", file=sys.stderr)
+            if not self.wandb.run:  # a new service, because this one keeps the id of the run that failed
+                kill_service()
+                with suppress(Exception, SystemExit):
+                    self.wandb.teardown(1)
             with silent_stderr():
                 return self.wandb.init(mode="offline", **options)
 

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
-from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -149,7 +148,7 @@ def download_dataset(name: str, data_dir: Path) -> None:
     """
     from torchvision.datasets.utils import download_and_extract_archive
 
-    root, problems = data_dir / TORCHVISION_SETS[name][1], {}  # cause -> the hosts that gave it
+    root, problems = data_dir / TORCHVISION_SETS[name][1], {}  # cause -> the URLs that gave it
     data_dir.mkdir(parents=True, exist_ok=True)
     for archives in list_archives(name):
         with tempfile.TemporaryDirectory(dir=data_dir) as scratch, socket_timeout(DOWNLOAD_STALL):
@@ -160,7 +159,7 @@ def download_dataset(name: str, data_dir: Path) -> None:
                         shutil.copyfile(packed, Path(scratch, packed.name))
                     download_and_extract_archive(url, scratch, md5=md5, remove_finished=True)
             except (RuntimeError, URLError, TimeoutError, ConnectionError, HTTPException) as error:
-                problems.setdefault(cause(error), []).append(urlsplit(url).netloc)
+                problems.setdefault(cause(error).rstrip("."), []).append(url)
                 continue
             for file in filter(Path.is_file, Path(scratch).rglob("*")):
                 target = root / file.relative_to(scratch)
@@ -168,7 +167,7 @@ def download_dataset(name: str, data_dir: Path) -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     file.replace(target)
             return
-    raise DownloadError("; ".join(f"{why} ({', '.join(hosts)})" for why, hosts in problems.items()))
+    raise DownloadError("; ".join(f"{why} ({', '.join(urls)})" for why, urls in problems.items()))
 
 
 def cause(error: Exception) -> str:

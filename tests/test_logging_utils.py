@@ -19,6 +19,7 @@ from wandb_server import WandbServer
 
 import data
 import logging_utils
+import program
 from logging_utils import (
     RunError,
     RunLogger,
@@ -428,6 +429,6 @@ def test_refused_logger_leaves_nothing_behind(wrong, monkeypatch, tmp_path):
 
 
 def test_environment_is_described_without_torchvision(monkeypatch):
-    monkeypatch.setattr(logging_utils, "distributions", lambda: [])
-    described = logging_utils.describe_environment()
+    monkeypatch.setattr(program, "distributions", lambda: [])
+    described = program.describe_environment()
     assert described["torch"] == torch.__version__ and "torchvision" not in described

@@ -16,6 +16,8 @@ from test_logging_utils import read_table, records
 from wandb_server import WandbServer
 
 import data
+import publish
+import wandb_run
 
 
 @pytest.fixture(scope="session")
@@ -108,6 +110,19 @@ def test_run_that_wandb_got_in_part_is_completed(fault, tiny_dir, tmp_path):
         published = run("publish.py", "run", cwd=tmp_path, **server.env)
         assert published.returncode == 0 and published.stderr == "", published.stderr
         assert_everything_arrived(server, tmp_path / "run", tiny_dir)
+
+
+def hasty_publish() -> int:
+    wandb_run.INIT_TIMEOUT = 4
+    return publish.main()
+
+
+def test_silent_server_is_told_in_two_lines(moved, tmp_path):
+    with WandbServer("is silent") as server:
+        result = run(hasty_publish, moved, cwd=tmp_path, **server.env)
+    lines = result.stderr.splitlines()
+    assert result.returncode == 2 and len(lines) == 2, result.stderr
+    assert lines[0].startswith("W&B: offline, because of") and lines[1].startswith("error: W&B got nothing")
 
 
 def test_offline_copy_is_read_back(moved, tiny_dir, tmp_path):

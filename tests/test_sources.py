@@ -161,7 +161,7 @@ def test_mirror_that_gives_other_files_leaves_nothing_behind(packed, monkeypatch
     damaged = {**packed, f"{MNIST_FILES[3]}.gz": gzip.compress(bytes(58))}
     with serve(damaged) as (mirror, _):
         monkeypatch.setattr(MNIST, "mirrors", [mirror])
-        with pytest.raises(SourceError, match=f"{MNIST_FILES[3]}.gz: File not found or corrupted"):
+        with pytest.raises(SourceError, match=f"File not found or corrupted .*{MNIST_FILES[3]}.gz"):
             resolve_dataset("mnist", tmp_path / "data")
     assert not any((tmp_path / "data").iterdir())
 
