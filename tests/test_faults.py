@@ -235,6 +235,12 @@ def impatient() -> int:
     return train.main()
 
 
+def with_short_queue(program) -> int:
+    """A program that has to wait for W&B sooner."""
+    wandb_run.QUEUE_SIZE = 8
+    return program()
+
+
 def read_times(process) -> list[tuple[float, str]]:
     """The lines of a program's output and when they came. The last is "", when the program has ended."""
     lines = [(time.monotonic(), line) for line in iter(process.stdout.readline, "")]
@@ -305,13 +311,14 @@ def test_training_does_not_wait_for_wandb_in_mid_run(fault, settings, tmp_path, 
     """The bound is EPOCH_WAIT in one epoch, 1 s here; then W&B is given up."""
     with WandbServer(None if fault == "STOP" else fault) as server:
         program = partial(wandb_signalled, "STOP") if fault == "STOP" else impatient
-        process = start(program, *settings, "--epochs", 90, cwd=tmp_path, **server.env)
+        program = partial(with_short_queue, program)
+        process = start(program, *settings, "--epochs", 30, cwd=tmp_path, **server.env)
         lines, error = read_times(process), process.stderr.read()
     process.stdout.close(), process.stderr.close()
     assert process.returncode == 0, error
     moments = [moment for moment, line in lines if line.startswith("epoch ")]
     waits = sorted(later - earlier for earlier, later in zip(moments, moments[1:]))
-    assert len(moments) == 90 and waits[-1] < 6 and waits[-2] < 5, waits
+    assert len(moments) == 30 and waits[-1] < 6 and waits[-2] < 5, waits
     (line,) = error.splitlines()
     assert line.startswith("W&B: no further records, because "), error
     assert lines[-1][0] - moments[-1] < 8 + 10 + 10

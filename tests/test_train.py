@@ -222,7 +222,8 @@ def test_modules_run_alone_in_an_empty_folder(small_dir, tmp_path):
     assert config["precision"] == "fp32" and config["device"] in ("cpu", "cuda")
     assert len((tmp_path / "runs/001/predictions/epoch-001.csv").read_text().splitlines()) == 101
     (tmp_path / "alone").mkdir()
-    shutil.copyfile(ROOT / "wandb_run.py", tmp_path / "alone" / "wandb_run.py")  # which logging_utils needs
+    for name in ("program.py", "wandb_run.py"):  # which logging_utils needs
+        shutil.copyfile(ROOT / name, tmp_path / "alone" / name)
     for name in MODULES[1:]:
         shutil.copyfile(ROOT / name, tmp_path / "alone" / "it.py")
         result = run(import_alone, cwd=tmp_path / "alone")
