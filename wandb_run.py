@@ -109,10 +109,7 @@ class WandbRun:
                 return self.wandb.init(mode=mode, **options, **resume)
         except self.wandb.Error as error:
             print(f"W&B: offline, because of {error!r:.200}", file=sys.stderr)
-            if not self.wandb.run:  # a new service, because this one keeps the id of the run that failed
-                kill_service()
-                with suppress(Exception, SystemExit):
-                    self.wandb.teardown(1)
+            options["id"] = secrets.token_hex(4)  # W&B does not give up the id of the run that failed
             with silent_stderr():
                 return self.wandb.init(mode="offline", **options)
 
