@@ -216,7 +216,7 @@ def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) ->
     cure = "Set --dataset and --data_dir, or add --no_images for a page without pictures."
     try:
         if val_size:
-            data = load_data(dataset, data_dir, val_size, image_size)
+            data = load_data(dataset, data_dir, val_size, image_size, download=False)
             images, labels = data.eval_images, data.eval_labels
         else:
             _, _, images, labels = load_split(dataset, data_dir, False, image_size, download=False)

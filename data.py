@@ -40,12 +40,12 @@ class ImageData:
         return replace(self, **{k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)})
 
 
-def load_data(dataset="auto", data_dir: str | Path = "data", val_size=0, image_size=28) -> ImageData:
+def load_data(dataset="auto", data_dir="data", val_size=0, image_size=28, download=True) -> ImageData:
     """Load a data set: "mnist", a name that sources/ knows, or the path of a folder of pictures.
 
     With `val_size`, that many training images, always the same, replace the test set. Raises DataError.
     """
-    name, classes, images, labels = load_split(dataset, data_dir, True, image_size)
+    name, classes, images, labels = load_split(dataset, data_dir, True, image_size, download)
     if val_size >= len(images):
         raise DataError(f"val_size {val_size} leaves no training image of {len(images)}. Hold out fewer.")
     if val_size:
@@ -54,7 +54,7 @@ def load_data(dataset="auto", data_dir: str | Path = "data", val_size=0, image_s
         eval_images, eval_labels = images[held_out], labels[held_out]
         images, labels = images[kept], labels[kept]
     else:
-        eval_name, _, eval_images, eval_labels = load_split(name, data_dir, False, image_size)
+        eval_name, _, eval_images, eval_labels = load_split(name, data_dir, False, image_size, download)
         name = name if name == eval_name else "mnist-format"
     if images.shape[1:] != eval_images.shape[1:] or min(images.shape[2:]) < 4:
         found = f"{list(images.shape[1:])} and {list(eval_images.shape[1:])}"

@@ -14,7 +14,8 @@ VERDICTS = {
     2: ["all right", "fixed", "broken", "both wrong the same", "both wrong otherwise"],
     3: ["all right", "disagree", "all wrong the same", "all wrong otherwise"],
 }
-NOT_SETTINGS = {"run_dir", "data_dir", "classes", "parameters"}  # keys that are not compared as settings
+# Keys of config.json that are not compared as settings.
+NOT_SETTINGS = {"run_dir", "data_dir", "classes", "parameters", "resume", "wandb_id", "wandb_lacks_part"}
 
 
 @dataclass(eq=False)
