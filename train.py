@@ -6,7 +6,7 @@
     torchrun --nproc_per_node=2 train.py                    on two GPUs, or in two CPU processes
 
 README.md lists the files of a run, --help every setting. MNIST on two cores of an AMD EPYC, in bf16, with
-torch 2.14: 99.52 % accuracy (standard deviation 0.04 over 5 seeds) in 87 s of training.
+torch 2.14: 99.56 % accuracy (standard deviation 0.05 over 5 seeds) in 98 s of training.
 """
 
 import io
