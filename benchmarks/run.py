@@ -304,7 +304,10 @@ def race() -> None:
     logging = [100 * (run["losses"] + run["epochs"]) / sum(run["train"]) for run in default]
     rows = [
         ["the tutorial's table of 10,000 rows, s", f"{their_table:.2f}"],
-        ["what training waits for of ours, CSV and metrics included, s", f"{our_table:.2f} (1/{their_table / our_table:.0f})"],
+        [
+            "what training waits for of ours, CSV and metrics included, s",
+            f"{our_table:.2f} (1/{their_table / our_table:.0f})",
+        ],
         ["the same, % of the training time of a default run", spread(logging)],
         ["peak memory by epoch, GiB", ", ".join(f"{gib:.2f}" for gib in default[0]["memory"])],
     ]
