@@ -160,7 +160,8 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torc
         download = args.dataset is not None  # nothing is downloaded because a file says so
         found = load_split(name, args.data_dir, False, exported.shape[1], download)
     except DataError as error:
-        cure = "Check --dataset and --data_dir." if download else f"Or download it: --dataset {name}."
+        known = not download and name in DATASETS
+        cure = f"Or download it: --dataset {name}." if known else "Check --dataset and --data_dir."
         raise DataError(f"{error} {cure}") from error
     dataset, classes, images, labels = found
     check_fit(exported, dataset, classes, images)

@@ -10,7 +10,7 @@ import json
 import logging
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -96,12 +96,12 @@ class ConvNet(nn.Module):
         return self.linear(x)
 
 
-def fit_temperature(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+def fit_temperature(batches: Sequence[tuple[Tensor, Tensor]]) -> float:
     """The T, from 0.02 to 50, for which softmax(logits / T) fits the labels best; 1 without any batch.
 
-    `batches` are logits (B, K) and labels (B,) of training images. At the minimum of the cross entropy, the
-    mean logit that the scores expect equals that of the labels. Two more images, of unknown class, keep T
-    away from 0 if every guess is right. In the first 160 steps scores change too fast to be calibrated.
+    `batches` are logits (B, K) and labels (B,) of the last training steps. At the minimum of the cross
+    entropy, the mean logit that the scores expect equals that of the labels. Two more images, of unknown
+    class, keep T away from 0. In the first 160 steps scores change too fast to be calibrated.
     """
     if not batches:
         return 1.0

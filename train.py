@@ -138,7 +138,7 @@ def train(config: Config) -> Path:
             # ---- Train ----
             start = time.perf_counter()
             model.train()
-            recent = deque(maxlen=40 if epoch * steps_per_epoch >= 160 else 0)  # (logits, labels)
+            recent = deque(maxlen=40 if epoch * steps_per_epoch >= 160 else 0)  # for fit_temperature
             train_set = data.train_images, data.train_labels
             shuffled = batches(*train_set, config.batch_size, generator, config.augment, rank, world_size)
             shuffled = progress(shuffled, num_images, f"epoch {epoch}/{config.epochs}", log)
