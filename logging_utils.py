@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -20,7 +20,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from torch import Tensor
-from tqdm import tqdm
 
 from program import describe_environment
 from wandb_run import RunError, WandbRun, pictured_ids
@@ -343,12 +342,3 @@ class RunLogger:
                 with suppress(OSError):
                     self.write_config()
             self.lock.release()
-
-
-def progress(batches: Iterable, count: int, title: str, log: RunLogger) -> Iterator:
-    """Pass batches (images, labels, ...) through, with a progress bar if there is a terminal."""
-    with tqdm(total=count, desc=title, unit=" images", disable=log.rank > 0 or None, leave=False) as bar:
-        for batch in batches:
-            yield batch
-            bar.set_postfix(loss=f"{log.latest_loss:.3f}", refresh=False)
-            bar.update(len(batch[1]) * log.world_size)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SHORT, assert_one_line_error, assert_usage_error, contents, write_mnist_files
+from conftest import ROOT, SHORT, assert_one_line_error, assert_usage_error, contents
 from programs import environment, run, run_python
 
 import train
@@ -317,34 +317,6 @@ def test_setting_that_an_old_run_does_not_know_has_its_default(main, small_dir, 
 def test_flag_that_is_on_can_be_switched_off():
     assert train.parse_config(["--export_pt2"]).export_pt2
     assert not train.parse_config(["--export_pt2", "--no-export_pt2"]).export_pt2
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
-def test_gpu_trains_repeatably_and_exports_for_the_cpu(precision, tmp_path):
-    folder = write_mnist_files(tmp_path / "data", train=4000, test=1000)
-    for name in ("one", "two"):
-        flags = ("--precision", precision, "--device", "cuda", "--epochs", 2, "--run_dir", name)
-        result = run("train.py", "--data_dir", folder, *flags, cwd=tmp_path, WANDB_MODE="disabled")
-        assert result.returncode == 0, result.stderr
-    one, two = ((tmp_path / name / "predictions/epoch-002.csv").read_text() for name in ("one", "two"))
-    assert one == two
-    run(
-        "evaluate.py",
-        "one/model.pt",
-        "--device",
-        "cpu",
-        "--data_dir",
-        folder,
-        "--predictions",
-        "p.csv",
-        cwd=tmp_path,
-    )
-    guesses = [
-        [line.split(",")[:2] for line in text.splitlines()]
-        for text in (one, (tmp_path / "p.csv").read_text())
-    ]
-    assert guesses[0] == guesses[1]
 
 
 def without_memory(error: str) -> int:
