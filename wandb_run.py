@@ -20,6 +20,7 @@ from pathlib import Path
 
 PROJECT, TABLE = "table-quickstart", "test_predictions"  # on W&B: the project, and the key of the table
 INIT_TIMEOUT, FINISH_TIMEOUT = 20, 30  # seconds that W&B waits for its server, at the start and at the end
+INIT_WAIT = 30  # seconds after which a service that W&B waits for is killed
 EPOCH_WAIT, END_WAIT = 10, 40  # seconds that training waits for W&B at most, in an epoch and at the end
 QUEUE_SIZE = 64  # records (losses of 50 steps, or an epoch) on their way to W&B
 
@@ -77,7 +78,7 @@ class WandbRun:
         self.wandb = wandb
         try:
             self.run = self.start(run_id, again)
-        except (wandb.Error, ValueError) as error:  # ValueError: a variable of the wrong type
+        except Exception as error:
             self.restore_environment()
             raise RunError(f"W&B: {error!r:.200}. Fix WANDB_*, or set WANDB_MODE=disabled.") from error
         self.first_step = self.run.starting_step  # W&B has the steps before
@@ -104,14 +105,22 @@ class WandbRun:
         options |= {"config": self.config, "id": run_id}
         options["reinit"] = "create_new" if self.wandb.run else None  # leave a run of the caller's alone
         resume = {"resume": "allow"} if run_id and mode != "offline" and not again else {}
+        watchdog = threading.Timer(INIT_WAIT, kill_service)  # W&B waits for it for ever
+        watchdog.start()
         try:
             with silent_stderr():  # of W&B's service, which else prints its crash
                 return self.wandb.init(mode=mode, **options, **resume)
-        except self.wandb.Error as error:
+        except ValueError:  # a variable of the wrong type
+            raise
+        except Exception as error:  # W&B has many types for a service that is dead
             print(f"W&B: offline, because of {error!r:.200}", file=sys.stderr)
             options["id"] = secrets.token_hex(4)  # W&B does not give up the id of the run that failed
+            with silent_stderr(), suppress(Exception, SystemExit):
+                self.wandb.teardown()  # of a service that is dead
             with silent_stderr():
                 return self.wandb.init(mode="offline", **options)
+        finally:
+            watchdog.cancel()
 
     def submit(self, method: Callable, *arguments) -> None:
         """Have the thread call `log_losses`, `log_epoch` or `log_model`. Waits only if its queue is full."""

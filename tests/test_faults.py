@@ -286,6 +286,30 @@ def wandb_signalled(name: str) -> int:
     return impatient()
 
 
+def wandb_stopped_at_its_start() -> int:
+    """W&B's process gets SIGSTOP as soon as it is there."""
+
+    def stop() -> None:
+        while subprocess.run(["pkill", "-STOP", "-P", str(os.getpid()), "wandb-core"]).returncode:
+            time.sleep(0.01)
+
+    threading.Thread(target=stop, daemon=True).start()
+    wandb_run.INIT_WAIT = 4
+    return impatient()
+
+
+def test_wandb_process_is_stopped_at_its_start(settings, whole, tmp_path, faults):
+    with WandbServer() as server:
+        process = start(wandb_stopped_at_its_start, *settings, cwd=tmp_path, **server.env)
+        started, lines, error = time.monotonic(), read_times(process), process.stderr.read()
+    process.stdout.close(), process.stderr.close()
+    assert process.returncode == 0, error
+    assert error.startswith("W&B: offline, because of ") and error.count("\n") == 1, error
+    assert lines[0][0] - started < 4 + 10 and lines[-1][0] - lines[-2][0] < 10, lines
+    assert contents(tmp_path / "run") == whole
+    faults("W&B's process stopped, killed or crashed")
+
+
 @pytest.mark.parametrize("name", ["STOP", "KILL", "SEGV", "ABRT"])
 def test_wandb_process_is_stopped_or_dies(name, settings, whole, tmp_path, faults):
     mode = "offline" if name == "KILL" else "online"
