@@ -147,8 +147,8 @@ def holds_run(run_dir: str | Path) -> bool:
     names = set(os.listdir(root)) if root.exists() else set()
     if names <= LEFTOVERS or "config.json" in names:
         return "config.json" in names
-    problem = f"{run_dir} is not empty: it holds {min(names - LEFTOVERS)}, but no config.json to --resume"
-    raise RunError(f"{problem}. Choose another --run_dir.")
+    problem = f"{run_dir} is not empty: it holds {min(names - LEFTOVERS)}, but no config.json to resume from"
+    raise RunError(f"{problem}. Choose another run directory.")
 
 
 def is_finished(run_dir: Path, epochs: int) -> bool:
@@ -203,7 +203,7 @@ class RunLogger:
         dummy = torch.zeros(1, len(classes)), torch.zeros(1, dtype=torch.int64)  # for the metrics' names
         self.columns = ["step", "epoch", "loss", *compute_metrics(*dummy)]
         if run_dir is not None and holds_run(run_dir) and resumed_epoch is None:
-            raise RunError(f"{run_dir} is not empty. Add --resume to go on, or choose another --run_dir.")
+            raise RunError(f"{run_dir} holds a run. Resume it, or choose another run directory.")
         with ExitStack() as undo:
             self.run_dir = create_run_dir(run_dir) if resumed_epoch is None else Path(run_dir)
             was_empty = not os.listdir(self.run_dir)
@@ -212,7 +212,7 @@ class RunLogger:
                 self.lock.acquire()  # the system releases it, however this process ends
             except Timeout:
                 problem = f"Another process is writing to {self.run_dir}."
-                raise RunError(f"{problem} Choose another --run_dir.") from None
+                raise RunError(f"{problem} Choose another run directory.") from None
             undo.callback(self.lock.release)
             if was_empty:
                 undo.callback(shutil.rmtree, self.run_dir, ignore_errors=True)
@@ -250,7 +250,7 @@ class RunLogger:
             return [",".join([row.get(column, "") for column in self.columns]) + "\n" for row in rows]
         except Exception as error:  # damage of any kind
             problem = f"{metrics} or {summary} is missing or damaged ({error!r:.100})"
-            raise RunError(f"{problem}. Choose another --run_dir.") from error
+            raise RunError(f"{problem}. Choose another run directory.") from error
 
     def log_step(self, epoch: int, step: int, loss: Tensor) -> None:
         """Record the loss () of a training step. It stays on its device until the next fetch."""

@@ -77,7 +77,7 @@ def test_runs_are_numbered_and_never_shared(tmp_path, monkeypatch):
     with RunLogger("empty", {}, ["no", "yes"]):
         with pytest.raises(RunError, match="Another process is writing to empty"):
             RunLogger("empty", {}, ["no", "yes"], resumed_epoch=0)
-    with pytest.raises(RunError, match="empty is not empty"):
+    with pytest.raises(RunError, match="empty holds a run"):
         RunLogger("empty", {}, ["no", "yes"])
 
 

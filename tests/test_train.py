@@ -193,7 +193,7 @@ def test_used_run_dir_is_left_alone(main, small_dir, tmp_path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "notes.txt").write_text("mine")
     result = main("train.py", "--data_dir", small_dir, "--run_dir", "used", cwd=tmp_path)
-    assert_one_line_error(result, "used", "--resume")
+    assert_one_line_error(result, "used", "notes.txt", "another run directory")
     assert os.listdir(tmp_path / "used") == ["notes.txt"]
 
 
