@@ -185,7 +185,7 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torc
     print(f"speed     {len(images) / seconds:,.0f} images/s on {device}\n")
     print_report(logits.argmax(1), labels, classes)
     if args.predictions is not None:
-        write_predictions(args.predictions, prediction_rows(logits, labels))
+        write_predictions(args.predictions, prediction_rows(logits, labels), logits.shape[1])
         print(f"\nwrote     {args.predictions}")
 
 
@@ -262,7 +262,7 @@ def evaluate_pictures(exported: Exported, args: argparse.Namespace, device: torc
         rows = prediction_rows(logits, torch.zeros(len(logits), dtype=torch.int64))
         ids = ['"{}"'.format(path.replace('"', '""')) for path in paths]
         rows = [[path, guess, "", *scores] for path, (_, guess, _, *scores) in zip(ids, rows)]
-        write_predictions(args.predictions, rows)
+        write_predictions(args.predictions, rows, logits.shape[1])
         print(f"\nwrote {args.predictions}")
 
 

@@ -28,11 +28,16 @@ LOCK = ".lock"  # in a run directory, held by the process that writes to it
 LEFTOVERS = {LOCK, ".config.json.partial", "wandb"}  # left by a run killed in its first seconds
 FETCH_EVERY = 50  # steps between two fetches of the losses; each fetch waits for the device
 MAX_FILE = 2**30  # bytes that are read of a file in a run directory
+MAX_SCORES = 100  # classes whose scores a predictions file holds; of more, the ten best
 
 
 # ---- Predictions: one schema for the CSV files, the W&B table, evaluate.py and compare.py ----
 def prediction_columns(num_classes: int) -> list[str]:
-    return ["id", "guess", "truth", *(f"score_{k}" for k in range(num_classes))]
+    """The columns of a predictions file. With more than MAX_SCORES classes it has the ten best scores."""
+    if num_classes <= MAX_SCORES:
+        return ["id", "guess", "truth", *(f"score_{k}" for k in range(num_classes))]
+    best = [name for rank in range(1, 11) for name in (f"best_{rank}", f"best_{rank}_score")]
+    return ["id", "guess", "truth", "truth_score", *best]
 
 
 def prediction_rows(logits: Tensor, labels: Tensor) -> list[list]:
@@ -40,16 +45,20 @@ def prediction_rows(logits: Tensor, labels: Tensor) -> list[list]:
 
     Scores are softmax probabilities, rounded to the 9 digits that restore a float32 exactly.
     """
-    scores = [[float(f"{score:.9g}") for score in row] for row in logits.softmax(1).tolist()]
-    columns = zip(logits.argmax(1).tolist(), labels.tolist(), scores)
-    return [[i, guess, truth, *scores] for i, (guess, truth, scores) in enumerate(columns)]
+    scores = logits.softmax(1)
+    if scores.shape[1] > MAX_SCORES:
+        best = torch.stack([part.float() for part in reversed(scores.topk(10))], dim=2).flatten(1)
+        scores = torch.cat([scores.gather(1, labels[:, None]), best], dim=1)
+    values = [[float(f"{value:.9g}") for value in row] for row in scores.tolist()]
+    columns = zip(logits.argmax(1).tolist(), labels.tolist(), values)
+    return [[i, guess, truth, *values] for i, (guess, truth, values) in enumerate(columns)]
 
 
-def write_predictions(path: str | Path, rows: list[list]) -> None:
+def write_predictions(path: str | Path, rows: list[list], num_classes: int) -> None:
     """Write rows of `prediction_columns`; id and truth may be text."""
-    num_classes = len(rows[0]) - 3
-    line = "%s,%d,%s" + ",%.9g" * num_classes + "\n"
-    text = ",".join(prediction_columns(num_classes)) + "\n" + "".join([line % tuple(row) for row in rows])
+    columns = prediction_columns(num_classes)
+    line = "%s,%d,%s" + ",%.9g" * (len(columns) - 3) + "\n"
+    text = ",".join(columns) + "\n" + "".join([line % tuple(row) for row in rows])
     with atomic_write(path) as scratch:
         scratch.write_bytes(text.encode(errors="backslashreplace"))
 
@@ -177,7 +186,7 @@ class RunLogger:
     Args:
         run_dir: a new or empty directory, or that of the run to resume; None is the next number in runs/.
         config: settings for config.json and W&B. Read here, if present: epochs, dataset, img_count (rows of
-            the W&B table, 10,000) and log_images (how many of them get a picture, 320).
+            the W&B table, 0 for 10,000 or less) and log_images (how many of them get a picture, 320).
         classes, images: K names; the evaluation images, uint8 or floats in 0..1, (N, 1 or 3, H, W), or None.
         resumed_epoch: the last finished epoch of the run to resume; None starts a new run.
         rank, world_size: of this process. Rank 0 alone writes; every rank calls `log_step` and `flush`.
@@ -287,7 +296,7 @@ class RunLogger:
         metrics = {key: value.item() if torch.is_tensor(value) else value for key, value in metrics.items()}
         predictions = self.run_dir / "predictions" / f"epoch-{epoch:03d}.csv"
         self.save_pictures(rows)
-        write_predictions(predictions, rows)
+        write_predictions(predictions, rows, self.shape[1])
         self.append_metrics([[step, epoch, "", *(f"{value:.9g}" for value in metrics.values())]])
         sync(self.run_dir / "metrics.csv")
         record = {"epoch": epoch, "dataset": self.config.get("dataset", "unknown"), **metrics}

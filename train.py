@@ -52,7 +52,7 @@ class Config:
     image_size: int = setting(28, "height and width that a folder's pictures are resized to", low=4, high=96)
     data_dir: str = setting("data", "folder of the data sets, downloaded if missing")
     val_size: int = setting(0, "training images to hold out and evaluate on instead of the test set", low=0)
-    img_count: int = setting(10_000, "rows of the W&B table; the CSV files have all", low=1)
+    img_count: int = setting(0, "rows of the W&B table; 0 is 10,000, fewer above 16 classes", low=0)
     log_images: str = setting("320", "leading W&B rows with a picture (wrong guesses have one), or all")
     export_pt2: bool = setting(False, "also export to model.pt2 (torch.export)")
     run_dir: str = setting(None, "directory of the run, new or empty [the next number in runs/]")

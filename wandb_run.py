@@ -22,6 +22,9 @@ PROJECT, TABLE = "table-quickstart", "test_predictions"  # on W&B: the project, 
 INIT_TIMEOUT, FINISH_TIMEOUT = 20, 30  # seconds that W&B waits for its server, at the start and at the end
 INIT_WAIT = 30  # seconds after which a service that W&B waits for is killed
 EPOCH_WAIT, END_WAIT = 10, 40  # seconds that training waits for W&B at most, in an epoch and at the end
+MAX_ROWS, MAX_CELLS = 10_000, 200_000  # of a table, if the user sets no number of rows
+MAX_WRONG_PICTURES = 1000  # in a table; each takes about a millisecond
+MAX_CONFUSION = 100  # classes; W&B cuts larger charts
 QUEUE_SIZE = 64  # records (losses of 50 steps, or an epoch) on their way to W&B
 
 
@@ -30,19 +33,25 @@ class RunError(Exception):
 
 
 def pictured_ids(config: dict, rows: list[list]) -> list[int]:
-    """The ids in the W&B table of `rows` that get a picture: the first ones, and every wrong guess."""
+    """The ids in the W&B table of `rows` that get a picture: the first, and 1,000 wrong guesses at most."""
+    shown = shown_rows(config, rows)
     limit = config.get("log_images", 320)
-    first = len(rows) if limit == "all" else int(limit)
-    shown = rows[: config.get("img_count", 10_000)]
-    return [i for i, guess, truth, *_ in shown if i < first or guess != truth]
+    first = len(shown) if limit == "all" else min(int(limit), len(shown))
+    wrong = [i for i, guess, truth, *_ in shown if guess != truth]
+    return sorted({*range(first), *wrong[:MAX_WRONG_PICTURES]})
+
+
+def shown_rows(config: dict, rows: list[list]) -> list[list]:
+    """The first rows, for the W&B table: `img_count` of them, or as many as take it about a second."""
+    return rows[: config.get("img_count") or min(MAX_ROWS, MAX_CELLS // len(rows[0]))]
 
 
 def read_table(path: Path) -> tuple[list[str], list[list]]:
-    """The columns and rows of a predictions file of a run: id, guess, truth, scores. Raises any error."""
+    """The columns and rows of a predictions file of a run. Raises any error."""
     with open(path, newline="", encoding="utf-8") as file:
         columns, *lines = csv.reader(file)
-    rows = [[int(i), int(guess), int(truth), *map(float, scores)] for i, guess, truth, *scores in lines]
-    return columns, rows
+    kinds = [float if "score" in name else int for name in columns]
+    return columns, [[kind(value) for kind, value in zip(kinds, line)] for line in lines]
 
 
 class WandbRun:
@@ -170,27 +179,32 @@ class WandbRun:
         for metric in record.keys() - {"loss"}:
             self.run.define_metric(metric, step_metric=None if metric == "epoch" else "epoch")
         columns, rows = read_table(predictions)
-        classes = {"y_true": [row[2] for row in rows], "preds": [row[1] for row in rows]}
-        classes["class_names"] = self.classes
         self.staging.mkdir(parents=True, exist_ok=True)
         staged_before = set(os.listdir(self.staging))
-        charts = {TABLE: self.table(columns, rows), "confusion": self.wandb.plot.confusion_matrix(**classes)}
+        charts = {TABLE: self.table(columns, rows)}
+        if len(self.classes) <= MAX_CONFUSION:
+            classes = {"y_true": [row[2] for row in rows], "preds": [row[1] for row in rows]}
+            charts["confusion"] = self.wandb.plot.confusion_matrix(**classes, class_names=self.classes)
         self.run.log(record | charts, step, commit=True)
         charts.clear()  # W&B's temporary files go with them
         self.remove_copies(staged_before)
 
     def table(self, columns: list[str], rows: list[list]):
-        """The W&B table of a predictions file, with pictures of the first ones and of every wrong guess."""
+        """The W&B table of a predictions file, with the pictures of `pictured_ids`."""
         names = self.classes
         if names == [str(k) for k in range(len(names))]:
             names = range(len(names))  # W&B sorts integers by value
-        columns = [columns[0], "image", *columns[1:]]
-        kinds = [int, self.wandb.Image, type(names[0]), type(names[0]), *[float] * len(names)]
-        table = self.wandb.Table(columns=columns, dtype=kinds)
+        is_score = ["score" in name for name in columns[1:]]  # the other columns hold classes
+        kinds = [int, self.wandb.Image, *(float if score else type(names[0]) for score in is_score)]
+        table = self.wandb.Table(columns=[columns[0], "image", *columns[1:]], dtype=kinds)
         pictured = set() if self.images is None else set(pictured_ids(self.config, rows))
         table.data = [  # set directly, to skip W&B's check of every cell, which takes most of the time
-            [i, self.picture(i) if i in pictured else None, names[guess], names[truth], *scores]
-            for i, guess, truth, *scores in rows[: self.config.get("img_count", 10_000)]
+            [
+                i,
+                self.picture(i) if i in pictured else None,
+                *(value if score else names[value] for value, score in zip(values, is_score)),
+            ]
+            for i, *values in shown_rows(self.config, rows)
         ]
         return table
 

@@ -47,7 +47,7 @@ def test_metrics_agree_with_a_calculation_by_hand():
 def test_predictions_file_restores_every_score_exactly(tmp_path):
     logits = torch.randn(200, 10) * 20
     rows = prediction_rows(logits, torch.arange(200) % 10)
-    write_predictions(tmp_path / "predictions.csv", rows)
+    write_predictions(tmp_path / "predictions.csv", rows, num_classes=10)
     with open(tmp_path / "predictions.csv", newline="") as file:
         header, *lines = csv.reader(file)
     assert header == ["id", "guess", "truth", *(f"score_{k}" for k in range(10))]
@@ -55,6 +55,23 @@ def test_predictions_file_restores_every_score_exactly(tmp_path):
     assert (scores == logits.softmax(1)).all()
     assert [int(line[0]) for line in lines] == list(range(200))
     assert [int(line[1]) for line in lines] == logits.argmax(1).tolist()
+
+
+def test_predictions_of_many_classes_hold_the_ten_best(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(50, 101, generator=generator), torch.arange(50)
+    write_predictions(tmp_path / "predictions.csv", prediction_rows(logits, labels), num_classes=101)
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    scores = logits.softmax(1)
+    for row, expected, label in zip(rows, scores, labels):
+        order = expected.argsort(descending=True)[:10].tolist()
+        assert int(row["guess"]) == order[0] and int(row["truth"]) == label
+        assert [int(row[f"best_{rank}"]) for rank in range(1, 11)] == order
+        written = [float(row[f"best_{rank}_score"]) for rank in range(1, 11)]
+        assert torch.equal(
+            torch.tensor([float(row["truth_score"]), *written]), expected[[int(label), *order]]
+        )
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -288,6 +305,36 @@ def test_table_is_what_wandb_makes_of_the_same_rows(classes, tmp_path):
                 tables[entry["path"].split(".")[0]] = table
     assert len(tables["test_predictions"]["data"]) == 30
     assert tables["test_predictions"] == tables["theirs"]
+
+
+def log_many_classes() -> int:
+    """An epoch of 120 classes, of which most guesses are wrong."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.zeros(3000, 1, 8, 8, dtype=torch.uint8)
+    names = [f"kind {k}" for k in range(120)]
+    with RunLogger("run", {"log_images": 10}, names, images) as log:
+        log.log_epoch(1, 1, torch.randn(3000, 120, generator=generator), torch.arange(3000) % 120)
+    return 0
+
+
+def test_table_of_many_classes_stays_small(tmp_path):
+    result = run(log_many_classes, cwd=tmp_path, WANDB_MODE="offline")
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    table, _ = read_table(tmp_path / "run")
+    columns = table["columns"]
+    assert columns[:7] == ["id", "image", "guess", "truth", "truth_score", "best_1", "best_1_score"]
+    assert len(table["data"]) == 3000
+    with open(tmp_path / "run/predictions/epoch-001.csv", newline="") as file:
+        for line, row in zip(csv.DictReader(file), table["data"]):
+            cells = dict(zip(columns, row))
+            assert cells["truth"] == f"kind {line['truth']}" and cells["best_2"] == f"kind {line['best_2']}"
+            assert cells["best_2_score"] == float(line["best_2_score"])
+    pictured = [row[0] for row in table["data"] if row[1]]
+    wrong = [row[0] for row in table["data"] if row[2] != row[3]]
+    assert pictured == sorted({*range(10), *wrong[:1000]})
+    files = records(tmp_path / "run")["artifact"]
+    names = {entry["path"] for artifact in files for entry in artifact["manifest"]["contents"]}
+    assert not any("confusion" in name for name in names)
 
 
 def log_beside_a_run_of_the_caller() -> int:
