@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -30,6 +31,12 @@ QUEUE_SIZE = 64  # records (losses of 50 steps, or an epoch) on their way to W&B
 
 class RunError(Exception):
     """The run cannot be recorded or continued. The message says what, where, and what to do."""
+
+
+def reason(error: Exception) -> str:
+    """What an error of W&B says, in one line."""
+    text = " ".join(str(error).split()).partition(" [type=")[0]  # pydantic adds how it came to it
+    return textwrap.shorten(f"{type(error).__name__}: {text}", 200, placeholder=" ...").rstrip(":. ")
 
 
 def pictured_ids(config: dict, rows: list[list]) -> list[int]:
@@ -80,7 +87,11 @@ class WandbRun:
         data_dir = f"{self.folder}/wandb"
         wanted = {"WANDB_DATA_DIR": data_dir, "WANDB_CACHE_DIR": f"{data_dir}/cache", "WANDB_SILENT": "true"}
         wanted["WANDB_ERROR_REPORTING"] = "false"
-        self.env_set = {name: value for name, value in wanted.items() if not os.environ.get(name)}
+        given = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+        self.env_empty = [name for name, value in given.items() if not value]
+        for name in self.env_empty:  # W&B would refuse many of them
+            del os.environ[name]
+        self.env_set = {name: value for name, value in wanted.items() if name not in os.environ}
         os.environ.update(self.env_set)
         import wandb  # takes half a second, and the other programs do not need it
 
@@ -89,7 +100,7 @@ class WandbRun:
             self.run = self.start(run_id, again)
         except Exception as error:
             self.restore_environment()
-            raise RunError(f"W&B: {error!r:.200}. Fix WANDB_*, or set WANDB_MODE=disabled.") from error
+            raise RunError(f"W&B: {reason(error)}. Fix WANDB_*, or set WANDB_MODE=disabled.") from error
         self.first_step = self.run.starting_step  # W&B has the steps before
         logging.getLogger("wandb").setLevel(logging.CRITICAL)  # else a full disk gives thousands of lines
         # W&B's, when it forgets a temporary folder.
@@ -102,13 +113,13 @@ class WandbRun:
 
     def start(self, run_id: str | None, again: bool):
         """Start the wandb.Run: offline if there is no API key, or no server that answers."""
-        mode = os.environ.get("WANDB_MODE") or None
+        mode = os.environ.get("WANDB_MODE")
         if mode in (None, "online") and not self.wandb.login(prompt=False, verify=False):
             if mode:
                 print("W&B: offline, because no API key is set up (run wandb login)", file=sys.stderr)
             mode = "offline"
         defaults = {"project": PROJECT, "name": self.folder.name, "dir": str(self.folder)}
-        options = {key: os.environ.get(f"WANDB_{key.upper()}") or value for key, value in defaults.items()}
+        options = {key: os.environ.get(f"WANDB_{key.upper()}", value) for key, value in defaults.items()}
         limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}
         options["settings"] = self.wandb.Settings(**limits, finish_timeout_raises=True)
         options |= {"config": self.config, "id": run_id}
@@ -122,7 +133,7 @@ class WandbRun:
         except ValueError:  # a variable of the wrong type
             raise
         except Exception as error:  # W&B has many types for a service that is dead
-            print(f"W&B: offline, because of {error!r:.200}", file=sys.stderr)
+            print(f"W&B: offline, because of {reason(error)}", file=sys.stderr)
             options["id"] = secrets.token_hex(4)  # W&B does not give up the id of the run that failed
             with silent_stderr(), suppress(Exception, SystemExit):
                 self.wandb.teardown()  # of a service that is dead
@@ -151,7 +162,7 @@ class WandbRun:
                 if not self.disabled or method == self.end:
                     method(*arguments)
             except Exception as error:  # of any type: the run's own files are complete without W&B
-                self.give_up(f"of {error!r:.200}")
+                self.give_up(f"of {reason(error)}")
 
     def give_up(self, reason: str) -> None:
         if not self.disabled:
@@ -275,6 +286,7 @@ class WandbRun:
     def restore_environment(self) -> None:
         for name in self.env_set:
             os.environ.pop(name, None)
+        os.environ.update(dict.fromkeys(self.env_empty, ""))
 
     def address(self) -> str:
         """The run's address on W&B, or the command that sends it there."""

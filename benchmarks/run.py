@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,11 +34,12 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 import opponents  # noqa: E402
 
 import train  # noqa: E402
-from data import batches, load_data  # noqa: E402
+from data import ImageData, batches, load_data  # noqa: E402
 from logging_utils import RunLogger  # noqa: E402
 from model import Classifier, ConvNet, export_model, load_exported, predict_logits  # noqa: E402
 from program import CudaGraphs, describe_environment, keep_freed_memory, pick_device  # noqa: E402
 from sources.drawn import draw_digits  # noqa: E402
+from wandb_run import WandbRun  # noqa: E402
 
 TUTORIAL = {"batch_size": 32, "lr": 0.001, "schedule": "constant", "augment": 0.0, "label_smoothing": 0.0}
 TUTORIAL.update(beta2=0.999, precision="fp32")
@@ -108,10 +109,13 @@ def to_flags(settings: dict) -> str:
 # What runs in a process of its own
 
 
-def ours(settings: dict, data_dir: str) -> dict:
-    """A run of train.py: seconds by purpose, wrong guesses and peak memory after each epoch."""
+def ours(settings: dict, data_dir: str, after: Callable[[Path], dict] = lambda _: {}) -> dict:
+    """A run of train.py: seconds by purpose, wrong guesses, peak memory (GiB) after each epoch.
+
+    What `after`, called with the run directory, returns is added.
+    """
     device = pick_device("auto")
-    spent = dict.fromkeys(("start", "losses", "epochs", "evaluation"), 0.0)
+    spent = dict.fromkeys(("start", "losses", "epochs", "evaluation", "table"), 0.0)
     memory = []
 
     def timed(purpose: str, function):
@@ -136,6 +140,7 @@ def ours(settings: dict, data_dir: str) -> dict:
 
     train.RunLogger = TimedLogger
     train.predict_logits = timed("evaluation", train.predict_logits)
+    WandbRun.log_epoch = timed("table", WandbRun.log_epoch)
     with tempfile.TemporaryDirectory() as scratch:
         run_dir = Path(scratch) / "run"
         start = time.perf_counter()
@@ -144,7 +149,9 @@ def ours(settings: dict, data_dir: str) -> dict:
         summary = json.loads((run_dir / "summary.json").read_text())
         with open(run_dir / "metrics.csv", newline="") as file:
             wrong = [int(row["wrong"]) for row in csv.DictReader(file) if row["wrong"]]
-    return {"train": summary["train_seconds"], "wrong": wrong, "memory": memory, "total": total, **spent}
+        more = after(run_dir)
+    measured = {"train": summary["train_seconds"], "wrong": wrong, "memory": memory, "total": total}
+    return {**measured, **spent, **more}
 
 
 def theirs(name: str, *arguments) -> list[opponents.Epoch]:
@@ -423,12 +430,37 @@ def evaluation() -> None:
 
 
 def growth() -> None:
-    """How the time of an epoch grows with the images, and the time of its records with the rows."""
-    data_dir, rows = find_mnist(), []
-    for held_out in (7_500, 15_000, 30_000):
-        run = alone(ours, {"epochs": 2, "val_size": held_out, "img_count": held_out}, data_dir)
-        rows.append([60_000 - held_out, f"{run['train'][1]:.1f}", held_out, f"{run['epochs'] / 2:.2f}"])
-    print_table("Growth", "images | an epoch, s | rows | its records, s", rows)
+    """How an epoch, its evaluation and records, and the page grow with images, classes and picture size."""
+    sizes = [(10_000, 10, 28), (20_000, 10, 28), (40_000, 10, 28), (10_000, 37, 28), (10_000, 100, 28)]
+    sizes += [(2_000, 10, 28), (2_000, 10, 64), (2_000, 10, 224)]
+    rows = []
+    for size in sizes:
+        run = alone(grown, *size)
+        seconds = [run["train"][1], run["evaluation"] / 2, run["epochs"] / 2, run["table"] / 2, run["page"]]
+        figures = [f"{value:.2f}" for value in (*seconds, run["page_mb"], run["memory"][-1])]
+        rows.append([f"{size[0]:,}", size[1], size[2], *figures])
+    header = "images | classes | side | epoch, s | evaluation, s | records, s | W&B table, s | page, s"
+    print_table("Growth", f"{header} | page, MB | memory, GiB", rows)
+
+
+def grown(count: int, num_classes: int, side: int) -> dict:
+    """Two epochs on made-up images, on which it is evaluated too, and the page of the run, without pictures."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % num_classes
+    patterns = torch.randint(0, 200, (num_classes, 1, side, side), dtype=torch.uint8, generator=generator)
+    noise = torch.randint(0, 56, (count, 1, side, side), dtype=torch.uint8, generator=generator)
+    images, classes = patterns[labels] + noise, [f"class {k}" for k in range(num_classes)]
+    data = ImageData("made-up", classes, images, labels, images, labels)
+    train.load_data = lambda *_: data
+
+    def page(run_dir: Path) -> dict:
+        start = time.perf_counter()
+        command = [sys.executable, HERE.parent / "compare.py", run_dir, "--no_images"]
+        subprocess.run(command, cwd=run_dir, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - start
+        return {"page": seconds, "page_mb": (run_dir / "compare.html").stat().st_size / 1e6}
+
+    return ours({"epochs": 2}, "data", page)
 
 
 def accuracy(seeds: int = 3) -> None:

@@ -436,7 +436,7 @@ def growing(epochs: int) -> int:
     assert not log.wandb.disabled
     limit = 1.6 if os.environ["WANDB_MODE"] == "disabled" else 4.5
     assert (disk[-1] - disk[1]) / (epochs - 2) <= limit, "MB on the disk an epoch"
-    assert memory[-1] - memory[2] <= 25, "MiB of memory"
+    assert memory[-1] - memory[2] <= 20, "MiB of memory"
     return 0
 
 

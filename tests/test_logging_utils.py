@@ -265,6 +265,21 @@ def test_wandb_mode_wins_and_there_is_never_a_prompt(main, tiny_dir, tmp_path):
     assert_one_line_error(main("train.py", *arguments, cwd=tmp_path, WANDB_MODE="onlin"), "WANDB_MODE")
 
 
+def test_empty_variables_of_wandb_are_as_if_unset(tmp_path, monkeypatch):
+    names = "MODE RUN_ID TAGS RESUME CONSOLE BASE_URL INIT_TIMEOUT DATA_DIR PROJECT"
+    empty = {f"WANDB_{name}": "" for name in names.split()}
+    for name, value in empty.items():
+        monkeypatch.setenv(name, value)
+    with RunLogger(tmp_path / "run", {}, ["a", "b", "c"]) as log:
+        log.log_epoch(1, 1, LOGITS, LABELS)
+        assert log.wandb.run.offline and log.wandb.run.project == "table-quickstart"
+    assert not log.wandb.disabled
+    assert {name: os.environ.get(name) for name in empty} == empty
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    with pytest.raises(RunError, match="W&B: .*mode Input should be .*'disabled'.* Fix WANDB_"):
+        RunLogger(tmp_path / "other", {}, ["a", "b", "c"])
+
+
 def log_both_tables() -> int:
     """Log a table of ours and the one that W&B makes of the same rows, in one run."""
     import wandb
