@@ -444,7 +444,7 @@ def growth() -> None:
 
 
 def grown(count: int, num_classes: int, side: int) -> dict:
-    """Two epochs on made-up images, on which it is evaluated too, and the page of the run, without pictures."""
+    """Two epochs on made-up images, evaluated on the same, and the page of the run, without pictures."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % num_classes
     patterns = torch.randint(0, 200, (num_classes, 1, side, side), dtype=torch.uint8, generator=generator)
