@@ -253,11 +253,11 @@ class WandbRun:
         for name in self.env_set:
             os.environ.pop(name, None)
 
-    def address(self) -> str:
-        """The run's address on W&B, or the command that sends it there."""
+    def address(self, python: str) -> str:
+        """The run's address on W&B, or the command that sends it there, started with `python`."""
         if self.run.disabled:
             return "disabled by WANDB_MODE"
-        publish = shlex.join([sys.orig_argv[0], "publish.py", self.config["run_dir"]])
+        publish = f"{python} publish.py {shlex.quote(self.config['run_dir'])}"
         if self.run.offline or self.disabled:
             return publish
         return f"{self.run.url}\n      {publish}" if self.lacks_part else self.run.url
