@@ -75,12 +75,14 @@ class WandbRun:
         import wandb  # takes half a second, and the other programs do not need it
 
         self.wandb = wandb
+        self.callers_run = getattr(wandb.setup(), "most_recent_active_run", wandb.run)
         try:
             self.run = self.start(run_id, again)
         except (wandb.Error, ValueError) as error:  # ValueError: a variable of the wrong type
             self.restore_environment()
             raise RunError(f"W&B: {error!r:.200}. Fix WANDB_*, or set WANDB_MODE=disabled.") from error
         self.first_step = self.run.starting_step  # W&B has the steps before
+        self.log_level = logging.getLogger("wandb").level
         logging.getLogger("wandb").setLevel(logging.CRITICAL)  # else a full disk gives thousands of lines
         # W&B's, when it forgets a temporary folder.
         warnings.filterwarnings("ignore", "Implicitly cleaning up", ResourceWarning)
@@ -100,18 +102,33 @@ class WandbRun:
         defaults = {"project": PROJECT, "name": self.folder.name, "dir": str(self.folder)}
         options = {key: os.environ.get(f"WANDB_{key.upper()}") or value for key, value in defaults.items()}
         limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}
+        if "WANDB_SILENT" in self.env_set:  # not read any more if the caller has used W&B before
+            limits["silent"] = True
         options["settings"] = self.wandb.Settings(**limits, finish_timeout_raises=True)
         options |= {"config": self.config, "id": run_id}
-        options["reinit"] = "create_new" if self.wandb.run else None  # leave a run of the caller's alone
+        if self.callers_run:  # leave it alone; $WANDB_RUN_ID may be its id
+            options |= {"reinit": "create_new", "id": run_id or secrets.token_hex(4)}
         resume = {"resume": "allow"} if run_id and mode != "offline" and not again else {}
         try:
-            with silent_stderr():  # of W&B's service, which else prints its crash
+            with silent_stderr(), self.outside_sweep():  # stderr: W&B's service would print its crash
                 return self.wandb.init(mode=mode, **options, **resume)
         except self.wandb.Error as error:
             print(f"W&B: offline, because of {error!r:.200}", file=sys.stderr)
             options["id"] = secrets.token_hex(4)  # W&B does not give up the id of the run that failed
-            with silent_stderr():
+            with silent_stderr(), self.outside_sweep():
                 return self.wandb.init(mode="offline", **options)
+
+    @contextmanager
+    def outside_sweep(self) -> Iterator[None]:
+        """A run beside one of the caller's is no trial of its sweep, or W&B would give it the same id."""
+        settings = self.wandb.setup().settings
+        saved = settings.sweep_id, settings.sweep_param_path
+        if self.callers_run:
+            settings.sweep_id = settings.sweep_param_path = None
+        try:
+            yield
+        finally:
+            settings.sweep_id, settings.sweep_param_path = saved
 
     def submit(self, method: Callable, *arguments) -> None:
         """Have the thread call `log_losses`, `log_epoch` or `log_model`. Waits only if its queue is full."""
@@ -236,11 +253,12 @@ class WandbRun:
         self.thread.join(max(0, end - time.monotonic()))
         if self.thread.is_alive():
             self.give_up(f"it has not ended within {self.end_wait} s")
-        if not self.ended:
+        if not self.ended and not self.callers_run:
             kill_service()  # else this process would wait for it at its end
             with suppress(Exception, SystemExit):  # now, because W&B would raise it at the end
                 self.wandb.teardown(exit_code)
         shutil.rmtree(self.scratch, ignore_errors=True)
+        logging.getLogger("wandb").setLevel(self.log_level)
         self.restore_environment()
 
     def end(self, exit_code: int) -> None:
@@ -252,6 +270,10 @@ class WandbRun:
     def restore_environment(self) -> None:
         for name in self.env_set:
             os.environ.pop(name, None)
+        if "WANDB_SILENT" in self.env_set:  # W&B has read it once, for all runs of this process
+            settings = self.wandb.Settings(silent=False)
+            self.wandb.setup(settings)
+            self.wandb.termsetup(settings, None)
 
     def address(self, python: str) -> str:
         """The run's address on W&B, or the command that sends it there, started with `python`."""
