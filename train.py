@@ -233,7 +233,8 @@ def print_results(config: Config, num_images: int, log: RunLogger) -> None:
     run_dir, python = shlex.quote(str(log.run_dir)), start_word()
     flags = f" --data_dir {shlex.quote(config.data_dir)}" if config.data_dir != Config.data_dir else ""
     folder = f" --dataset {shlex.quote(config.dataset)}" if os.path.isabs(config.dataset) else ""
-    runs = f"{run_dir}@1 {run_dir}@{config.epochs}" if config.epochs > 1 else run_dir
+    last = log.summary["epoch"]
+    runs = f"{run_dir}@1 {run_dir}@{last}" if last > 1 else run_dir
     model = "model.pt" if (log.run_dir / "model.pt").exists() else "model.pt2"
     print(f"W&B   {log.wandb.address(python)}")
     print(f"next  {python} evaluate.py {run_dir}/{model}{flags}{folder}")

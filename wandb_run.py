@@ -75,7 +75,7 @@ class WandbRun:
         import wandb  # takes half a second, and the other programs do not need it
 
         self.wandb = wandb
-        self.callers_run = getattr(wandb.setup(), "most_recent_active_run", wandb.run)
+        self.callers_run = None
         try:
             self.run = self.start(run_id, again)
         except (wandb.Error, ValueError) as error:  # ValueError: a variable of the wrong type
@@ -94,6 +94,9 @@ class WandbRun:
 
     def start(self, run_id: str | None, again: bool):
         """Start the wandb.Run: offline if there is no API key, or no server that answers."""
+        with silent_stderr():
+            process = self.wandb.setup()
+        self.callers_run = getattr(process, "most_recent_active_run", self.wandb.run)
         mode = os.environ.get("WANDB_MODE") or None
         if mode in (None, "online") and not self.wandb.login(prompt=False, verify=False):
             if mode:
@@ -260,6 +263,10 @@ class WandbRun:
         shutil.rmtree(self.scratch, ignore_errors=True)
         logging.getLogger("wandb").setLevel(self.log_level)
         self.restore_environment()
+        if self.ended and "WANDB_SILENT" in self.env_set:  # W&B keeps it for all runs of this process
+            loud = self.wandb.Settings(silent=False)
+            self.wandb.setup(loud)
+            self.wandb.termsetup(loud, None)
 
     def end(self, exit_code: int) -> None:
         if not self.disabled and exit_code == 0:
@@ -270,10 +277,6 @@ class WandbRun:
     def restore_environment(self) -> None:
         for name in self.env_set:
             os.environ.pop(name, None)
-        if "WANDB_SILENT" in self.env_set:  # W&B has read it once, for all runs of this process
-            settings = self.wandb.Settings(silent=False)
-            self.wandb.setup(settings)
-            self.wandb.termsetup(settings, None)
 
     def address(self, python: str) -> str:
         """The run's address on W&B, or the command that sends it there, started with `python`."""
