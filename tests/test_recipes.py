@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, write_idx
+from PIL import Image
 from programs import environment, run, run_python
 from test_train import MODULES, is_ours
-from torchvision.io import write_png
 from torchvision.models import resnet18
 
 from data import load_split
@@ -75,7 +75,7 @@ def draw_pictures(folder: Path) -> None:
             for i in range(count):
                 pixels = torch.randint(0, 160, (3, 40, 48), generator=generator, dtype=torch.uint8)
                 pixels[channel] += 90
-                write_png(pixels, str(folder / split / name / f"{i}.png"))
+                Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / split / name / f"{i}.png")
 
 
 def cook(recipe: str, folder: Path, *more, process=run) -> tuple[subprocess.CompletedProcess, int]:
