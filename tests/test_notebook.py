@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import nbformat
@@ -35,6 +36,25 @@ def printed(cell, stream: str) -> str:
     """What a cell shows of a stream, after the carriage returns of a progress bar."""
     text = "".join(output.text for output in cell.outputs if output.get("name") == stream)
     return "".join(line.rsplit("\r", 1)[-1] + "\n" for line in text.split("\n")).strip()
+
+
+def check_in_browser(html: str, folder: Path) -> None:
+    """The page in its frame is drawn, and its buttons work there too."""
+    from test_page import chromium
+
+    (folder / "output.html").write_text(f"<!doctype html><meta charset=utf-8><body>{html}")
+    browser = chromium()
+    try:
+        browser.get((folder / "output.html").as_uri())
+        browser.switch_to.frame(browser.find_element("tag name", "iframe"))
+        deadline = time.monotonic() + 30
+        while not browser.execute_script("return document.documentElement.hasAttribute('data-ready')"):
+            assert time.monotonic() < deadline
+        browser.execute_script("for (const chip of document.querySelectorAll('button')) chip.click()")
+        browser.switch_to.default_content()
+        assert [entry for entry in browser.get_log("browser") if "Uncaught" in entry["message"]] == []
+    finally:
+        browser.quit()
 
 
 @pytest.fixture
@@ -74,6 +94,8 @@ def test_tutorial_runs_and_shows_the_page(clone):
     assert any("image/png" in data for data in shown)
     page = next(data["text/html"] for data in shown if "<iframe" in data.get("text/html", ""))
     assert "small@3" in page and "&lt;!doctype html&gt;" in page
+    if shutil.which("chromium") and shutil.which("chromedriver"):
+        check_in_browser(page, clone)
     assert any(data["text/plain"].startswith(f"({wrong['001']}, ") for data in shown)
 
 
