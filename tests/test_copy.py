@@ -7,7 +7,9 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from programs import ROOT, run_python
+import torch
+from programs import ROOT, run, run_python
+from test_recipes import changed_program
 
 MODULES = ("train.py", "data.py", "model.py", "logging_utils.py", "wandb_run.py", "program.py")
 OWN_DATA = """def load_data(dataset="auto", data_dir="data", val_size=0, image_size=28):
@@ -57,6 +59,43 @@ def test_four_files_train_another_model_on_other_data(tmp_path):
     assert list((tmp_path / "run/wandb").glob("offline-run-*"))
     later = run_python("-I", "-W", "ignore", "-c", LATER, cwd=tmp_path / "run")
     assert later.returncode == 0, later.stderr
+
+
+OWN_SPLIT = """def load_split(dataset, data_dir, train, image_size=28, download=True):
+    data = torch.load(f"{'train' if train else 'test'}.bin")
+    return "sounds", ["hum", "beep", "hiss"], data["images"], data["labels"]
+
+
+"""
+
+
+def test_own_load_split_serves_all_three_programs(tmp_path):
+    for name in (*MODULES, "evaluate.py", "compare.py"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "page", tmp_path / "page")
+    data, changed = re.subn(
+        r"def load_split\(.*?\n\n\n", OWN_SPLIT, (tmp_path / "data.py").read_text(), flags=re.DOTALL
+    )
+    assert changed == 1
+    (tmp_path / "data.py").write_text(data)
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 120), ("test", 30)):
+        images = torch.randint(0, 120, (count, 1, 33, 18), generator=generator, dtype=torch.uint8)
+        labels = torch.arange(count) % 3
+        for k in range(3):
+            images[labels == k, :, 11 * k : 11 * k + 11] += 120
+        torch.save({"images": images, "labels": labels}, tmp_path / f"{split}.bin")
+    programs = [
+        ("train.py", "--epochs", 4, "--batch_size", 20, "--augment", 0, "--run_dir", "run"),
+        ("evaluate.py", "run/model.pt", "--dataset", "sounds"),
+        ("compare.py", "run@1", "run@4"),
+    ]
+    results = [run(changed_program, *program, cwd=tmp_path, WANDB_MODE="disabled") for program in programs]
+    assert [result.returncode for result in results] == [0, 0, 0], [result.stderr for result in results]
+    wrong = json.loads((tmp_path / "run/summary.json").read_text())["wrong"]
+    assert wrong <= 10 and f"wrong     {wrong}\n" in results[1].stdout  # guessing gets 20 of 30 wrong
+    page = (tmp_path / "compare.html").read_text()
+    assert "hiss" in page
 
 
 def copy_into(folder: Path) -> Path:
