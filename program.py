@@ -92,8 +92,13 @@ def own_torch_state() -> Iterator[None]:
     with ExitStack() as restore:
         restore.callback(torch.set_default_dtype, torch.get_default_dtype())
         restore.callback(torch.set_rng_state, torch.get_rng_state())
-        for name in ("allow_tf32", "deterministic"):
-            restore.callback(setattr, cudnn, name, getattr(cudnn, name))
+        restore.callback(setattr, cudnn, "deterministic", cudnn.deterministic)
+        try:
+            restore.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
+        except RuntimeError:  # the caller has used the newer names, and they exclude this one
+            for kind in (cudnn.conv, cudnn.rnn):
+                restore.callback(setattr, kind, "fp32_precision", kind.fp32_precision)
+                kind.fp32_precision = "tf32"  # the default
         if on_gpu:
             restore.callback(torch.cuda.set_device, torch.cuda.current_device())
             restore.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())

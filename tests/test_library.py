@@ -35,7 +35,7 @@ def state_of_the_process() -> dict:
         "device": torch.get_default_device(),
         "gradients": torch.is_grad_enabled(),
         "random": torch.get_rng_state().tolist(),
-        "convolutions": (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32),
+        "convolutions": (torch.backends.cudnn.deterministic, torch.backends.cudnn.conv.fp32_precision),
         "threads": (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()),
     }
 
@@ -50,6 +50,8 @@ def trained_under_settings_of_the_caller() -> int:
     signal.signal(signal.SIGTERM, lambda *_: None)
     config = train.Config(**json.loads(sys.argv[1]))
     for pool in (None, ThreadPoolExecutor(1)):
+        if pool:
+            torch.backends.cudnn.conv.fp32_precision = "ieee"
         before = state_of_the_process()
         train.train(config) if pool is None else pool.submit(train.train, config).result()
         assert state_of_the_process() == before
