@@ -8,6 +8,7 @@ import copy
 import io
 import json
 import logging
+import threading
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 METADATA_FILE, FORMAT = "metadata.json", 2  # inside an exported file: its name, and its version
+SILENCE = threading.RLock()  # output belongs to all threads: only one of them redirects it at a time
 EVAL_PIXELS = 78_400  # in a batch: 100 images of MNIST fit into a CPU's caches; a GPU takes 20 times that
 
 
@@ -275,12 +277,14 @@ def load_exported(file: str | Path | bytes, device: str | torch.device = "cpu") 
 @contextmanager
 def silence_torch() -> Iterator[None]:
     """Silence torch's warnings (TorchScript is deprecated), and what it logs or prints before it raises."""
-    logging.disable()
-    try:
-        with warnings.catch_warnings(action="ignore"), redirect_stdout(None), redirect_stderr(None):
+    no_warnings, sink = warnings.catch_warnings(action="ignore"), io.StringIO()  # others may write to it
+    with SILENCE, no_warnings, redirect_stdout(sink), redirect_stderr(sink):
+        disabled = logging.root.manager.disable  # by the caller
+        logging.disable()
+        try:
             yield
-    finally:
-        logging.disable(logging.NOTSET)
+        finally:
+            logging.disable(disabled)
 
 
 def read_intact(path: str | Path) -> bytes:

@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import math
 import os
 import platform
 import shlex
@@ -9,8 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import field, fields
 from datetime import timedelta
 from importlib.metadata import distributions
@@ -19,13 +21,19 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 NO_MEMORY = "can't allocate memory"  # in torch's error on a CPU
 
 
 class ConfigError(Exception):
     """A setting is out of range, or does not fit the data, the hardware or the run to resume."""
+
+
+class CellError(Exception):
+    """Ends a program in a notebook. IPython shows its message alone, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
 
 
 # ---- Settings: the fields of a dataclass, which are the flags of its program ----
@@ -63,6 +71,42 @@ def resume_hint(run_dir: Path) -> str:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         launcher = f"torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']} {shlex.quote(sys.argv[0])} "
     return f"continue with {launcher}{flags}"
+
+
+# ---- Notebooks, and use as a library ----
+def ipython():
+    """The IPython shell that this process runs in, as in a Jupyter notebook, or None."""
+    return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+
+
+def start_word() -> str:
+    """What our programs are started with here: the Python that was typed, or %run in IPython."""
+    python = next(filter(None, [*sys.orig_argv[:1], sys.executable]), "python")
+    return "%run" if ipython() else shlex.quote(python)
+
+
+@contextmanager
+def own_torch_state() -> Iterator[None]:
+    """Begin with torch's defaults. At the end, restore the caller's settings and random generators."""
+    cudnn, on_gpu = torch.backends.cudnn, torch.cuda.is_initialized()
+    with ExitStack() as restore:
+        restore.callback(torch.set_default_dtype, torch.get_default_dtype())
+        restore.callback(torch.set_rng_state, torch.get_rng_state())
+        restore.callback(setattr, cudnn, "deterministic", cudnn.deterministic)
+        try:
+            restore.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
+        except RuntimeError:  # the caller has used the newer names, and they exclude this one
+            for kind in (cudnn.conv, cudnn.rnn):
+                restore.callback(setattr, kind, "fp32_precision", kind.fp32_precision)
+                kind.fp32_precision = "tf32"  # the default
+        if on_gpu:
+            restore.callback(torch.cuda.set_device, torch.cuda.current_device())
+            restore.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+        torch.set_default_dtype(torch.float32)
+        if torch.get_default_device().type != "cpu":  # a mode, which slows every operation down
+            restore.enter_context(torch.device("cpu"))
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
 
 
 # ---- The machine ----
@@ -163,16 +207,23 @@ class CudaGraphs:
 
 
 def progress(batches: Iterable, count: int, title: str, log) -> Iterator:
-    """Pass batches (images, labels, ...) through, with a progress bar if there is a terminal.
+    """Pass batches (images, labels, ...) through, with a progress bar on a terminal or in a notebook.
 
     Args:
         count, title: images in all, and what the bar is called.
         log: the RunLogger, which knows the latest loss.
     """
-    with tqdm(total=count, desc=title, unit=" images", disable=log.rank > 0 or None, leave=False) as bar:
+    with warnings.catch_warnings(action="ignore"):  # a notebook without ipywidgets has a bar of text
+        from tqdm.auto import tqdm
+    if log.rank == 0 and "IPKernelApp" in getattr(ipython(), "config", ()):
+        place = {"disable": False, "file": sys.stdout}  # a notebook shows stderr on red
+    else:
+        place = {"disable": log.rank > 0 or None}  # None: if stderr is no terminal
+    with tqdm(total=count, desc=title, unit=" images", leave=False, **place) as bar:
         for batch in batches:
             yield batch
-            bar.set_postfix(loss=f"{log.latest_loss:.3f}", refresh=False)
+            if not math.isnan(log.latest_loss):  # it is, until the first losses are fetched
+                bar.set_postfix(loss=f"{log.latest_loss:.3f}", refresh=False)
             bar.update(len(batch[1]) * log.world_size)
 
 
@@ -187,19 +238,25 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def stop_signals(hint: str) -> Iterator[Callable[[], None]]:
-    """Yield a function that stops the program if SIGINT or SIGTERM came; a second one ends it at once."""
+    """Yield a function that stops the program if SIGINT or SIGTERM came; a second one ends it at once.
+
+    A handler that the caller has installed stays. A second interrupt does not end a notebook's kernel.
+    """
     received, handlers = [], {}
+    defaults = (signal.SIG_DFL, signal.default_int_handler)
 
     def note(number: int, frame) -> None:
         received.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, handlers[number] if ipython() else signal.SIG_DFL)
 
     def stop_if_asked() -> None:
         if received:
             raise KeyboardInterrupt(received[0], hint)  # `exit_status` reads both
 
     with suppress(ValueError):  # outside the main thread
-        handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) in defaults:
+                handlers[number] = signal.signal(number, note)
     try:
         yield stop_if_asked
     finally:
@@ -208,21 +265,30 @@ def stop_signals(hint: str) -> Iterator[Callable[[], None]]:
 
 
 def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]) -> int:
-    """Run a program. What its user can fix (`cures`, OSError, memory) ends in one line and status 2."""
+    """Run a program. What its user can fix (`cures`, OSError, memory) ends in one line and status 2.
+
+    In IPython, where no status is seen, what is not status 0 ends in a CellError.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # fd closed: the next opened file would get it, and our prints
             setattr(sys, name, open(os.devnull, "w"))
-        getattr(sys, name).reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
+        if hasattr(getattr(sys, name), "reconfigure"):  # a notebook's have no encoding
+            getattr(sys, name).reconfigure(errors="backslashreplace")  # for what a terminal cannot show
     status = 2
     try:
         program()
         sys.stdout.flush()  # now, while a closed pipe can still be caught
         return 0
+    except SystemExit as stop:  # argparse has printed the reason
+        if not (stop.code and ipython()):
+            raise
+        raise CellError("stopped: see --help") from None
     except tuple(cures) as error:
         cure = next(cures[kind] for kind in cures if isinstance(error, kind))
         message = " ".join(f"error: {error} {cure}".split())
     except BrokenPipeError:  # `| head` closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
+        if sys.stdout is sys.__stdout__:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         message, status = "stopped: nothing reads the output any more", 128 + signal.SIGPIPE
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
@@ -236,6 +302,8 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and NO_MEMORY not in str(error):
             raise
         message = "error: out of memory. Lower --batch_size, or the layers' --l1_size and --l2_size."
+    if ipython():
+        raise CellError(printable(message))
     with suppress(BrokenPipeError):  # stderr may be closed too
         if is_first_to_fail():
             print(printable(message), file=sys.stderr)

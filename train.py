@@ -27,8 +27,8 @@ from data import DataError, ImageData, batches, digest, load_data, pixel_statist
 from logging_utils import RunError, RunLogger, holds_run, is_finished, read_file, write_tensors
 from model import Classifier, ConvNet, ModelError, export_model, fit_temperature, predict_logits, read_intact
 from program import ConfigError, CudaGraphs, check_settings, exit_status, keep_freed_memory
-from program import parse_settings, pick_device, pick_precision, printable, progress, resume_hint
-from program import setting, stop_signals
+from program import own_torch_state, parse_settings, pick_device, pick_precision, printable, progress
+from program import resume_hint, setting, start_word, stop_signals
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Config:
             raise ConfigError("--resume needs the --run_dir of the run to start or continue.")
 
 
+@own_torch_state()
 def train(config: Config) -> Path:
     """Train, evaluate and export. Raises ConfigError, DataError, ModelError, RunError or OSError."""
     # ---- Processes and device ----
@@ -229,12 +230,13 @@ def load_checkpoint(run_dir: str, generator: torch.Generator, state: dict) -> in
 
 def print_results(config: Config, num_images: int, log: RunLogger) -> None:
     """Print where everything is, what to do next, and the result."""
-    run_dir, python = shlex.quote(str(log.run_dir)), shlex.quote(sys.orig_argv[0])
+    run_dir, python = shlex.quote(str(log.run_dir)), start_word()
     flags = f" --data_dir {shlex.quote(config.data_dir)}" if config.data_dir != Config.data_dir else ""
     folder = f" --dataset {shlex.quote(config.dataset)}" if os.path.isabs(config.dataset) else ""
-    runs = f"{run_dir}@1 {run_dir}@{config.epochs}" if config.epochs > 1 else run_dir
+    last = log.summary["epoch"]
+    runs = f"{run_dir}@1 {run_dir}@{last}" if last > 1 else run_dir
     model = "model.pt" if (log.run_dir / "model.pt").exists() else "model.pt2"
-    print(f"W&B   {log.wandb.address()}")
+    print(f"W&B   {log.wandb.address(python)}")
     print(f"next  {python} evaluate.py {run_dir}/{model}{flags}{folder}")
     print(f"      {python} compare.py {runs}{flags}")
     result = f"{log.summary['wrong']} of {num_images:,} images wrong, accuracy {log.summary['acc']:.2f} %"
@@ -280,12 +282,8 @@ def resumed_config(run_dir: str, overrides: dict) -> Config:
 
 
 def main() -> int:
-    cures = {
-        ConfigError: "",
-        ModelError: "",
-        RunError: "",
-        DataError: "See --dataset, --data_dir and --val_size.",
-    }
+    cures = dict.fromkeys([ConfigError, ModelError, RunError], "")
+    cures[DataError] = "See --dataset, --data_dir and --val_size."
     return exit_status(lambda: train(parse_config()), cures)
 
 

@@ -96,12 +96,18 @@ class WandbRun:
         import wandb  # takes half a second, and the other programs do not need it
 
         self.wandb = wandb
+        self.callers_run = None  # whose service is left alone
+        watchdog = threading.Timer(INIT_WAIT, lambda: self.callers_run or kill_service())
+        watchdog.start()  # W&B would wait for a service that hangs for ever
         try:
             self.run = self.start(run_id, again)
         except Exception as error:
             self.restore_environment()
             raise RunError(f"W&B: {reason(error)}. Fix WANDB_*, or set WANDB_MODE=disabled.") from error
+        finally:
+            watchdog.cancel()
         self.first_step = self.run.starting_step  # W&B has the steps before
+        self.log_level = logging.getLogger("wandb").level
         logging.getLogger("wandb").setLevel(logging.CRITICAL)  # else a full disk gives thousands of lines
         # W&B's, when it forgets a temporary folder.
         warnings.filterwarnings("ignore", "Implicitly cleaning up", ResourceWarning)
@@ -113,6 +119,9 @@ class WandbRun:
 
     def start(self, run_id: str | None, again: bool):
         """Start the wandb.Run: offline if there is no API key, or no server that answers."""
+        with silent_stderr():
+            process = self.wandb.setup()
+        self.callers_run = getattr(process, "most_recent_active_run", self.wandb.run)
         mode = os.environ.get("WANDB_MODE")
         if mode in (None, "online") and not self.wandb.login(prompt=False, verify=False):
             if mode:
@@ -121,26 +130,38 @@ class WandbRun:
         defaults = {"project": PROJECT, "name": self.folder.name, "dir": str(self.folder)}
         options = {key: os.environ.get(f"WANDB_{key.upper()}", value) for key, value in defaults.items()}
         limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}
+        if "WANDB_SILENT" in self.env_set:  # not read any more if the caller has used W&B before
+            limits["silent"] = True
         options["settings"] = self.wandb.Settings(**limits, finish_timeout_raises=True)
         options |= {"config": self.config, "id": run_id}
-        options["reinit"] = "create_new" if self.wandb.run else None  # leave a run of the caller's alone
+        if self.callers_run:  # leave it alone; $WANDB_RUN_ID may be its id
+            options |= {"reinit": "create_new", "id": run_id or secrets.token_hex(4)}
         resume = {"resume": "allow"} if run_id and mode != "offline" and not again else {}
-        watchdog = threading.Timer(INIT_WAIT, kill_service)  # W&B waits for it for ever
-        watchdog.start()
         try:
-            with silent_stderr():  # of W&B's service, which else prints its crash
+            with silent_stderr(), self.outside_sweep():  # stderr: W&B's service would print its crash
                 return self.wandb.init(mode=mode, **options, **resume)
         except ValueError:  # a variable of the wrong type
             raise
         except Exception as error:  # W&B has many types for a service that is dead
             print(f"W&B: offline, because of {reason(error)}", file=sys.stderr)
             options["id"] = secrets.token_hex(4)  # W&B does not give up the id of the run that failed
-            with silent_stderr(), suppress(Exception, SystemExit):
-                self.wandb.teardown()  # of a service that is dead
-            with silent_stderr():
+            if not self.callers_run:
+                with silent_stderr(), suppress(Exception, SystemExit):
+                    self.wandb.teardown()  # of a service that is dead
+            with silent_stderr(), self.outside_sweep():
                 return self.wandb.init(mode="offline", **options)
+
+    @contextmanager
+    def outside_sweep(self) -> Iterator[None]:
+        """A run beside one of the caller's is no trial of its sweep, or W&B would give it the same id."""
+        settings = self.wandb.setup().settings
+        saved = settings.sweep_id, settings.sweep_param_path
+        if self.callers_run:
+            settings.sweep_id = settings.sweep_param_path = None
+        try:
+            yield
         finally:
-            watchdog.cancel()
+            settings.sweep_id, settings.sweep_param_path = saved
 
     def submit(self, method: Callable, *arguments) -> None:
         """Have the thread call `log_losses`, `log_epoch` or `log_model`. Waits only if its queue is full."""
@@ -270,12 +291,17 @@ class WandbRun:
         self.thread.join(max(0, end - time.monotonic()))
         if self.thread.is_alive():
             self.give_up(f"it has not ended within {self.end_wait} s")
-        if not self.ended:
+        if not self.ended and not self.callers_run:
             kill_service()  # else this process would wait for it at its end
             with suppress(Exception, SystemExit):  # now, because W&B would raise it at the end
                 self.wandb.teardown(exit_code)
         shutil.rmtree(self.scratch, ignore_errors=True)
+        logging.getLogger("wandb").setLevel(self.log_level)
         self.restore_environment()
+        if self.ended and "WANDB_SILENT" in self.env_set:  # W&B keeps it for all runs of this process
+            loud = self.wandb.Settings(silent=False)
+            self.wandb.setup(loud)
+            self.wandb.termsetup(loud, None)
 
     def end(self, exit_code: int) -> None:
         if not self.disabled and exit_code == 0:
@@ -288,11 +314,11 @@ class WandbRun:
             os.environ.pop(name, None)
         os.environ.update(dict.fromkeys(self.env_empty, ""))
 
-    def address(self) -> str:
-        """The run's address on W&B, or the command that sends it there."""
+    def address(self, python: str) -> str:
+        """The run's address on W&B, or the command that sends it there, started with `python`."""
         if self.run.disabled:
             return "disabled by WANDB_MODE"
-        publish = shlex.join([sys.orig_argv[0], "publish.py", self.config["run_dir"]])
+        publish = f"{python} publish.py {shlex.quote(self.config['run_dir'])}"
         if self.run.offline or self.disabled:
             return publish
         return f"{self.run.url}\n      {publish}" if self.lacks_part else self.run.url

@@ -1,10 +1,15 @@
-"""The four files in somebody else's project, changed in the two places that the README names."""
+"""The files to copy, in somebody else's project: changed in two places, and beside files of their names."""
 
 import json
 import re
 import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from programs import ROOT, run_python
+import torch
+from programs import ROOT, run, run_python
+from test_recipes import changed_program
 
 MODULES = ("train.py", "data.py", "model.py", "logging_utils.py", "wandb_run.py", "program.py")
 OWN_DATA = """def load_data(dataset="auto", data_dir="data", val_size=0, image_size=28):
@@ -54,3 +59,92 @@ def test_four_files_train_another_model_on_other_data(tmp_path):
     assert list((tmp_path / "run/wandb").glob("offline-run-*"))
     later = run_python("-I", "-W", "ignore", "-c", LATER, cwd=tmp_path / "run")
     assert later.returncode == 0, later.stderr
+
+
+OWN_SPLIT = """def load_split(dataset, data_dir, train, image_size=28, download=True):
+    data = torch.load(f"{'train' if train else 'test'}.bin")
+    return "sounds", ["hum", "beep", "hiss"], data["images"], data["labels"]
+
+
+"""
+
+
+def test_own_load_split_serves_all_three_programs(tmp_path):
+    for name in (*MODULES, "evaluate.py", "compare.py"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "page", tmp_path / "page")
+    data, changed = re.subn(
+        r"def load_split\(.*?\n\n\n", OWN_SPLIT, (tmp_path / "data.py").read_text(), flags=re.DOTALL
+    )
+    assert changed == 1
+    (tmp_path / "data.py").write_text(data)
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 120), ("test", 30)):
+        images = torch.randint(0, 120, (count, 1, 33, 18), generator=generator, dtype=torch.uint8)
+        labels = torch.arange(count) % 3
+        for k in range(3):
+            images[labels == k, :, 11 * k : 11 * k + 11] += 120
+        torch.save({"images": images, "labels": labels}, tmp_path / f"{split}.bin")
+    programs = [
+        ("train.py", "--epochs", 4, "--batch_size", 20, "--augment", 0, "--run_dir", "run"),
+        ("evaluate.py", "run/model.pt", "--dataset", "sounds"),
+        ("compare.py", "run@1", "run@4"),
+    ]
+    results = [run(changed_program, *program, cwd=tmp_path, WANDB_MODE="disabled") for program in programs]
+    assert [result.returncode for result in results] == [0, 0, 0], [result.stderr for result in results]
+    wrong = json.loads((tmp_path / "run/summary.json").read_text())["wrong"]
+    assert wrong <= 10 and f"wrong     {wrong}\n" in results[1].stdout  # guessing gets 20 of 30 wrong
+    page = (tmp_path / "compare.html").read_text()
+    assert "hiss" in page
+
+
+def copy_into(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in MODULES:
+        shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
+def test_names_that_collide_have_the_readmes_cures(tiny_dir, tmp_path):
+    """In a repo with train.py, model.py, logging_utils.py and a package data/ of its own."""
+    readme = (ROOT / "README.md").read_text()
+    section = readme.split("### Names that your repo has already\n")[1].split("\n### ")[0]
+    rename, prefix, relative = re.findall(r"^    ((?:for|sed) .*)$", section, re.MULTILINE)
+
+    def repo(name: str) -> Path:
+        (tmp_path / name / "data").mkdir(parents=True)
+        for file in ("train.py", "model.py", "logging_utils.py", "data/__init__.py"):
+            (tmp_path / name / file).write_text("THEIRS = True\n")
+        return tmp_path / name
+
+    own_folder, renamed, package, copied = map(repo, ("own_folder", "renamed", "package", "copied"))
+    copy_into(own_folder / "tables")
+    subprocess.run(["sh", "-c", f"{rename}\n{prefix}"], cwd=copy_into(tmp_path / "new"), check=True)
+    for path in (tmp_path / "new").glob("*.py"):
+        shutil.copy(path, renamed)
+    (renamed / "own.py").write_text("import data, model\nassert data.THEIRS and model.THEIRS\n")
+    subprocess.run(["sh", "-c", relative], cwd=copy_into(package / "theirs"), check=True)
+    (package / "theirs/__init__.py").touch()
+    copy_into(copied)
+    flags = ("--data_dir", tiny_dir, "--epochs", 1, "--l1_size", 4, "--l2_size", 8)
+
+    starts = {
+        own_folder: ("tables/train.py", *flags),
+        renamed: ("-c", "import own, runpy; runpy.run_path('mt_train.py', run_name='__main__')", *flags),
+        package: ("-m", "theirs.train", *flags),
+        copied: ("train.py", *flags),
+    }
+    with ThreadPoolExecutor(2) as pool:
+        options = {"WANDB_MODE": "disabled"}
+        results = list(pool.map(lambda cwd: run_python(*starts[cwd], cwd=cwd, **options), starts))
+    for folder, result in zip(starts, results[:3]):
+        assert result.returncode == 0 and result.stderr == "", result.stderr
+        assert (folder / "runs/001/model.pt").exists()
+    (error,) = re.findall(r"`(ImportError: .*?)`", section)
+    assert results[3].returncode == 1 and error in results[3].stderr
+
+
+def test_folder_of_data_is_no_package_and_does_not_collide(tiny_dir, tmp_path):
+    (copy_into(tmp_path) / "data").symlink_to(tiny_dir)
+    result = run_python("-c", "import data; data.DataError", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
