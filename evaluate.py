@@ -80,9 +80,12 @@ def load(path: str, device: torch.device) -> Exported:
     if os.path.getsize(path) > MAX_FILE:
         raise ModelError(f"{path} has more than {MAX_FILE:,} bytes. {CURE}")
     try:
+        with zipfile.ZipFile(path) as file:
+            if sum(member.file_size for member in file.infolist()) > MAX_FILE:
+                raise ModelError(f"{path} unpacks to more than {MAX_FILE:,} bytes. {CURE}")
         content = read_intact(path)
         model, metadata = load_exported(content, device)
-    except OSError:
+    except (OSError, ModelError):
         raise
     except Exception as error:  # torch raises errors of any type
         raise ModelError(f"{path} {diagnose(path, error)}. {CURE}") from error

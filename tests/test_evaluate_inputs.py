@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import sys
+import zipfile
 
 import numpy
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from test_evaluate import Answers, export
 from test_photos import photograph
 
+import evaluate
 from sources.drawn import draw_digits
 
 
@@ -112,6 +114,10 @@ def test_huge_file_is_refused_and_hints_name_the_interpreter_that_was_typed(main
     with open(tmp_path / "huge.pt", "wb") as file:
         file.truncate(2**40)  # sparse
     assert_one_line_error(main("evaluate.py", "huge.pt", cwd=tmp_path), "huge.pt has more than")
+    monkeypatch.setattr(evaluate, "MAX_FILE", 100_000)
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/extra/metadata.json", bytes(10**6))
+    assert_one_line_error(main("evaluate.py", "bomb.pt", cwd=tmp_path), "bomb.pt unpacks to more than")
     monkeypatch.setattr(sys, "orig_argv", ["bin/my python3", "evaluate.py"])
     result = main("evaluate.py", "missing.pt", cwd=tmp_path)
     assert_one_line_error(result, "Export a model first, with 'bin/my python3' train.py.")
