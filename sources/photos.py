@@ -81,13 +81,16 @@ def find_parts(pixels: ndarray) -> tuple[ndarray, list[tuple[Box, ndarray]]]:
     contrast = (paper - pixels).clip(min=0)
     ink = contrast / (paper + 30)  # a stroke in shadow is as strong as one in light
     steepness = ndimage.morphological_gradient(pixels, 5)
+    weakest = max(
+        15, 0.15 * (pixels.max() - pixels.min())
+    )  # ruled lines are weaker, and what is between them
     is_ink = ink > 0.4 * ink.max()
     is_outline = is_ink & ~ndimage.binary_erosion(is_ink, NEIGHBOURS, border_value=1)
     labels, _ = ndimage.label(is_ink, NEIGHBOURS)
     parts = []
     for k, box in enumerate(ndimage.find_objects(labels), 1):
         mask = labels[box] == k
-        if mask.sum() < 20 or (strength := contrast[box][mask].mean()) < 15:
+        if mask.sum() < 20 or (strength := contrast[box][mask].mean()) < weakest:
             continue
         if (steepness[box][mask & is_outline[box]] > 0.25 * strength).mean() > 0.9:
             parts.append((box, mask))
