@@ -12,6 +12,7 @@ import argparse
 import errno
 import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -22,9 +23,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from data import DataError, digest, load_split
-from logging_utils import compute_metrics, prediction_rows, write_predictions
+from logging_utils import MAX_FILE, MAX_SCORES, compute_metrics, prediction_rows, write_predictions
 from model import (
     FORMAT,
     ModelError,
@@ -34,12 +36,13 @@ from model import (
     predict_logits,
     read_intact,
 )
-from program import ConfigError, exit_status, keep_freed_memory, pick_device, printable
+from program import ConfigError, exit_status, keep_freed_memory, pick_device, printable, start_word
 
 MNIST_LIKE = ("mnist", "mnist-format", "qmnist", "synthetic")  # light digits on black
 DATASETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "cifar10", "synthetic")
 MAX_BARS = 10  # classes whose scores are shown for a picture; if there are more, the best ones
 MAX_NAME = 40  # columns of a class name on the terminal
+MAX_SIDE = 10_000  # channels and pixels a side of an image; more is damage
 CURE = "Use a file that train.py exported."
 
 
@@ -70,13 +73,19 @@ def load(path: str, device: torch.device) -> Exported:
         file = os.path.join(path, "model.pt")
         raise ModelError(f"{path} is a folder. Name the file in it, such as {file}.")
     if not os.path.exists(path):
-        raise ModelError(f"{path} does not exist. Export a model first, with python train.py.")
+        python = start_word()
+        raise ModelError(f"{path} does not exist. Export a model first, with {python} train.py.")
     if not os.path.isfile(path):
         raise ModelError(f"{path} is a pipe or a device. Copy what it gives into a file, and evaluate that.")
+    if os.path.getsize(path) > MAX_FILE:
+        raise ModelError(f"{path} has more than {MAX_FILE:,} bytes. {CURE}")
     try:
+        with zipfile.ZipFile(path) as file:
+            if sum(member.file_size for member in file.infolist()) > MAX_FILE:
+                raise ModelError(f"{path} unpacks to more than {MAX_FILE:,} bytes. {CURE}")
         content = read_intact(path)
         model, metadata = load_exported(content, device)
-    except OSError:
+    except (OSError, ModelError):
         raise
     except Exception as error:  # torch raises errors of any type
         raise ModelError(f"{path} {diagnose(path, error)}. {CURE}") from error
@@ -85,6 +94,8 @@ def load(path: str, device: torch.device) -> Exported:
     try:
         classes = [str(name) for name in list(metadata["classes"])]
         channels, height, width = (int(size) for size in metadata["input"]["shape"][1:])
+        if not 0 < min(channels, height, width) <= max(channels, height, width) <= MAX_SIDE:
+            raise ValueError("no size of an image")
         dataset, version = str(metadata["dataset"])[:200], str(metadata["torch"])[:200]
         eval_sha256 = (metadata.get("eval") or {}).get("sha256")
         if not classes or isinstance(metadata["classes"], str):
@@ -153,7 +164,7 @@ def checked_logits(exported: Exported, images: Tensor, batch_size: int | None) -
 def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torch.device) -> None:
     """Print metrics, speed, and precision and recall of each class."""
     name = args.dataset or exported.dataset
-    if not (args.dataset or name in (*DATASETS, "mnist-format") or os.path.isabs(name)):
+    if not (args.dataset or name in (*DATASETS, "mnist-format")):  # no folder is read because a file says so
         problem = f"{args.model} was trained on {printable(name)}, which is not here"
         raise ModelError(f"{problem}: give --dataset FOLDER.")
     try:
@@ -186,7 +197,7 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torc
     print_report(logits.argmax(1), labels, classes)
     if args.predictions is not None:
         write_predictions(args.predictions, prediction_rows(logits, labels), logits.shape[1])
-        print(f"\nwrote     {args.predictions}")
+        print(f"\nwrote     {printable(args.predictions)}")
 
 
 def check_fit(exported: Exported, dataset: str, classes: list[str], images: Tensor) -> None:
@@ -240,30 +251,54 @@ def shorten(name: str) -> str:
 
 # ---- Your own pictures ----
 def evaluate_pictures(exported: Exported, args: argparse.Namespace, device: torch.device) -> None:
-    """Print the guess and the scores for each picture."""
+    """Print the guess and the scores for each picture. Raises PictureError for those that cannot be read."""
     paths = list_pictures(args.pictures)
     if args.predictions and os.path.realpath(args.predictions) in map(os.path.realpath, paths):
         raise PictureError(f"--predictions would replace the picture {args.predictions}. Name another file.")
-    images, remarks = read_pictures(paths, exported)
-    logits = checked_logits(exported, images.to(device), args.batch_size)
+    import_sources()  # may be missing
+    if exported.shape[0] not in (1, 3):
+        found = f"{exported.shape[0]} channels, and a picture has 1 or 3"
+        raise PictureError(f"{exported.path} takes images of {found}. Evaluate it on a test set.")
+    pictures, failed = [], {}
+    for path in tqdm(paths, unit=" pictures", leave=False, disable=None):  # no bar without a terminal
+        try:
+            pictures.append((path, *read_picture(path, exported)))
+        except PictureError as error:
+            failed[path] = error
+    if pictures:
+        paths, images, remarks = zip(*pictures)
+        logits = checked_logits(exported, torch.stack(images).to(device), args.batch_size)
+        print_scores(exported.classes, paths, logits.softmax(1), remarks)
+        if args.predictions is not None:
+            rows = prediction_rows(logits, torch.zeros(len(logits), dtype=torch.int64))
+            ids = ['"{}"'.format(path.replace('"', '""')) for path in paths]
+            rows = [[path, guess, "", *scores] for path, (_, guess, _, *scores) in zip(ids, rows)]
+            if len(exported.classes) > MAX_SCORES:
+                rows = [[*row[:3], math.nan, *row[4:]] for row in rows]  # the score of the truth
+            write_predictions(args.predictions, rows, logits.shape[1])
+            print(f"\nwrote {printable(args.predictions)}")
+    if len(failed) > 1:
+        names, first = ", ".join(list(failed)[:10]), next(iter(failed.values()))
+        names += ", ..." if len(failed) > 10 else ""
+        raise PictureError(f"{len(failed)} pictures cannot be read: {names}. The first: {first}")
+    for error in failed.values():
+        raise error
+
+
+def print_scores(classes: list[str], paths: list[str], scores: Tensor, remarks: list[str]) -> None:
+    """Print the guess for each picture, and a bar for each of its scores (N, K)."""
     block = "\u2588" if "utf" in (sys.stdout.encoding or "").lower() else "#"
-    names = [shorten(name) for name in exported.classes]
+    names = [shorten(name) for name in classes]
     width = max(8, *map(display_width, names))
-    for path, scores, remark in zip(paths, logits.softmax(1), remarks):
-        guess = int(scores.argmax())
+    for path, row, remark in zip(paths, scores, remarks):
+        guess = int(row.argmax())
         shown_remark = f"  ({remark})" if remark else ""
-        print(f"\n{printable(path)}  {names[guess]}  {100 * scores[guess]:.1f} %{shown_remark}")
+        print(f"\n{printable(path)}  {names[guess]}  {100 * row[guess]:.1f} %{shown_remark}")
         few = len(names) <= MAX_BARS
-        for k in range(len(names)) if few else scores.topk(MAX_BARS).indices.tolist():
+        for k in range(len(names)) if few else row.topk(MAX_BARS).indices.tolist():
             padding = " " * (width - display_width(names[k]))
-            bar = block * round(40 * float(scores[k]))
-            print(f"  {names[k]}{padding} {100 * scores[k]:5.1f} %  {bar}".rstrip())
-    if args.predictions is not None:
-        rows = prediction_rows(logits, torch.zeros(len(logits), dtype=torch.int64))
-        ids = ['"{}"'.format(path.replace('"', '""')) for path in paths]
-        rows = [[path, guess, "", *scores] for path, (_, guess, _, *scores) in zip(ids, rows)]
-        write_predictions(args.predictions, rows, logits.shape[1])
-        print(f"\nwrote {args.predictions}")
+            bar = block * round(40 * float(row[k]))
+            print(f"  {names[k]}{padding} {100 * row[k]:5.1f} %  {bar}".rstrip())
 
 
 def import_sources():
@@ -281,38 +316,29 @@ def import_sources():
 def list_pictures(arguments: list[str]) -> list[str]:
     """The paths of pictures: a folder stands for the picture files in it. Raises PictureError."""
     paths = []
-    for argument in arguments:
-        if not os.path.isdir(argument):
-            paths.append(argument)
-            continue
-        _, folders, _ = import_sources()
-        files = [entry.name for entry in os.scandir(argument) if entry.is_file()]
-        found = sorted(filter(folders.is_picture_name, files))
+    for path in arguments:
+        found = [path]
+        if os.path.isdir(path):
+            names = sorted(entry.name for entry in os.scandir(path) if entry.is_file())
+            found = [os.path.join(path, name) for name in filter(import_sources()[1].is_picture_name, names)]
         if not found:
-            raise PictureError(f"{argument} has no pictures in it. Name the folder that holds them.")
-        paths += [os.path.join(argument, name) for name in found]
+            raise PictureError(f"{path} has no pictures in it. Name the folder that holds them.")
+        paths += found
     return paths
 
 
-def read_pictures(paths: list[str], exported: Exported) -> tuple[Tensor, list[str]]:
-    """Read pictures as images (N, C, H, W) for the model, and what was done to each. Raises PictureError."""
+def read_picture(path: str, exported: Exported) -> tuple[Tensor, str]:
+    """A picture as an image (C, H, W) for the model, and what was done to it. Raises PictureError."""
     errors, folders, photos = import_sources()
     channels, height, width = exported.shape
-    is_digit_model = exported.dataset in MNIST_LIKE and exported.shape == (1, 28, 28)
-    images, remarks = [], []
-    for path in paths:
-        try:
-            picture = folders.read_picture(path)
-        except errors.SourceError as error:
-            raise PictureError(str(error)) from error
-        if is_digit_model:
-            image, remark = photos.like_mnist(picture.convert("L"))
-        else:
-            image = folders.to_pixels(picture, channels, height, width)
-            remark = "" if picture.size == (width, height) else "resized"
-        images.append(image)
-        remarks.append(remark)
-    return torch.stack(images), remarks
+    try:
+        picture = folders.read_picture(path)
+    except errors.SourceError as error:
+        raise PictureError(str(error)) from error
+    if exported.dataset in MNIST_LIKE and exported.shape == (1, 28, 28):
+        return photos.like_mnist(picture.convert("L"))
+    image = folders.to_pixels(picture, channels, height, width)
+    return image, "" if picture.size == (width, height) else "resized"
 
 
 # ---- The command line ----
@@ -344,7 +370,7 @@ def evaluate(args: argparse.Namespace) -> None:
         check_writable(Path(args.predictions))
     exported = load(args.model, device)
     trained = f"trained on {printable(exported.dataset)} with torch {printable(exported.torch_version)}"
-    print(f"model     {args.model}, {trained}")
+    print(f"model     {printable(args.model)}, {trained}")
     print(f"sha256    {exported.sha256}")
     if args.pictures:
         evaluate_pictures(exported, args, device)

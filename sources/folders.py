@@ -1,5 +1,7 @@
 """Folders of picture files as a data set."""
 
+import os
+import warnings
 from pathlib import Path
 
 import numpy
@@ -70,25 +72,38 @@ def to_pixels(picture: Image.Image, channels: int, height: int, width: int) -> T
 
 
 def read_picture(path: str | Path) -> Image.Image:
-    """Open a picture file of any kind: upright, 8 bits a channel, transparent parts on white.
+    """Open a picture file of any kind: upright, 8 bits a channel, transparent parts on white or black.
 
-    Raises SourceError if it is missing or damaged.
+    More than 8 bits are scaled as a sensor of 8, 10, 12, 14 or 16 bits has them. Raises SourceError if the
+    file is missing or damaged.
     """
     try:
-        with Image.open(path) as file:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError("not a file")  # opening a pipe would wait for ever
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
             picture = ImageOps.exif_transpose(file)  # the camera's orientation
             if picture.mode[0] in "IF":  # more than 8 bits, or floats
-                brightest = picture.getextrema()[1]
-                scale = 255 if brightest <= 1 else 1 if brightest <= 255 else 255 / 65535
-                picture = Image.fromarray((numpy.asarray(picture) * scale).clip(0, 255).astype("uint8"))
+                values = numpy.nan_to_num(numpy.asarray(picture, dtype=numpy.float64))
+                values -= min(values.min(), 0)
+                depth = next((bits for bits in (1, 8, 10, 12, 14, 16, 32) if values.max() < 2**bits), 64)
+                values *= 255 / (2**depth - 1)
+                picture = Image.fromarray(values.clip(0, 255).round().astype("uint8"))
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+                paper = "black" if has_white_ink(picture) else "white"
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, paper), picture)
             return picture
     except Exception as error:  # Pillow raises many types for damaged files
         raise SourceError(
             f"{path} cannot be read as a picture: {error}. Remove it or save it again."
         ) from error
+
+
+def has_white_ink(picture: Image.Image) -> bool:
+    """Whether what is drawn in an RGBA picture is nearer to white than to black."""
+    pixels = numpy.asarray(picture.convert("LA"))  # (H, W, 2): brightness and alpha
+    ink = pixels[..., 0][pixels[..., 1] > 127]
+    return ink.size > 0 and bool(numpy.percentile(ink, 5) > 127)
 
 
 def is_grey(path: str | Path) -> bool:

@@ -7,83 +7,147 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-PHOTO_SIDE = 224  # pixels of the longer side of a photo while the digit is looked for
-BACKGROUND_SIDE = 64  # the same, to measure the background
-BOX = numpy.ones((3, 3))  # a pixel and its eight neighbours
+SIDE = 224  # pixels of the longer side of a photo while the digit is looked for
+WIDEST = 63  # pixels, odd: what is dark over a square of this side is a table or a shadow, not a line
+NEIGHBOURS = numpy.ones((3, 3))  # a pixel and its eight neighbours
+
+Box = tuple[slice, slice]  # rows and columns
 
 
 def like_mnist(picture: Image.Image) -> tuple[Tensor, str]:
     """Make a grey picture of a digit like MNIST's: uint8 (1, 28, 28), and a remark on what was done.
 
     MNIST's digits are light on black and scaled into 20 x 20 pixels. Their centre of mass is in the middle
-    of 28 x 28 pixels. A photo has uneven light, grain and often thin lines. So the background is taken off,
-    specks are dropped, and thin lines are drawn thicker. A picture of 28 x 28 pixels is only inverted, if it
-    is dark on light.
+    of 28 x 28 pixels. A picture of that size and with a plain background is only inverted, if it is dark on
+    light. A picture and its negative give the same image.
     """
-    is_mnist_size = picture.size == (28, 28)
-    if not is_mnist_size:
-        scale = PHOTO_SIDE / max(picture.size)
-        picture = picture.resize([max(8, round(side * scale)) for side in picture.size], reducing_gap=3)
-    pixels = numpy.asarray(picture, dtype=numpy.float32)  # (H, W)
-    paper = background(pixels)
-    dark_on_light = ((pixels - paper) ** 3).sum() < 0  # strokes cover less of the picture than paper does
-    remarks = ["dark on light: inverted"] if dark_on_light else []
-    if is_mnist_size:
-        return to_image(255 - pixels if dark_on_light else pixels), "; ".join(remarks)
+    picture = picture.convert("F")
+    size = [max(8, round(side * SIDE / max(picture.size))) for side in picture.size]
+    found = find_digit(numpy.asarray(picture.resize(size, reducing_gap=3)))
+    if found is None:
+        return to_image(picture.resize((28, 28), Image.Resampling.BOX)), "no digit found"
+    strokes, is_dark, is_one = found
+    remarks = ["dark on light: inverted"] if is_dark else []
+    pixels = 255 - numpy.asarray(picture) if is_dark else numpy.asarray(picture)
+    if picture.size != (28, 28) or numpy.median(pixels) > 15:
+        pixels = 255 * centred(thicken(strokes))
+        remarks.append("centred and scaled as MNIST's digits are")
+    if not is_one:
+        remarks.append("more than one digit: crop the picture to one")
+    return to_image(pixels), "; ".join(remarks)
 
-    # Division by the paper makes a stroke in shadow as strong as one in light.
-    ink = (1 - pixels / paper.clip(min=1)) * 255 if dark_on_light else pixels - paper
-    ink = ndimage.uniform_filter(ink.clip(min=0), 5, mode="constant")  # without grain
-    mask = keep_large(ink > 0.4 * ink.max())
-    if ink.max() < 25 or not mask.any():
-        return to_image(resize(pixels, (28, 28), Image.Resampling.BOX)), "no digit found"
+
+def to_image(pixels: ndarray | Image.Image) -> Tensor:
+    return torch.from_numpy(numpy.asarray(pixels).round().clip(0, 255).astype("uint8"))[None]
+
+
+def find_digit(pixels: ndarray) -> tuple[ndarray, bool, bool] | None:
+    """Find the digit in a photo (H, W) of floats in 0..255: the largest part that looks like ink.
+
+    Returns the strokes (h, w) in 0..1, whether they are dark on light, and whether this is the only digit.
+    Returns None if there is no contrast.
+    """
+    pixels = ndimage.uniform_filter(pixels, 3)  # without grain
+    best = (0, 0)
+    for is_dark in (True, False):
+        ink, parts = find_parts(pixels if is_dark else 255 - pixels)
+        for box, mask in parts:
+            rank = mask.size, likeness_to_ink(mask)
+            if rank > best and rank[1] > 0 and is_thin(mask):
+                best, found = rank, (is_dark, ink, parts, box)
+    if any(best):
+        is_dark, ink, parts, box = found
+        mask, is_one = join_parts(ink.shape, parts, box)
+    else:  # it fills the picture, so that its lines have no paper around them
+        low, high = numpy.percentile(pixels, (2, 98))
+        if high - low < 25:
+            return None
+        ink = ((high - pixels) / (high - low)).clip(0, 1)
+        is_dark, is_one = likeness_to_ink(ink) > 0, True
+        ink = ink if is_dark else 1 - ink
+        mask = ink > 0.4
     strokes = (ink / (0.8 * ink[mask].mean())).clip(max=1) * mask
-    strokes = thicken(strokes[ndimage.find_objects(mask.astype(int))[0]])
+    return strokes[ndimage.find_objects(mask.astype(int))[0]], is_dark, is_one
 
+
+def find_parts(pixels: ndarray) -> tuple[ndarray, list[tuple[Box, ndarray]]]:
+    """Find what is darker than the paper around it, in a photo (H, W).
+
+    Returns how dark each pixel is as a share of the paper's brightness, and the connected parts: the box of
+    each, and its mask (h, w) in there. A part without an edge nearly all around is no part: for example
+    the paper between a line and a shadow.
+    """
+    paper = ndimage.grey_closing(pixels, (WIDEST, WIDEST), mode="nearest")
+    contrast = (paper - pixels).clip(min=0)
+    ink = contrast / (paper + 30)  # a stroke in shadow is as strong as one in light
+    steepness = ndimage.morphological_gradient(pixels, 5)
+    weakest = max(
+        15, 0.15 * (pixels.max() - pixels.min())
+    )  # ruled lines are weaker, and what is between them
+    is_ink = ink > 0.4 * ink.max()
+    is_outline = is_ink & ~ndimage.binary_erosion(is_ink, NEIGHBOURS, border_value=1)
+    labels, _ = ndimage.label(is_ink, NEIGHBOURS)
+    parts = []
+    for k, box in enumerate(ndimage.find_objects(labels), 1):
+        mask = labels[box] == k
+        if mask.sum() < 20 or (strength := contrast[box][mask].mean()) < weakest:
+            continue
+        if (steepness[box][mask & is_outline[box]] > 0.25 * strength).mean() > 0.9:
+            parts.append((box, mask))
+    return ink, parts
+
+
+def likeness_to_ink(mask: ndarray) -> float:
+    """Above 0 if a mask (h, w) covers little of its box, and less of the border than of the inside."""
+    border = numpy.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    inside = mask[1:-1, 1:-1] if min(mask.shape) > 2 else mask
+    return 0.5 - mask.mean() + inside.mean() - border.mean()
+
+
+def is_thin(mask: ndarray) -> bool:
+    """Whether a mask (h, w) is lines: nowhere wider than 0.4 of its longer side."""
+    return 2 * ndimage.distance_transform_edt(numpy.pad(mask, 1)).max() < 0.4 * max(mask.shape)
+
+
+def join_parts(shape: tuple[int, int], parts: list[tuple[Box, ndarray]], main: Box) -> tuple[ndarray, bool]:
+    """The mask (H, W) of a digit: its main part, and others near it. And whether it is the only digit."""
+
+    def is_at_border(box: Box) -> bool:
+        return any(side.start == 0 or side.stop == length for side, length in zip(box, shape))
+
+    joined, is_one = numpy.zeros(shape, bool), True
+    area, size = next((mask.size, mask.sum()) for box, mask in parts if box == main)
+    height = main[0].stop - main[0].start
+    for box, mask in parts:
+        down, across = (max(a.start, b.start) - min(a.stop, b.stop) for a, b in zip(box, main))  # gaps
+        if box == main:
+            joined[box] |= mask
+        elif 7 * mask.sum() < size or mask.size > area or is_at_border(box) > is_at_border(main):
+            continue  # a speck, a frame or the table
+        elif len(mask) > height / 2 and (across >= 0 or down > height / 4):
+            is_one = False
+        elif max(down, across) < height / 2:
+            joined[box] |= mask
+    rows, columns = ndimage.find_objects(joined.astype(int))[0]
+    is_wide = columns.stop - columns.start > 1.8 * (rows.stop - rows.start)
+    return joined, is_one and not is_wide
+
+
+def centred(strokes: ndarray) -> ndarray:
+    """Strokes (h, w) scaled into 20 x 20 pixels, with their centre of mass in the middle of 28 x 28."""
     shape = [max(1, round(20 * side / max(strokes.shape))) for side in strokes.shape]
-    digit = resize(strokes, shape, Image.Resampling.BILINEAR)
+    digit = numpy.asarray(Image.fromarray(strokes).resize(shape[::-1], Image.Resampling.BILINEAR))
     centre = ndimage.center_of_mass(digit)  # 0 is the middle of the first pixel
     top, left = (int(min(max(round(13.5 - c), 0), 28 - side)) for c, side in zip(centre, shape))
     image = numpy.zeros((28, 28))
     image[top : top + shape[0], left : left + shape[1]] = digit / digit.max()
-    remarks.append("centred and scaled as MNIST's digits are")
-    return to_image((255 * image).round()), "; ".join(remarks)
+    return image
 
 
-def to_image(pixels: ndarray) -> Tensor:
-    return torch.from_numpy(pixels.astype("uint8"))[None]
-
-
-def resize(pixels: ndarray, shape: tuple[int, int], method: Image.Resampling) -> ndarray:
-    return numpy.asarray(Image.fromarray(pixels).resize((shape[1], shape[0]), method))
-
-
-def background(pixels: ndarray) -> ndarray:
-    """The brightness of the paper at each pixel (H, W): the median of a wide area, which keeps shadows."""
-    shape = [max(1, round(BACKGROUND_SIDE * side / max(pixels.shape))) for side in pixels.shape]
-    coarse = resize(pixels, shape, Image.Resampling.BOX)
-    median = ndimage.median_filter(coarse, size=31, mode="nearest")
-    return resize(median, pixels.shape, Image.Resampling.BILINEAR)
-
-
-def keep_large(mask: ndarray) -> ndarray:
-    """Keep the connected parts of a mask (H, W) that have at least a seventh of the size of the largest.
-
-    Parts at the border are left out, because they are shadows or the edge of the paper, unless all are.
-    """
-    parts, _ = ndimage.label(mask, BOX)
-    sizes = numpy.bincount(parts.ravel(), minlength=2)
-    sizes[0] = 0  # what is not in the mask
-    inside = sizes.copy()
-    inside[numpy.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])] = 0
-    sizes = inside if inside.any() else sizes
-    return sizes[parts] * 7 >= max(sizes.max(), 1)
-
-
-def thicken(ink: ndarray) -> ndarray:
-    """Make lines (H, W) at least a tenth as wide as the digit is high, like a felt pen's in MNIST."""
-    mask = ink > 0.5
-    edge = mask & ~ndimage.binary_erosion(mask, BOX, border_value=1)
+def thicken(strokes: ndarray) -> ndarray:
+    """Make lines (h, w) at least a tenth as wide as the digit is high, like a felt pen's in MNIST."""
+    mask = strokes > 0.5
+    edge = mask & ~ndimage.binary_erosion(mask, NEIGHBOURS, border_value=1)
     line_width = 2 * mask.sum() / max(edge.sum(), 1)
-    grow = round((max(ink.shape) / 10 - line_width) / 2)
-    return ndimage.grey_dilation(numpy.pad(ink, grow), 2 * grow + 1) if grow > 0 else ink
+    grow = round((max(strokes.shape) / 10 - line_width) / 2)
+    return ndimage.grey_dilation(numpy.pad(strokes, grow), 2 * grow + 1) if grow > 0 else strokes
