@@ -92,7 +92,7 @@ def load_split(dataset: str, data_dir, train: bool, image_size=28, download=True
     raw, prefix = data_dir / "MNIST" / "raw", "train" if train else "t10k"
     images_file, labels_file = raw / f"{prefix}-images-idx3-ubyte", raw / f"{prefix}-labels-idx1-ubyte"
     here = images_file.exists() and labels_file.exists()
-    if dataset != "mnist-format" and not (dataset in ("auto", "mnist") and here):
+    if not (here and dataset in ("auto", "mnist", "mnist-format")):
         try:
             from sources import datasets, errors
         except ImportError as error:  # it is missing, or another folder of that name
@@ -101,7 +101,7 @@ def load_split(dataset: str, data_dir, train: bool, image_size=28, download=True
             raise DataError(f"Without sources/, only MNIST in {raw} can be read. Copy it too.") from error
         try:
             name = datasets.resolve_dataset(dataset, data_dir, download)
-            if name != "mnist":
+            if name not in ("mnist", "mnist-format"):
                 return name, *datasets.read_dataset(name, data_dir, train, image_size, channels, download)
             images_file, labels_file = datasets.find_mnist(data_dir, train)
         except errors.SourceError as error:

@@ -47,7 +47,7 @@ def resolve_dataset(dataset: str, data_dir: Path, download: bool = True) -> str:
     Raises SourceError if the data set is unknown, or if files are missing and cannot be downloaded. With
     `download=False` nothing is downloaded or created.
     """
-    if dataset == "synthetic":
+    if dataset in ("synthetic", "mnist-format"):  # the second one is what a run found in MNIST's files
         return dataset
     if dataset not in DATASET_NAMES:
         folder = os.path.abspath(os.path.expanduser(dataset))

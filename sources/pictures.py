@@ -28,7 +28,7 @@ def is_picture_name(path: str | Path) -> bool:
 def open_picture(path: str | Path, min_side: int | None = None) -> Image.Image:
     """Open a picture file of any kind, upright, in its own mode. Raises SourceError.
 
-    A JPEG that is much larger than `min_side` pixels is decoded at 1/2, 1/4 or 1/8 of its size.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, if its sides are `min_side` pixels or more then.
     """
     try:
         if not os.path.isfile(path):
@@ -102,8 +102,8 @@ def has_white_ink(picture: Image.Image) -> bool:
 def to_pixels(picture: Image.Image, channels: int, height: int, width: int) -> Tensor:
     """Resize a picture and return its pixels, uint8 (C, H, W)."""
     picture = picture.convert("L" if channels == 1 else "RGB")
-    pixels = numpy.array(picture.resize((width, height), Image.Resampling.BILINEAR))
-    return torch.from_numpy(pixels).view(height, width, channels).permute(2, 0, 1).contiguous()
+    pixels = numpy.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    return torch.from_numpy(pixels.reshape(height, width, channels).transpose(2, 0, 1).copy())
 
 
 def decode_picture(path: str, size: int, value_range: tuple | None) -> ndarray | tuple[float, float]:
@@ -112,7 +112,7 @@ def decode_picture(path: str, size: int, value_range: tuple | None) -> ndarray |
     If the picture has more than 8 bits and no range is given, its lowest and highest value instead.
     Raises SourceError.
     """
-    picture = open_picture(path, 2 * size)  # the rest is resized, with a filter
+    picture = open_picture(path, size)
     if is_deep(picture) and value_range is None:
         return extrema(picture)
     picture = to_8_bits(picture, value_range)
