@@ -72,7 +72,8 @@ def resolve_dataset(dataset: str, data_dir: Path, download: bool = True) -> str:
     cure = f"Put its files into {missing[0].parent}, or choose another data set."
     found = visible_names(data_dir)
     if found:
-        cure += f" ({data_dir} holds {', '.join(found[:5])}{' ...' * (len(found) > 5)}, which is not that.)"
+        cure += f" ({data_dir} holds {', '.join(found[:5])}{' ...' * (len(found) > 5)}, which is not that."
+        cure += " The folder of your own pictures is for --dataset.)"
     if not download:
         raise SourceError(f"{missing[0]} is missing. {cure}")
     try:

@@ -112,14 +112,13 @@ def held_out_size(folder: Path, count: int) -> int:
 
 # ---- Layout ----
 def find_layout(folder: Path) -> Layout:
-    """Find the parts of a data set. A folder that holds nothing but one other folder stands for that."""
+    """Find the parts of a data set. A folder that holds nothing but one other folder stands for that.
+
+    Raises SourceError if two folders could be the same part.
+    """
     while True:
-        parts = {}  # a name in lower case -> the folder
         subfolders = visible_folders(folder)
-        for path in subfolders:
-            if visible_folders(path):  # else it is a class of that name
-                if (same := parts.setdefault(path.name.lower(), path)) != path:
-                    raise SourceError(f"{same} and {path.name} beside it have the same name. Keep one.")
+        parts = find_parts(subfolders)
         train = [parts[name] for name in TRAIN_NAMES if name in parts]
         test = [parts[name] for name in TEST_NAMES if name in parts]
         if len(train) > 1:
@@ -129,6 +128,28 @@ def find_layout(folder: Path) -> Layout:
         if len(subfolders) != 1 or not visible_folders(subfolders[0]):
             return Layout(folder, folder, None, [])
         folder = subfolders[0]
+
+
+def find_parts(subfolders: list[Path]) -> dict[str, Path]:
+    """The subfolders that are named as parts are, or have that as a word in their name, by that name."""
+    parts = {}
+    names = TRAIN_NAMES + TEST_NAMES
+    exact = {path for path in subfolders if path.name.lower() in names}
+    with_classes = {path for path in subfolders if visible_folders(path)}
+    for path in sorted(subfolders, key=lambda path: path not in exact):
+        if path not in with_classes and (with_classes or len(exact) < len(subfolders)):
+            continue  # it is a class of that name
+        for word in re.split("[^a-z]+", path.name.lower()):
+            if word not in names or (word in parts and path not in exact and parts[word] in exact):
+                continue
+            if (other := parts.setdefault(word, path)) != path:
+                raise SourceError(
+                    f"{other} and {path.name} beside it could both be the {word} set. Keep one."
+                )
+    for word, path in parts.items():
+        while [inner.name for inner in visible_folders(path)] == [path.name]:  # from some archives
+            path = parts[word] = path / path.name
+    return parts
 
 
 def is_visible(name: str) -> bool:

@@ -118,6 +118,28 @@ def test_class_may_be_called_like_a_part(tmp_path):
     assert load(tmp_path).classes == ["bus", "plane", "train"]
 
 
+def test_parts_are_known_by_a_word_in_their_name(tmp_path):
+    make_set(tmp_path, "seg_train/seg_train", "test set")
+    fill(tmp_path / "seg_pred", 1)
+    assert len(load(tmp_path).train_images) == 24
+    (tmp_path / "train").mkdir()
+    (tmp_path / "seg_train").rename(tmp_path / "train" / "train_old")
+    fill(tmp_path / "train", 8)
+    fill(tmp_path / "test_masks", 8)
+    with pytest.raises(data.DataError, match="test set and test_masks|test_masks and test set"):
+        load(tmp_path)
+
+
+def test_pictures_of_a_part_that_has_no_classes_are_not_classes(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        draw(0, 0).save(tmp_path / part / "cat.0.png")
+    with pytest.raises(
+        data.DataError, match=r"has 0 classes: it holds test/, train/\. It needs train/CLASS/"
+    ):
+        load(tmp_path)
+
+
 def test_class_names_are_sorted_as_numbers_if_they_are(tmp_path):
     names = ["b", "10", "-3", "a", "9", "2.5", "010", "a\u0308"]
     fill(tmp_path, 5, classes=names)

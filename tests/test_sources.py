@@ -208,7 +208,9 @@ def test_auto_draws_no_digits_where_the_named_folder_holds_something_else(no_mir
     for name in ("mnist.npz", "train.csv", ".hidden"):
         (tmp_path / "mine" / name).write_text("1,2,3")
     for dataset, download in (("auto", True), ("mnist", True), ("auto", False)):
-        with pytest.raises(SourceError, match=r"\(.*mine holds mnist.npz, train.csv, which is not that.\)$"):
+        with pytest.raises(
+            SourceError, match=r"\(.*mine holds mnist.npz, train.csv, which is not that. .*--dataset.\)$"
+        ):
             resolve_dataset(dataset, tmp_path / "mine", download)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").rename("data")  # the default, which nobody has named
