@@ -54,8 +54,8 @@ class ImageData:
 def load_data(dataset="auto", data_dir="data", val_size=0, image_size=28, download=True) -> ImageData:
     """Load a data set: "mnist", a name that sources/ knows, or the path of a folder of pictures.
 
-    With `val_size`, that many training images, always the same, replace the test set. So do a fifth of the
-    pictures of a folder without a test set. Images of a folder must not be written to. Raises DataError.
+    With `val_size`, that many training images, always the same, replace the test set. So does a fifth of a
+    folder without a test set. Do not write to a folder's images: they may be mapped. Raises DataError.
     """
     name, classes, images, labels = load_split(dataset, data_dir, True, image_size, download)
     if os.path.isabs(name):  # a folder, whose pictures are in the order in which they are held out
@@ -68,9 +68,8 @@ def load_data(dataset="auto", data_dir="data", val_size=0, image_size=28, downlo
     if val_size >= len(images):
         raise DataError(f"val_size {val_size} leaves no training image of {len(images)}. Hold out fewer.")
     if val_size:
-        (eval_images, images), (eval_labels, labels) = (
-            x.tensor_split((val_size,)) for x in (images, labels)
-        )
+        eval_images, images = images.tensor_split((val_size,))
+        eval_labels, labels = labels.tensor_split((val_size,))
     else:
         split = load_split(name, data_dir, False, image_size, download, images.shape[1])
         eval_name, _, eval_images, eval_labels = split
@@ -151,11 +150,10 @@ def digest(images: Tensor, labels: Tensor) -> str:
 
 def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (C,), in 0..1, of uint8 images (N, C, H, W). MNIST: 0.1307 and 0.3081."""
-    images = images[:: images.numel() // 2**28 + 1]  # as many as are needed
+    images = images[:: images.numel() // 2**28 + 1]  # of more than 256 MB a part is enough
     values = torch.arange(256, dtype=torch.float64) / 255
-    parts = (part.transpose(0, 1).flatten(1) for part in images.split(256))  # (C, 256 * H * W)
-    counts = sum(torch.stack([torch.bincount(channel, minlength=256) for channel in part]) for part in parts)
-    frequencies = counts.double() / images[:, 0].numel()  # (C, 256)
+    counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
+    frequencies = torch.stack(counts).double() / images[:, 0].numel()  # (C, 256)
     mean = frequencies @ values
     std = (frequencies @ values.square() - mean.square()).clamp(min=1e-6).sqrt()  # not 0: it is a divisor
     return mean.float(), std.float()

@@ -136,8 +136,10 @@ def find_parts(subfolders: list[Path]) -> dict[str, Path]:
     names = TRAIN_NAMES + TEST_NAMES
     exact = {path for path in subfolders if path.name.lower() in names}
     with_classes = {path for path in subfolders if visible_folders(path)}
+    kinds = {path.name.lower() in TRAIN_NAMES for path in exact}
+    lack_classes = not with_classes and (len(kinds) == 2 or len(subfolders) == 1)
     for path in sorted(subfolders, key=lambda path: path not in exact):
-        if path not in with_classes and (with_classes or len(exact) < len(subfolders)):
+        if path not in with_classes and not (lack_classes and path in exact):
             continue  # it is a class of that name
         for word in re.split("[^a-z]+", path.name.lower()):
             if word not in names or (word in parts and path not in exact and parts[word] in exact):

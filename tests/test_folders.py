@@ -12,6 +12,8 @@ import pytest
 import torch
 from conftest import assert_one_line_error
 from PIL import Image
+from test_gpu import HAS_GPU
+from test_gpu import run as run_on_gpu
 from torch.utils.data import DataLoader
 
 import data
@@ -131,11 +133,11 @@ def test_parts_are_known_by_a_word_in_their_name(tmp_path):
 
 
 def test_pictures_of_a_part_that_has_no_classes_are_not_classes(tmp_path):
-    for part in ("train", "test"):
+    for part in ("train", "test", "more"):
         (tmp_path / part).mkdir()
         draw(0, 0).save(tmp_path / part / "cat.0.png")
     with pytest.raises(
-        data.DataError, match=r"has 0 classes: it holds test/, train/\. It needs train/CLASS/"
+        data.DataError, match=r"has 0 classes: it holds more/, test/, train/\. It needs train/"
     ):
         load(tmp_path)
 
@@ -552,3 +554,23 @@ def test_unreadable_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(folders.os, "scandir", scandir)
     with pytest.raises(SourceError, match="cannot be read: Permission denied. Check its permissions."):
         folders.read_folder(tmp_path, True, 12)
+
+
+# ---- Sets that are too large for the GPU ----
+TOO_LARGE = """
+import sys, torch, train
+if sys.argv.pop(1) == "large":
+    torch.cuda.mem_get_info = lambda *_: (1000, 1000)
+sys.exit(train.main())
+"""
+
+
+@pytest.mark.skipif(not HAS_GPU, reason="no GPU that torch can use")
+def test_set_that_is_too_large_for_the_gpu_is_moved_batch_by_batch(tmp_path):
+    fill(tmp_path / "set", 20)
+    for size in ("small", "large"):
+        flags = ("--dataset", "set", "--run_dir", size, "--epochs", 2, *QUICK[2:])
+        result = run_on_gpu("-c", TOO_LARGE, size, *flags, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    tables = [(tmp_path / size / "predictions/epoch-002.csv").read_text() for size in ("small", "large")]
+    assert tables[0] == tables[1]
