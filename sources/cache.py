@@ -136,12 +136,11 @@ def write_file(place: Path, stem: str, name: str, decode, count: int, size: int)
     scratch = place / f"{stem}.partial"
     lock = FileLock(place / f"{stem}.lock")  # the system releases it, however this process ends
     try:
-        lock.acquire(timeout=0)
+        with lock.acquire(timeout=0):
+            pass
     except Timeout:
-        warn(f"waiting for another process that decodes pictures for {place}")
-        lock.acquire()
+        warn(f"waiting for another process, which writes {scratch}")
     with lock:
-        lock.release()  # `with` has acquired it once more
         with suppress(OSError):  # written meanwhile
             return map_file(place / name, count, size)
         try:
@@ -154,7 +153,8 @@ def write_file(place: Path, stem: str, name: str, decode, count: int, size: int)
             scratch.unlink(missing_ok=True)
         for old in place.glob(f"{stem}-{'?' * 32}.pixels"):
             if old.name != name:
-                old.unlink()
+                with suppress(OSError):
+                    old.unlink()
     return map_file(place / name, count, size)
 
 

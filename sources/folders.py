@@ -46,6 +46,7 @@ def read_folder(
 
     The training pictures are in an order in which the first n, for any n, are the same part of every class.
     So these can be held out. Without a test set, the pictures to evaluate on are the same as to train on.
+    An evaluation set of more than 8 bits has the scale of the training pictures, if there are any.
 
     Args:
         channels: 1 or 3, to convert the images to grey or to colour; None for 1 if all are grey, else 3.
@@ -74,7 +75,7 @@ def read_folder(
         elif layout.unused:
             warn(f"evaluating on {layout.test}, not on {some([path.name for path in layout.unused])}")
         images, value_range = load_part(layout, part, files, image_size, keep)
-        if value_range and part != layout.train and layout.train:  # what the training pictures have counts
+        if value_range and part != layout.train and layout.train:
             train_files, _ = list_files(layout, layout.train, classes)
             train_range = load_part(layout, layout.train, train_files, image_size, keep)[1]
             if train_range not in (None, value_range):
@@ -83,9 +84,8 @@ def read_folder(
         if not train or layout.test is None:
             raise
         try:  # name the test set's files, too
-            load_part(
-                layout, layout.test, list_files(layout, layout.test, classes)[0], image_size, keep=False
-            )
+            files, _ = list_files(layout, layout.test, classes)
+            load_part(layout, layout.test, files, image_size, keep=False)
         except UnreadableError as more:
             names, total = error.names + more.names, error.total + more.total
             raise UnreadableError(layout.root, names, total) from error
@@ -251,6 +251,7 @@ def some(names: list[str]) -> str:
 def load_part(
     layout: Layout, part: Path, files: list[str], image_size: int, keep: bool
 ) -> tuple[Tensor, tuple[float, float] | None]:
+    """The images of a part, and the values that became 0..255 if some have more than 8 bits."""
     title = "train" if part == layout.train else "test"
     return load_pixels(layout.root, files, title, image_size, keep=keep)
 
