@@ -131,6 +131,7 @@ def split_content(content: Tensor, count: int, size: int) -> tuple[Tensor, tuple
 def write_file(place: Path, stem: str, name: str, decode, count: int, size: int) -> tuple:
     """Write a file of the cache and map it. Another process that wants the same waits. Raises OSError."""
     place.mkdir(parents=True, exist_ok=True)
+    (place / ".gitignore").write_text("*\n")  # nobody wants to commit gigabytes of pixels
     if shutil.disk_usage(place).free < count * size**2:
         raise OSError("the disk is full")
     scratch = place / f"{stem}.partial"

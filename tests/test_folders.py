@@ -360,6 +360,7 @@ def test_second_start_decodes_nothing_and_a_change_is_seen(tmp_path, no_decoding
     path.unlink()
     assert len(load(tmp_path).train_images) == 23
     assert load(tmp_path, image_size=16).train_images.shape[2] == 16
+    assert (tmp_path / ".mnist-tables" / ".gitignore").read_text() == "*\n"
     names = sorted(file.name[:8] for file in (tmp_path / ".mnist-tables").glob("*.pixels"))
     assert names == ["test-12-", "test-16-", "train-12", "train-16"]  # the old one is deleted
 
