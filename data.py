@@ -4,8 +4,10 @@ The model scales the pixels. To train on your own data, return an `ImageData` fr
 here; the folder sources/, which is optional in a copy, downloads it and reads everything else.
 """
 
+import gzip
 import hashlib
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,24 +39,40 @@ class ImageData:
     eval_labels: Tensor
 
     def to(self, device: torch.device) -> "ImageData":
-        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)})
+        """Move to a device, or only the labels, if the images need more than half of a GPU's free memory."""
+        tensors = {name: value for name, value in vars(self).items() if torch.is_tensor(value)}
+        room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else math.inf
+        fits = sum(value.nbytes for value in tensors.values()) <= room
+        return replace(self, **{k: v.to(device) for k, v in tensors.items() if fits or v.dim() == 1})
+
+    def fingerprint(self) -> list[str]:
+        """Digests of the labels, and of the images (up to 256 MB of them, evenly spaced), of both sets."""
+        sets = (self.train_images, self.train_labels), (self.eval_images, self.eval_labels)
+        return [digest(images[:: images.numel() // 2**28 + 1], labels) for images, labels in sets]
 
 
 def load_data(dataset="auto", data_dir="data", val_size=0, image_size=28, download=True) -> ImageData:
     """Load a data set: "mnist", a name that sources/ knows, or the path of a folder of pictures.
 
-    With `val_size`, that many training images, always the same, replace the test set. Raises DataError.
+    With `val_size`, that many training images, always the same, replace the test set. So does a fifth of a
+    folder without a test set. Do not write to a folder's images: they may be mapped. Raises DataError.
     """
     name, classes, images, labels = load_split(dataset, data_dir, True, image_size, download)
+    if os.path.isabs(name):  # a folder, whose pictures are in the order in which they are held out
+        from sources.folders import held_out_size
+
+        val_size = val_size or held_out_size(Path(name), len(images))
+    elif val_size:
+        order = torch.randperm(len(images), generator=Generator().manual_seed(0))
+        images, labels = images[order], labels[order]
     if val_size >= len(images):
         raise DataError(f"val_size {val_size} leaves no training image of {len(images)}. Hold out fewer.")
     if val_size:
-        order = torch.randperm(len(images), generator=Generator().manual_seed(0))
-        held_out, kept = order.tensor_split((val_size,))
-        eval_images, eval_labels = images[held_out], labels[held_out]
-        images, labels = images[kept], labels[kept]
+        eval_images, images = images.tensor_split((val_size,))
+        eval_labels, labels = labels.tensor_split((val_size,))
     else:
-        eval_name, _, eval_images, eval_labels = load_split(name, data_dir, False, image_size, download)
+        split = load_split(name, data_dir, False, image_size, download, images.shape[1])
+        eval_name, _, eval_images, eval_labels = split
         name = name if name == eval_name else "mnist-format"
     if images.shape[1:] != eval_images.shape[1:] or min(images.shape[2:]) < 4:
         found = f"{list(images.shape[1:])} and {list(eval_images.shape[1:])}"
@@ -62,16 +80,18 @@ def load_data(dataset="auto", data_dir="data", val_size=0, image_size=28, downlo
     return ImageData(name, classes, images, labels, eval_images, eval_labels)
 
 
-def load_split(dataset: str, data_dir: str | Path, train: bool, image_size=28, download=True) -> tuple:
+def load_split(dataset: str, data_dir, train: bool, image_size=28, download=True, channels=None) -> tuple:
     """One split of a data set: name, classes, images (N, C, H, W), labels (N,). Raises DataError.
 
-    "auto" is MNIST, or synthetic digits, with a warning, if MNIST cannot be downloaded. The pictures of a
-    folder are resized to `image_size` pixels a side.
+    "auto" is MNIST, or synthetic digits, with a warning, if MNIST cannot be downloaded. Pictures of a folder
+    get `image_size` pixels a side, and `channels` (1 or 3) if given. Without a test set, all are returned to
+    evaluate on: first those that are held out, if any are.
     """
-    raw, prefix = Path(data_dir) / "MNIST" / "raw", "train" if train else "t10k"
+    data_dir = Path(os.path.expanduser(data_dir))
+    raw, prefix = data_dir / "MNIST" / "raw", "train" if train else "t10k"
     images_file, labels_file = raw / f"{prefix}-images-idx3-ubyte", raw / f"{prefix}-labels-idx1-ubyte"
     here = images_file.exists() and labels_file.exists()
-    if dataset != "mnist-format" and not (dataset in ("auto", "mnist") and here):
+    if not (here and dataset in ("auto", "mnist", "mnist-format")):
         try:
             from sources import datasets, errors
         except ImportError as error:  # it is missing, or another folder of that name
@@ -79,9 +99,10 @@ def load_split(dataset: str, data_dir: str | Path, train: bool, image_size=28, d
                 raise
             raise DataError(f"Without sources/, only MNIST in {raw} can be read. Copy it too.") from error
         try:
-            name = datasets.resolve_dataset(dataset, Path(data_dir), download)
-            if name != "mnist":
-                return name, *datasets.read_dataset(name, Path(data_dir), train, image_size)
+            name = datasets.resolve_dataset(dataset, data_dir, download)
+            if name not in ("mnist", "mnist-format"):
+                return name, *datasets.read_dataset(name, data_dir, train, image_size, channels, download)
+            images_file, labels_file = datasets.find_mnist(data_dir, train)
         except errors.SourceError as error:
             raise DataError(str(error)) from error
 
@@ -98,15 +119,17 @@ def load_split(dataset: str, data_dir: str | Path, train: bool, image_size=28, d
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
-    """The uint8 values of an IDX file, the format of MNIST. Raises DataError.
+    """The uint8 values of an IDX file, the format of MNIST, packed if its name says so. Raises DataError.
 
     Format: big-endian int32 0x800 (uint8) + dimensions, then the size of each dimension, then the values.
     (torchvision reads it too, but its import takes 1.7 s and 0.2 GB.)
     """
     try:
-        content = bytearray(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}. Put it there, or use another folder.") from error
+        content = path.read_bytes()
+        content = bytearray(gzip.decompress(content) if path.suffix == ".gz" else content)
+    except Exception as error:  # gzip raises several types for damaged files
+        reason = getattr(error, "strerror", None) or f"it is damaged ({error})"
+        raise DataError(f"{path}: {reason}. Put it there again, or use another folder.") from error
     magic, *sizes = (int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(dimensions + 1))
     header, size = 4 * (dimensions + 1), math.prod(sizes)
     if magic != 0x800 + dimensions or len(content) != header + size or size == 0:
@@ -118,13 +141,16 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
 
 def digest(images: Tensor, labels: Tensor) -> str:
     """SHA-256 of uint8 images and int64 labels. It is the same wherever the data set's files are."""
-    content = hashlib.sha256(images.cpu().flatten().numpy())
+    content = hashlib.sha256()
+    for part in images.split(256):
+        content.update(part.cpu().flatten().numpy())
     content.update(labels.cpu().flatten().view(torch.uint8).numpy())
     return content.hexdigest()
 
 
 def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (C,), in 0..1, of uint8 images (N, C, H, W). MNIST: 0.1307 and 0.3081."""
+    images = images[:: images.numel() // 2**28 + 1]  # of more than 256 MB a part is enough
     values = torch.arange(256, dtype=torch.float64) / 255
     counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
     frequencies = torch.stack(counts).double() / images[:, 0].numel()  # (C, 256)
@@ -136,7 +162,7 @@ def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 def batches(
     images: Tensor, labels: Tensor, batch_size: int, generator: Generator, augment=0.0, rank=0, world_size=1
 ) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """Yield one epoch in random order: (images (B, C, H, W), labels int64 (B,), weight).
+    """Yield one epoch in random order: (images (B, C, H, W), labels int64 (B,), weight), where `labels` is.
 
     B is this process's part of `batch_size`; `weight` is local size x world size / batch size, so that the
     average over processes is the mean over the batch. Images are uint8, or with `augment` float32 in 0..1,
@@ -145,12 +171,15 @@ def batches(
     """
     order = torch.randperm(len(images), generator=generator).to(images.device)
     strengths = augment * (2 * torch.rand(len(images), 2, 3, generator=generator) - 1)
-    all_thetas = make_thetas(strengths, *images.shape[2:]).to(images.device)
+    all_thetas = make_thetas(strengths, *images.shape[2:]).to(labels.device)
     for indices, thetas in zip(order.split(batch_size), all_thetas.split(batch_size)):
         if len(indices) < world_size:  # repeat images, because every process must call backward()
             indices, thetas = indices.repeat(world_size), thetas.repeat(world_size, 1, 1)
         local, thetas = indices.tensor_split(world_size)[rank], thetas.tensor_split(world_size)[rank]
-        pixels = distort(images[local], thetas) if augment else images[local]
+        pixels = images[local]
+        if pixels.device != labels.device:  # copied ahead, while the GPU still works on earlier batches
+            pixels = pixels.pin_memory().to(labels.device, non_blocking=True)
+        pixels = distort(pixels, thetas) if augment else pixels
         yield pixels, labels[local], len(local) * world_size / len(indices)
 
 

@@ -61,6 +61,7 @@ class Exported:
     shape: tuple[int, ...]  # (C, H, W) of its images
     dataset: str  # what it was trained on; a folder is "folder NAME"
     eval_sha256: str | None  # of the images that its metrics are of, see data.digest
+    eval_count: int | None  # the number of these images
     torch_version: str  # of the training
 
 
@@ -97,14 +98,15 @@ def load(path: str, device: torch.device) -> Exported:
         if not 0 < min(channels, height, width) <= max(channels, height, width) <= MAX_SIDE:
             raise ValueError("no size of an image")
         dataset, version = str(metadata["dataset"])[:200], str(metadata["torch"])[:200]
-        eval_sha256 = (metadata.get("eval") or {}).get("sha256")
+        of_eval = metadata.get("eval") or {}
+        evaluated = of_eval.get("sha256"), int(of_eval["images"]) if "images" in of_eval else None
         if not classes or isinstance(metadata["classes"], str):
             raise ValueError("no list of classes")
     except Exception as error:  # what is missing or of another type
         problem = f"{path} says nothing usable on its classes, input shape, data set or torch version"
         raise ModelError(f"{problem}. {CURE}") from error
     sha256 = hashlib.sha256(content).hexdigest()
-    return Exported(path, sha256, model, classes, (channels, height, width), dataset, eval_sha256, version)
+    return Exported(path, sha256, model, classes, (channels, height, width), dataset, *evaluated, version)
 
 
 def diagnose(path: str, error: Exception) -> str:
@@ -169,14 +171,23 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torc
         raise ModelError(f"{problem}: give --dataset FOLDER.")
     try:
         download = args.dataset is not None  # nothing is downloaded because a file says so
-        found = load_split(name, args.data_dir, False, exported.shape[1], download)
+        found = load_split(name, args.data_dir, False, exported.shape[1], download, exported.shape[0])
     except DataError as error:
         known = not download and name in DATASETS
         cure = f"Or download it: --dataset {name}." if known else "Check --dataset and --data_dir."
         raise DataError(f"{error} {cure}") from error
     dataset, classes, images, labels = found
+    if os.path.isabs(dataset) and set(classes) <= set(exported.classes):  # a folder may lack some of them
+        labels = torch.tensor([exported.classes.index(name) for name in classes])[labels]
+        classes = exported.classes
     check_fit(exported, dataset, classes, images)
-    same = digest(images, labels) == exported.eval_sha256
+    first = slice(exported.eval_count)  # in a folder without a test set, those that were held out come first
+    same = digest(images[first], labels[first]) == exported.eval_sha256
+    if same:
+        images, labels = images[first], labels[first]
+    elif os.path.isabs(dataset) and not import_sources()[1].has_test_set(Path(dataset)):
+        remark = "so this is all pictures in it, also any that the model was trained on"
+        print(f"WARNING: {printable(dataset)} has no test set, {remark}", file=sys.stderr)
 
     images, batch_size = images.to(device), args.batch_size or eval_batch_size(images)
     checked_logits(exported, images[: 2 * batch_size], batch_size)  # TorchScript compiles in its first calls

@@ -119,14 +119,15 @@ def fit_temperature(batches: Sequence[tuple[Tensor, Tensor]]) -> float:
 
 
 def predict_logits(model: nn.Module, images: Tensor, batch_size: int | None = None) -> Tensor:
-    """fp32 logits (N, K) of images (N, C, H, W), on the images' device. Leaves the model in eval mode."""
+    """fp32 logits (N, K) of images (N, C, H, W), on the model's device. Leaves the model in eval mode."""
     if getattr(model, "training", False):  # a frozen module has no such attribute
         model.eval()
     batch_size = batch_size or eval_batch_size(images)
+    device = getattr(model, "mean", images).device  # a frozen module has no buffers: it is on the images'
     # By default a GPU convolves in TF32, which keeps three decimal digits.
     precise = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with torch.inference_mode(), precise:
-        return torch.cat([model(batch) for batch in images.split(batch_size)])
+        return torch.cat([model(batch.to(device)) for batch in images.split(batch_size)])
 
 
 def eval_batch_size(images: Tensor) -> int:
@@ -141,7 +142,7 @@ def export_model(model: Classifier, images: Tensor, metadata: dict, pt2=False) -
     model.pt2 is a torch.export program, for uint8 images only. Each was loaded again and gave the model's
     logits for the first of `images`, uint8 (N, C, H, W). Raises ModelError.
     """
-    images = images[:16].repeat(2, 1, 1, 1)[:16]  # two at least: a batch of one hides mistakes
+    images = images[:16].to(model.mean.device).repeat(2, 1, 1, 1)[:16]  # two, as one hides mistakes
     model = export_copy(model, images, len(metadata["classes"]))
     images, contents, reasons = images.cpu(), {}, {}
     statistics = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}

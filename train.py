@@ -24,7 +24,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from data import DataError, ImageData, batches, digest, load_data, pixel_statistics
-from logging_utils import RunError, RunLogger, holds_run, is_finished, read_file, write_tensors
+from logging_utils import RunError, RunLogger, holds_run, is_finished, read_file, read_json, write_tensors
 from model import Classifier, ConvNet, ModelError, export_model, fit_temperature, predict_logits, read_intact
 from program import ConfigError, CudaGraphs, check_settings, exit_status, keep_freed_memory
 from program import own_torch_state, parse_settings, pick_device, pick_precision, printable, progress
@@ -48,9 +48,9 @@ class Config:
     seed: int = setting(0, "random seed of weights, order and augmentation", low=0, high=2**32 - 1)
     precision: str = setting("auto", "auto, fp32, bf16, fp16", choices=("auto", "fp32", "bf16", "fp16"))
     device: str = setting("auto", "auto (the GPU if there is one), cpu, cuda, cuda:1")
-    dataset: str = setting("auto", "auto, mnist, fashion_mnist, kmnist, qmnist, cifar10, synthetic, folder")
-    image_size: int = setting(28, "height and width that a folder's pictures are resized to", low=4, high=96)
-    data_dir: str = setting("data", "folder of the data sets, downloaded if missing")
+    dataset: str = setting("auto", "auto, mnist, fashion_mnist, kmnist, qmnist, cifar10, synthetic, FOLDER")
+    image_size: int = setting(28, "height and width that a folder's pictures get", low=4, high=512)
+    data_dir: str = setting("data", "folder of the named data sets, downloaded if missing")
     val_size: int = setting(0, "training images to hold out and evaluate on instead of the test set", low=0)
     img_count: int = setting(0, "rows of the W&B table; 0 is 10,000, fewer above 16 classes", low=0)
     log_images: str = setting("320", "leading W&B rows with a picture (wrong guesses have one), or all")
@@ -89,8 +89,6 @@ def train(config: Config) -> Path:
     # ---- Data ----
     if rank == 0:  # only rank 0 downloads, and decides what each "auto" means
         data = load_data(config.dataset, config.data_dir, config.val_size, config.image_size)
-        if resuming and data.name != config.dataset:
-            raise ConfigError(f"The run was trained on {config.dataset}, but --data_dir holds {data.name}.")
         found = {"dataset": data.name, "device": config.device.replace("auto", device.type)}
         config = replace(config, **found, precision=pick_precision(config.precision, device))
     if world_size > 1:
@@ -99,7 +97,9 @@ def train(config: Config) -> Path:
         config, resuming = shared
     if rank > 0:
         data = load_data(config.dataset, config.data_dir, config.val_size, config.image_size)
-    mean, std = pixel_statistics(data.train_images)  # (C,)
+    sha256, (mean, std) = data.fingerprint(), pixel_statistics(data.train_images)  # (C,)
+    if resuming and read_json(Path(config.run_dir, "config.json")).get("data_sha256", sha256) != sha256:
+        raise ConfigError(f"{data.name} holds other images than those that the run was trained on.")
     data = data.to(device)
     num_images, *image_shape = data.train_images.shape  # N, (C, H, W)
     steps_per_epoch = math.ceil(num_images / config.batch_size)
@@ -133,7 +133,7 @@ def train(config: Config) -> Path:
     state = {"model": model, "optimizer": optimizer, "scaler": scaler}
     resumed_epoch = load_checkpoint(config.run_dir, generator, state) if resuming else None
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    details = {**asdict(config), "processes": world_size, "parameters": parameters}
+    details = {**asdict(config), "data_sha256": sha256, "processes": world_size, "parameters": parameters}
     log = RunLogger(config.run_dir, details, data.classes, data.eval_images, resumed_epoch, rank, world_size)
     if rank == 0:
         sizes = f"{num_images:,} images to train on, {len(data.eval_images):,} to evaluate on"
@@ -252,7 +252,7 @@ def parse_config(argv: list[str] | None = None) -> Config:
 
 
 def resumed_config(run_dir: str, overrides: dict) -> Config:
-    """The settings of the run to resume. Flags given again must match, except --data_dir."""
+    """The settings of the run to resume. Flags given again must match; the data may have moved."""
     path = Path(run_dir) / "config.json"
     try:
         record = json.loads(read_file(path))
@@ -267,9 +267,9 @@ def resumed_config(run_dir: str, overrides: dict) -> Config:
         cure = f"Use torchrun --nproc_per_node={before} train.py, or choose another --run_dir."
         raise ConfigError(f"{run_dir} was trained in {before} processes, not in {now}. {cure}")
     overrides = {name: value for name, value in overrides.items() if value != "auto"}  # decided by the run
-    dataset = overrides.get("dataset")
-    if dataset and saved["dataset"] in (os.path.abspath(dataset), f"{dataset}-format"):
-        del overrides["dataset"]  # a relative path, or mnist for mnist-format: the same data
+    dataset = os.path.expanduser(overrides.get("dataset", ""))
+    if saved["dataset"] == f"{dataset}-format" or os.path.isabs(saved["dataset"]) and os.path.isdir(dataset):
+        saved["dataset"] = overrides.pop("dataset")  # train() compares what it holds
     config = Config(**{**saved, **overrides})
     longer = config.epochs > saved["epochs"] and config.schedule == "constant"  # which ignores the total
     free = ["run_dir", "resume", "data_dir", *(["epochs"] if longer else [])]

@@ -7,7 +7,6 @@ takes more than a second, and synthetic digits and folders of pictures do withou
 import os
 import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +17,9 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
-from sources.errors import SourceError
+from sources.errors import SourceError, warn
 
+DEFAULT_DATA_DIR = "data"  # of the programs: nobody has named it
 DOWNLOAD_STALL = 10  # seconds to wait for a silent mirror
 
 # name -> the class in torchvision.datasets, and the folder below `data_dir` that its files are unpacked to
@@ -40,49 +40,81 @@ class DownloadError(SourceError):
 def resolve_dataset(dataset: str, data_dir: Path, download: bool = True) -> str:
     """Return the name of the data set that is meant, after downloading what is missing.
 
-    "auto" means "mnist". It becomes "synthetic", with a warning, only if `data_dir` holds no trace of MNIST
-    and no mirror gives it. A folder becomes its absolute path, so that it cannot be taken for a name.
+    "auto" means "mnist". It becomes "synthetic", with a warning, if no mirror gives MNIST and `data_dir`
+    holds nothing, or is the default and has no trace of MNIST. A folder becomes its absolute path, so that
+    it cannot be taken for a name.
 
     Raises SourceError if the data set is unknown, or if files are missing and cannot be downloaded. With
     `download=False` nothing is downloaded or created.
     """
-    if dataset == "synthetic":
+    if dataset in ("synthetic", "mnist-format"):  # the second one is what a run found in MNIST's files
         return dataset
     if dataset not in DATASET_NAMES:
-        if not os.path.isdir(dataset):
-            raise SourceError(f"{dataset} is neither a folder nor one of {', '.join(DATASET_NAMES)}.")
-        return os.path.abspath(dataset)
+        folder = os.path.abspath(os.path.expanduser(dataset))
+        if os.path.isfile(folder):
+            raise SourceError(f"{dataset} is a file. Unpack it, and name the folder of the pictures.")
+        if not os.path.isdir(folder):
+            moved = " If it has moved, name the new place." if os.path.isabs(dataset) else ""
+            raise SourceError(f"{dataset} is neither a folder nor one of {', '.join(DATASET_NAMES)}.{moved}")
+        return folder
     if os.path.exists(data_dir) and not os.path.isdir(data_dir):
         raise SourceError(f"{data_dir} is not a folder. Choose another folder for the data.")
 
     name = "mnist" if dataset == "auto" else dataset
     root = data_dir / TORCHVISION_SETS[name][1]
+    if name == "mnist" and all(
+        path.exists() for half in (True, False) for path in find_mnist(data_dir, half)
+    ):
+        return name
     missing = [root / file for file in expected_files(name) if not os.path.lexists(root / file)]
     if not missing:
         return name
     cure = f"Put its files into {missing[0].parent}, or choose another data set."
+    found = visible_names(data_dir)
+    if found:
+        cure += f" ({data_dir} holds {', '.join(found[:5])}{' ...' * (len(found) > 5)}, which is not that."
+        cure += " The folder of your own pictures is for --dataset.)"
     if not download:
         raise SourceError(f"{missing[0]} is missing. {cure}")
     try:
-        has_trace = root.exists() and any(root.iterdir())
+        has_trace = any(visible_names(root)) or any("ubyte" in file for file in found)
         download_dataset(name, data_dir)
     except (DownloadError, OSError) as error:
         problem = f"{missing[0]} is missing, and downloading it failed: {cause(error)}."
-        if dataset == "auto" and isinstance(error, DownloadError) and not has_trace:
-            print(f"WARNING: {problem}", file=sys.stderr)
-            print("WARNING: using synthetic digits, drawn by a program, instead of MNIST.", file=sys.stderr)
+        may_draw = not has_trace and (not found or data_dir == Path(DEFAULT_DATA_DIR))
+        if dataset == "auto" and isinstance(error, DownloadError) and may_draw:
+            warn(problem)
+            warn("using synthetic digits, drawn by a program, instead of MNIST.")
             return "synthetic"
         raise SourceError(f"{problem} {cure}") from error
     return name
 
 
+def find_mnist(data_dir: Path, train: bool) -> list[Path]:
+    """The files of MNIST's images and labels: where torchvision has them or a folder off, packed or not."""
+    paths = []
+    for kind in ("images-idx3", "labels-idx1"):
+        name = f"{'train' if train else 't10k'}-{kind}-ubyte"
+        names = [n + end for end in ("", ".gz") for n in (name, name.replace("-idx", ".idx"))]
+        places = [data_dir / folder / n for folder in ("MNIST/raw", "MNIST", "raw", "") for n in names]
+        paths.append(next(filter(Path.exists, places), places[0]))
+    return paths
+
+
+def visible_names(folder: Path) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if name[0] != ".") if folder.is_dir() else []
+
+
 def read_dataset(
-    name: str, data_dir: Path, train: bool, image_size: int
+    name: str, data_dir: Path, train: bool, image_size: int, channels: int | None = None, keep: bool = True
 ) -> tuple[list[str], Tensor, Tensor]:
     """Read the training or the test half of a data set.
 
-    `name` is what `resolve_dataset` returned. `image_size` is the height and width that the pictures of a
-    folder are resized to; other data sets keep their own size.
+    Args:
+        name: what `resolve_dataset` returned.
+        image_size, channels: what a folder's pictures are converted to: height and width, and 1 (grey) or 3,
+            or None for what they have. Other data sets keep their own.
+        keep: whether a folder's decoded pictures may be written to its cache.
 
     Returns the K class names, images uint8 (N, C, H, W) and labels int64 (N,). Raises SourceError if files
     are missing or damaged.
@@ -96,7 +128,7 @@ def read_dataset(
         return read_torchvision(name, data_dir, train)
     from sources.folders import read_folder
 
-    return read_folder(Path(name), train, image_size)
+    return read_folder(Path(name), train, image_size, channels, keep)
 
 
 def read_torchvision(name: str, data_dir: Path, train: bool) -> tuple[list[str], Tensor, Tensor]:

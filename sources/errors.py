@@ -1,5 +1,15 @@
-"""The one error that this package raises for its user. Its message says what is wrong and what to do."""
+"""What this package tells its user: one kind of error, and warnings."""
+
+import os
+import sys
 
 
 class SourceError(Exception):
-    """A data set or a picture is missing, damaged or of the wrong form."""
+    """A data set or a picture is missing, damaged or of the wrong form. The message says what to do."""
+
+
+def warn(text: str) -> None:
+    """Print a warning in one line. Of the processes of torchrun, the first alone prints it."""
+    if os.environ.get("RANK", "0") == "0":
+        line = "".join([c if c.isprintable() else ascii(c)[1:-1] for c in text])
+        print(f"WARNING: {line}", file=sys.stderr)

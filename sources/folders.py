@@ -1,114 +1,269 @@
-"""Folders of picture files as a data set."""
+"""Folders of pictures as a data set: which files belong to which split and class.
 
+FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or val, valid, validation, testing; in any case
+FOLDER/CLASS/*.png, or FOLDER/train/CLASS/*.png alone: some pictures are held out to evaluate on
+FOLDER/test/CLASS/*.png alone, to evaluate on
+"""
+
+import hashlib
 import os
-import warnings
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from sources.errors import SourceError
+from sources.cache import UnreadableError, load_pixels
+from sources.errors import SourceError, warn
+from sources.pictures import is_picture_name, read_picture, to_pixels  # noqa: F401 - for evaluate.py
 
-MIN_CLASSES, MAX_CLASSES = 2, 100
+MIN_CLASSES, MAX_CLASSES = 2, 1000
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation")  # the first that is there is evaluated on
+HELD_OUT = 5  # one of so many pictures is held out if there is no test set
+# What systems and programs leave behind, beside hidden files; in lower case.
+JUNK = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "thumbnails", "thumbs"}
+JUNK |= {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__"}
 
 
-def read_folder(folder: Path, train: bool, image_size: int) -> tuple[list[str], Tensor, Tensor]:
-    """Read the pictures in FOLDER/train/CLASS/ or FOLDER/test/CLASS/, resized to image_size x image_size.
+@dataclass(frozen=True)
+class Layout:
+    """The folders of a data set that hold folders of classes."""
 
-    Hidden folders are left out. All images are grey (C = 1) if all pictures in both halves are.
+    root: Path
+    train: Path | None
+    test: Path | None  # None if pictures of `train` must be held out to evaluate on
+    unused: list[Path]  # more test sets
 
-    Returns the K class names, images uint8 (N, C, H, W) and labels int64 (N,). Raises SourceError if the
-    folder has another form or a picture cannot be read.
+
+def read_folder(
+    folder: Path, train: bool, image_size: int, channels: int | None = None, keep: bool = True
+) -> tuple[list[str], Tensor, Tensor]:
+    """Read the pictures to train or to evaluate on, resized to image_size x image_size.
+
+    The training pictures are in an order in which the first n, for any n, are the same part of every class.
+    So these can be held out. Without a test set, the pictures to evaluate on are the same as to train on.
+    An evaluation set of more than 8 bits has the scale of the training pictures, if there are any.
+
+    Args:
+        channels: 1 or 3, to convert the images to grey or to colour; None for 1 if all are grey, else 3.
+        keep: whether to write the cache.
+
+    Returns the K class names, images uint8 (N, C, H, W) and labels int64 (N,). The images may be mapped from
+    a file, and must not be written to. Raises SourceError if the folder has another form or a picture cannot
+    be read.
     """
-    classes = class_names(folder / "train")
-    if not MIN_CLASSES <= len(classes) <= MAX_CLASSES:
-        found = f"{len(classes)} classes, not {MIN_CLASSES} to {MAX_CLASSES}"
-        raise SourceError(f"{folder / 'train'} has {found}. Each class needs a folder of its own there.")
-    for name in class_names(folder / "test"):
-        if name not in classes:
-            raise SourceError(
-                f"{folder} has a class {name} in test, but no {name} in train. Add or remove it."
-            )
-
-    samples = {half: list_samples(folder / half, classes) for half in ("train", "test")}
-    chosen = samples["train" if train else "test"]
-    if not chosen:
-        empty = folder / ("train" if train else "test")
-        raise SourceError(f"{empty} has no pictures. Put them into a folder for each class.")
-    channels = 1 if all(is_grey(path) for half in samples.values() for path, _ in half) else 3
-    images = [to_pixels(read_picture(path), channels, image_size, image_size) for path, _ in chosen]
-    return classes, torch.stack(images), torch.tensor([label for _, label in chosen])
-
-
-def class_names(folder: Path) -> list[str]:
     try:
-        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        layout = find_layout(folder)
+        part = layout.train if train else layout.test or layout.train
+        names = {name for place in (layout.train, layout.test) if place for name in class_folders(place)}
+        classes = sorted(names, key=class_order)
+        if part is None or not (MIN_CLASSES if train else 1) <= len(classes) <= MAX_CLASSES:
+            found = "no training pictures" if part is None else f"{len(classes)} classes"
+            raise SourceError(refusal(folder, found))
+        files, labels = list_files(layout, part, classes, report=True)
+        if not files:
+            raise SourceError(refusal(part, "no pictures"))
+        if train:
+            present = set(labels)
+            missing = [name for label, name in enumerate(classes) if label not in present]
+            if missing:
+                warn(f"no training pictures of {len(missing)} of {len(classes)} classes: {some(missing)}")
+        elif layout.unused:
+            warn(f"evaluating on {layout.test}, not on {some([path.name for path in layout.unused])}")
+        images, value_range = load_part(layout, part, files, image_size, keep)
+        if value_range and part != layout.train and layout.train:
+            train_files, _ = list_files(layout, layout.train, classes)
+            train_range = load_part(layout, layout.train, train_files, image_size, keep)[1]
+            if train_range not in (None, value_range):
+                images, _ = load_pixels(layout.root, files, "test", image_size, train_range, keep)
+    except UnreadableError as error:
+        if not train or layout.test is None:
+            raise
+        try:  # name the test set's files, too
+            files, _ = list_files(layout, layout.test, classes)
+            load_part(layout, layout.test, files, image_size, keep=False)
+        except UnreadableError as more:
+            names, total = error.names + more.names, error.total + more.total
+            raise UnreadableError(layout.root, names, total) from error
+        raise
     except OSError as error:
-        cure = "A data set's folder needs train/CLASS/ and test/CLASS/ with pictures in them."
-        raise SourceError(f"{folder} cannot be read: {error.strerror}. {cure}") from error
+        problem = f"{error.filename} cannot be read: {error.strerror}"
+        raise SourceError(f"{problem}. Check its permissions.") from error
+    return classes, to_channels(images, channels or images.shape[1]), torch.tensor(labels)
 
 
-def list_samples(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
-    """The (path, label) of each picture in the folder of a class, or below it, in a fixed order."""
-    from torchvision.datasets.folder import make_dataset  # slow to import
-
-    labels = {name: label for label, name in enumerate(classes)}
-    return make_dataset(folder, labels, is_valid_file=is_picture_name, allow_empty=True)
+def has_test_set(folder: Path) -> bool:
+    """Whether some pictures in a folder are only to evaluate on. Raises OSError."""
+    return find_layout(folder).test is not None
 
 
-def is_picture_name(path: str) -> bool:
-    """Whether a path ends as a picture's does, and is not hidden."""
-    name = Path(path).name
-    return name[0] != "." and Path(name).suffix.lower() in Image.registered_extensions()
+def held_out_size(folder: Path, count: int) -> int:
+    """How many of `count` training pictures to hold out: none, or a fifth if there is no test set."""
+    if has_test_set(folder):
+        return 0
+    size = max(1, count // HELD_OUT)
+    warn(f"{folder} has no test set: {size:,} of its {count:,} pictures are held out to evaluate on")
+    return size
 
 
-def to_pixels(picture: Image.Image, channels: int, height: int, width: int) -> Tensor:
-    """Resize a picture and return its pixels, uint8 (C, H, W)."""
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    pixels = numpy.array(picture.resize((width, height), Image.Resampling.BILINEAR))
-    return torch.from_numpy(pixels).view(height, width, channels).permute(2, 0, 1).contiguous()
+# ---- Layout ----
+def find_layout(folder: Path) -> Layout:
+    """Find the parts of a data set. A folder that holds nothing but one other folder stands for that.
 
-
-def read_picture(path: str | Path) -> Image.Image:
-    """Open a picture file of any kind: upright, 8 bits a channel, transparent parts on white or black.
-
-    More than 8 bits are scaled as a sensor of 8, 10, 12, 14 or 16 bits has them. Raises SourceError if the
-    file is missing or damaged.
+    Raises SourceError if two folders could be the same part.
     """
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise OSError("not a file")  # opening a pipe would wait for ever
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)  # the camera's orientation
-            if picture.mode[0] in "IF":  # more than 8 bits, or floats
-                values = numpy.nan_to_num(numpy.asarray(picture, dtype=numpy.float64))
-                values -= min(values.min(), 0)
-                depth = next((bits for bits in (1, 8, 10, 12, 14, 16, 32) if values.max() < 2**bits), 64)
-                values *= 255 / (2**depth - 1)
-                picture = Image.fromarray(values.clip(0, 255).round().astype("uint8"))
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                paper = "black" if has_white_ink(picture) else "white"
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, paper), picture)
-            return picture
-    except Exception as error:  # Pillow raises many types for damaged files
-        raise SourceError(
-            f"{path} cannot be read as a picture: {error}. Remove it or save it again."
-        ) from error
+    while True:
+        subfolders = visible_folders(folder)
+        parts = find_parts(subfolders)
+        train = [parts[name] for name in TRAIN_NAMES if name in parts]
+        test = [parts[name] for name in TEST_NAMES if name in parts]
+        if len(train) > 1:
+            raise SourceError(f"{train[0]} and {train[1].name} beside it are both for training. Keep one.")
+        if train or test:
+            return Layout(folder, *(train or [None])[:1], *(test or [None])[:1], test[1:])
+        if len(subfolders) != 1 or not visible_folders(subfolders[0]):
+            return Layout(folder, folder, None, [])
+        folder = subfolders[0]
 
 
-def has_white_ink(picture: Image.Image) -> bool:
-    """Whether what is drawn in an RGBA picture is nearer to white than to black."""
-    pixels = numpy.asarray(picture.convert("LA"))  # (H, W, 2): brightness and alpha
-    ink = pixels[..., 0][pixels[..., 1] > 127]
-    return ink.size > 0 and bool(numpy.percentile(ink, 5) > 127)
+def find_parts(subfolders: list[Path]) -> dict[str, Path]:
+    """The subfolders that are named as parts are, or have that as a word in their name, by that name."""
+    parts = {}
+    names = TRAIN_NAMES + TEST_NAMES
+    exact = {path for path in subfolders if path.name.lower() in names}
+    with_classes = {path for path in subfolders if visible_folders(path)}
+    kinds = {path.name.lower() in TRAIN_NAMES for path in exact}
+    lack_classes = not with_classes and (len(kinds) == 2 or len(subfolders) == 1)
+    for path in sorted(subfolders, key=lambda path: path not in exact):
+        if path not in with_classes and not (lack_classes and path in exact):
+            continue  # it is a class of that name
+        for word in re.split("[^a-z]+", path.name.lower()):
+            if word not in names or (word in parts and path not in exact and parts[word] in exact):
+                continue
+            if (other := parts.setdefault(word, path)) != path:
+                raise SourceError(
+                    f"{other} and {path.name} beside it could both be the {word} set. Keep one."
+                )
+    for word, path in parts.items():
+        while [inner.name for inner in visible_folders(path)] == [path.name]:  # from some archives
+            path = parts[word] = path / path.name
+    return parts
 
 
-def is_grey(path: str | Path) -> bool:
-    try:
-        with Image.open(path) as file:
-            return file.mode in ("1", "L", "LA") or file.mode[0] in "IF"
-    except Exception:
-        return True  # read_picture reports the damage
+def is_visible(name: str) -> bool:
+    return name[0] != "." and name.lower() not in JUNK
+
+
+def visible_folders(folder: Path) -> list[Path]:
+    return sorted(
+        Path(entry.path) for entry in os.scandir(folder) if is_visible(entry.name) and entry.is_dir()
+    )
+
+
+def class_folders(part: Path) -> dict[str, list[Path]]:
+    """Class name -> its folders: several if their names are the same text, written in different bytes."""
+    classes = {}
+    for path in visible_folders(part):
+        classes.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
+    return classes
+
+
+def class_order(name: str) -> tuple:
+    """The key that sorts class names: numbers by value, then others by name."""
+    is_number = re.fullmatch(r"-?[0-9]{1,15}([.][0-9]{1,15})?", name)
+    return (0, float(name), name) if is_number else (1, 0.0, name)
+
+
+def list_files(
+    layout: Layout, part: Path, classes: list[str], report: bool = False
+) -> tuple[list[str], list[int]]:
+    """The pictures of a part, relative to the root, and their labels. With `report`, warn of other files."""
+    files, labels, skipped = [], [], Counter()
+    for entry in os.scandir(part):
+        if is_visible(entry.name) and is_picture_name(entry.name) and not entry.is_dir():
+            skipped["pictures outside of the classes"] += 1
+    folders = class_folders(part)
+    for label, name in enumerate(classes):
+        for place in folders.get(name, ()):
+            found = sorted(walk(place, skipped))
+            files += [os.path.relpath(path, layout.root) for path in found]
+            labels += [label] * len(found)
+    if report and skipped:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common(10))
+        warn(f"{part}: {sum(skipped.values()):,} files are skipped: {kinds}")
+    if part == layout.train:
+        order = hold_out_order(files, labels)
+        files, labels = [files[i] for i in order], [labels[i] for i in order]
+    return files, labels
+
+
+def walk(folder: Path, skipped: Counter) -> list[str]:
+    """The pictures in a folder and those below. Other files are counted by their kind."""
+    found, seen = [], set()
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        seen.add(os.path.realpath(place))  # a link may lead back
+        folders[:] = [
+            name for name in folders if is_visible(name) and os.path.realpath(f"{place}/{name}") not in seen
+        ]
+        for name in filter(is_visible, names):
+            if is_picture_name(name):
+                found.append(os.path.join(place, name))
+            else:
+                skipped[Path(name).suffix.lower() or "without extension"] += 1
+    return found
+
+
+def hold_out_order(files: list[str], labels: list[int]) -> list[int]:
+    """Indices in an order in which any leading part has the same share of every class.
+
+    Within a class, a digest of the names decides, so that new pictures hardly change which ones come first.
+    """
+    sizes, places, position = Counter(labels), Counter(), {}
+    for i in sorted(range(len(files)), key=lambda i: hashlib.sha256(os.fsencode(files[i])).digest()):
+        position[i] = (places[labels[i]] + 0.5) / sizes[labels[i]]
+        places[labels[i]] += 1
+    return sorted(position, key=position.get)  # it keeps the order of equal ones
+
+
+def refusal(folder: Path, found: str) -> str:
+    """Why a folder is refused: what was found, and what is needed."""
+    names = [entry.name + "/" * entry.is_dir() for entry in os.scandir(folder) if is_visible(entry.name)]
+    needed = "train/CLASS/ and test/CLASS/ (or val/), or CLASS/ alone"
+    counts = f"{MIN_CLASSES} to {MAX_CLASSES:,} classes"
+    return f"{folder} has {found}: it holds {some(sorted(names))}. It needs {needed}, with {counts}."
+
+
+def some(names: list[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return (", ".join(names[:5]) or "nothing") + more
+
+
+# ---- Pixels ----
+def load_part(
+    layout: Layout, part: Path, files: list[str], image_size: int, keep: bool
+) -> tuple[Tensor, tuple[float, float] | None]:
+    """The images of a part, and the values that became 0..255 if some have more than 8 bits."""
+    title = "train" if part == layout.train else "test"
+    return load_pixels(layout.root, files, title, image_size, keep=keep)
+
+
+def to_channels(images: Tensor, channels: int) -> Tensor:
+    """Images uint8 (N, 1 or 3, H, W) in grey (C = 1) or colour (C = 3). What is so already is not copied."""
+    if channels not in (1, 3):  # of a model that cannot take pictures
+        return images
+    if channels == 1 and images.shape[1] == 3:
+        grey = torch.empty_like(images[:, :1])
+        weights = torch.tensor([19595, 38470, 7471]).int().view(3, 1, 1)  # red, green, blue in Pillow's "L"
+        for part, out in zip(images.split(256), grey.split(256)):
+            out.copy_((part.int() * weights).sum(1, keepdim=True) + 32768 >> 16)
+        return grey
+    return images.expand(-1, channels, -1, -1)
