@@ -20,10 +20,9 @@ import numpy as np
 import pandas as pd
 
 from data import DataError, load_data, load_split
-from logging_utils import atomic_write
 from page.figures import Run, label_margins, make_pairs
 from page.render import render_page
-from program import exit_status
+from program import atomic_write, exit_status
 
 MAX_CLASSES = 100  # more make confusion matrices and score bars unreadable
 MAX_EPOCHS = 20  # a longer run is shown at so many of its epochs

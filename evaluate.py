@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import DataError, digest, load_split
-from logging_utils import MAX_FILE, MAX_SCORES, compute_metrics, prediction_rows, write_predictions
+from logging_utils import MAX_SCORES, compute_metrics, prediction_rows, write_predictions
 from model import (
     FORMAT,
     ModelError,
@@ -36,7 +36,7 @@ from model import (
     predict_logits,
     read_intact,
 )
-from program import ConfigError, exit_status, keep_freed_memory, pick_device, printable, start_word
+from program import MAX_FILE, ConfigError, exit_status, keep_freed_memory, pick_device, printable, start_word
 
 MNIST_LIKE = ("mnist", "mnist-format", "qmnist", "synthetic")  # light digits on black
 DATASETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "cifar10", "synthetic")

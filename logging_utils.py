@@ -11,8 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -21,13 +20,12 @@ import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from program import describe_environment
+from program import atomic_write, describe_environment, read_file, read_json, sync, write_json, write_tensors
 from wandb_run import RunError, WandbRun, pictured_ids
 
 LOCK = ".lock"  # in a run directory, held by the process that writes to it
 LEFTOVERS = {LOCK, ".config.json.partial", "wandb"}  # left by a run killed in its first seconds
 FETCH_EVERY = 50  # steps between two fetches of the losses; each fetch waits for the device
-MAX_FILE = 2**30  # bytes that are read of a file in a run directory
 MAX_SCORES = 100  # classes whose scores a predictions file holds; of more, the ten best
 
 
@@ -81,61 +79,6 @@ def expected_calibration_error(scores: Tensor, labels: Tensor, num_bins: int = 1
     gaps = confidence - (guess == labels.cpu()).double()
     sums = gaps.new_zeros(num_bins).index_add(0, bins, gaps)
     return 100 * sums.abs().sum().item() / len(labels)
-
-
-# ---- Files ----
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a scratch path, and after the block flush it to the disk and rename it. Raises OSError."""
-    path = Path(os.path.realpath(path))  # follow a symbolic link
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is not a file that can be replaced")
-    scratch = path.with_name(f".{path.name}.partial")
-    try:
-        yield scratch
-        sync(scratch)
-        os.replace(scratch, path)
-        sync(path.parent)
-    except OSError as error:
-        error.filename = str(path)  # a full disk does not name the file
-        raise
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Return when a file's content, or a directory's entries, would survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, record: dict) -> None:
-    with atomic_write(path) as scratch:
-        scratch.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
-
-
-def write_tensors(path: Path, record: dict) -> None:
-    content = io.BytesIO()  # written by us, because torch hides the system's reason for a failed write
-    torch.save(record, content)
-    with atomic_write(path) as scratch:
-        scratch.write_bytes(content.getbuffer())
-
-
-def read_file(path: str | Path, limit: int = MAX_FILE) -> bytes:
-    """The content of a file of at most `limit` bytes. Never waits for a pipe or a device. Raises OSError."""
-    if os.path.exists(path) and not (os.path.isfile(path) and os.path.getsize(path) <= limit):
-        raise OSError(f"{path} is not a file of at most {limit:,} bytes")
-    return Path(path).read_bytes()
-
-
-def read_json(path: Path) -> dict:
-    """The content of a JSON file, or {} if it is missing or damaged."""
-    with suppress(Exception):
-        return dict(json.loads(read_file(path)))
-    return {}
 
 
 # ---- The run ----

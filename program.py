@@ -1,7 +1,9 @@
-"""What the programs here share: settings on the command line, the device, signals, errors in one line."""
+"""What the programs here share: settings as flags, the device, files, signals, errors in one line."""
 
 import argparse
 import ctypes
+import io
+import json
 import math
 import os
 import platform
@@ -22,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+MAX_FILE = 2**30  # bytes that are read of a file in a run directory
 NO_MEMORY = "can't allocate memory"  # in torch's error on a CPU
 
 
@@ -225,6 +228,61 @@ def progress(batches: Iterable, count: int, title: str, log) -> Iterator:
             if not math.isnan(log.latest_loss):  # it is, until the first losses are fetched
                 bar.set_postfix(loss=f"{log.latest_loss:.3f}", refresh=False)
             bar.update(len(batch[1]) * log.world_size)
+
+
+# ---- Files ----
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a scratch path, and after the block flush it to the disk and rename it. Raises OSError."""
+    path = Path(os.path.realpath(path))  # follow a symbolic link
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a file that can be replaced")
+    scratch = path.with_name(f".{path.name}.partial")
+    try:
+        yield scratch
+        sync(scratch)
+        os.replace(scratch, path)
+        sync(path.parent)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not name the file
+        raise
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Return when a file's content, or a directory's entries, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, record: dict) -> None:
+    with atomic_write(path) as scratch:
+        scratch.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: Path, record: dict) -> None:
+    content = io.BytesIO()  # written by us, because torch hides the system's reason for a failed write
+    torch.save(record, content)
+    with atomic_write(path) as scratch:
+        scratch.write_bytes(content.getbuffer())
+
+
+def read_file(path: str | Path, limit: int = MAX_FILE) -> bytes:
+    """The content of a file of at most `limit` bytes. Never waits for a pipe or a device. Raises OSError."""
+    if os.path.exists(path) and not (os.path.isfile(path) and os.path.getsize(path) <= limit):
+        raise OSError(f"{path} is not a file of at most {limit:,} bytes")
+    return Path(path).read_bytes()
+
+
+def read_json(path: Path) -> dict:
+    """The content of a JSON file, or {} if it is missing or damaged."""
+    with suppress(Exception):
+        return dict(json.loads(read_file(path)))
+    return {}
 
 
 # ---- Memory, signals, exit status ----

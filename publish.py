@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from logging_utils import RunError, holds_run, read_file, write_json
-from program import exit_status
+from logging_utils import RunError, holds_run
+from program import exit_status, read_file, write_json
 from wandb_run import WandbRun
 
 WAITS = 3600, 3600  # seconds to wait for W&B at most, in an epoch and at the end

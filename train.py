@@ -24,11 +24,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from data import DataError, ImageData, batches, digest, load_data, pixel_statistics
-from logging_utils import RunError, RunLogger, holds_run, is_finished, read_file, read_json, write_tensors
+from logging_utils import RunError, RunLogger, holds_run, is_finished
 from model import Classifier, ConvNet, ModelError, export_model, fit_temperature, predict_logits, read_intact
 from program import ConfigError, CudaGraphs, check_settings, exit_status, keep_freed_memory
 from program import own_torch_state, parse_settings, pick_device, pick_precision, printable, progress
-from program import resume_hint, setting, start_word, stop_signals
+from program import read_file, read_json, resume_hint, setting, start_word, stop_signals, write_tensors
 
 
 @dataclass(frozen=True)

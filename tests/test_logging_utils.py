@@ -23,14 +23,12 @@ import program
 from logging_utils import (
     RunError,
     RunLogger,
-    atomic_write,
     compute_metrics,
     create_run_dir,
     prediction_rows,
-    read_file,
-    read_json,
     write_predictions,
 )
+from program import atomic_write, read_file, read_json
 
 LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 3.0]])
 LABELS = torch.tensor([0, 1])
