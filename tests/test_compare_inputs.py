@@ -109,7 +109,7 @@ def test_damaged_run_is_refused_with_its_csv_file_named(labels, tmp_path):
     for file, text in (
         ("config.json", '{"classes": 10}'),
         ("summary.json", '{"train_seconds": "fast"}'),
-        ("metrics.csv", "epoch,wrong\n1,33\n"),
+        ("metrics.csv", "step,epoch,loss\nfirst,1,2.5\n"),
     ):
         run = make_run(tmp_path / file, labels, [33], METRICS)
         (run / file).write_text(text)
