@@ -208,7 +208,10 @@ def answer(runs: list[Run]) -> tuple[str, str]:
     if not runs[0].has_truth:
         same, names = (verdicts(runs) == 0).sum(), " and ".join(run.label for run in runs)
         headline = f"{names} guess the same for {same:,} of {len(runs[0].ids):,} images"
-        return headline if len(runs) > 1 else f"{names} guesses", ": the truth is unknown"
+        headline = (
+            headline if len(runs) > 1 else f"{names} guesses the classes of {len(runs[0].ids):,} images"
+        )
+        return headline, ": the truth is unknown"
     if len(runs) == 1:
         headline = f"{runs[0].label} gets {wrong[0]} of {len(runs[0].ids):,} images wrong"
         return headline, f": accuracy {runs[0].accuracy:.2f} %"
@@ -271,4 +274,5 @@ def facts(runs: list[Run]) -> dict[str, list[str | None]]:
         "parameters": [None if count is None else f"{count:,}" for count in parameters],
         "training": [None if run.seconds is None else f"{run.seconds:.1f} s" for run in runs],
     }
-    return {**rows, **differing_settings(runs)}
+    known = {name: texts for name, texts in rows.items() if any(texts)}
+    return {**known, **differing_settings(runs)}

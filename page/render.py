@@ -23,12 +23,17 @@ def view_section(index: int, shown: bool, runs: list[Run], epochs: list[int]) ->
     """The answer, the facts and the charts at one position of the slider."""
     headline, rest = figures.answer(runs)
     rows = figures.facts(runs).items()
-    cells = [[name, *("–" if value in (None, "") else value for value in row)] for name, row in rows]
+    texts = {name: ["–" if value in (None, "") else value for value in row] for name, row in rows}
+    cells = [
+        [name, *(h("span", text, title=text) if len(text) > 9 else text for text in row)]
+        for name, row in texts.items()
+    ]
     heads = ["", *(run_name(i, run, "span") for i, run in enumerate(runs))]
     svgs = [charts.wrong_chart(runs, epochs) if runs[0].has_truth else None, charts.loss_chart(runs)]
     if runs[0].has_truth and runs[0].has_scores:
         svgs += [charts.review_chart(runs), charts.reliability_chart(runs)]
-    top = [h("div", table(heads, cells, class_="facts"), class_="scroll"), *svgs]
+    width = f"min-width:{6.4 + 4.4 * len(runs):.1f}rem"
+    top = [h("div", table(heads, cells, class_="facts", style=width), class_="scroll"), *svgs]
     return h(
         "section",
         h("h1", h("strong", headline), rest, class_="answer"),
