@@ -19,7 +19,7 @@ function h(tag, attributes, ...children) {
   return element;
 }
 const fill = (id, ...children) => $(id).replaceChildren(...children.flat(Infinity).filter(Boolean));
-const comma = value => value.toLocaleString("en"), percent = value => `${Math.round(100 * value)} %`;
+const { format: comma } = new Intl.NumberFormat("en"), percent = value => `${Math.round(100 * value)} %`;
 const className = k => h("bdi", { title: classes[k] }, classes[k]);
 const label = r => views[state.epoch].labels[r], runClass = r => `r${r % 6}`;
 const runName = (r, tag = "b") => h(tag, { class: runClass(r), title: label(r) }, h("bdi", null, label(r)));
@@ -258,13 +258,13 @@ const table = (kind, heads, rows) => h("table", { class: kind },
 function bars(n) {  // the scores of each class, or of the highest ones: a bar per run, the truth underlined
   const shown = K <= 12 ? CLASSES : [...new Set([truth[n], ...bestClasses(n, 6)])].filter(k => k < K);
   const part = 160 / shown.length, wide = (part - 2) / R;
-  const bar = (r, k, x, height = 29 * score(r, n, k)) =>
-    h("rect", { class: runClass(r), x: x + 1 + r * wide, y: 30 - height, width: 0.9 * wide, height });
+  const bar = (r, k, i) => `M${i * part + 1 + r * wide} 30v${-29 * score(r, n, k)}h${0.9 * wide}V30`;
+  const barsOf = r => h("path", { class: runClass(r), d: shown.map((k, i) => bar(r, k, i)).join("") });
   const name = (k, x) =>
     h("text", { x, y: 39, class: k === truth[n] && "truth" }, classes[k].slice(0, part / 6));
   const words = k => `${classes[k]}: ${RUNS.map(r => percent(score(r, n, k))).join(", ")}`;
   return chart(160, 42, "bars", `scores ${shown.map(words).join("; ")}`,
-    shown.map((k, i) => [RUNS.map(r => bar(r, k, i * part)), name(k, (i + 0.5) * part)]));
+    RUNS.map(barsOf), shown.map((k, i) => name(k, (i + 0.5) * part)));
 }
 function sparkline(n) {
   const lines = moving.map(r => line(r, runs[r].epochs.map((_, e, { length }) =>
@@ -544,7 +544,7 @@ function draw() {
   const { image, map, matrix, page, gallery, ...filters } = state, { epoch } = state, marked = [...marks];
   redraw(drawView, epoch);
   redraw(drawChips, epoch, state.show);
-  redraw(drawTools, state, marked);
+  redraw(drawTools, epoch, state.sort, state.down, state.truth, state.guess, state.group, gallery, marked);
   redraw(drawQuery, epoch, state.query, state.any);
   redraw(findImages, filters, marked);
   redraw(drawFilters, filters, found.length);

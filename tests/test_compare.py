@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import assert_one_line_error
-from programs import run
+from programs import run, start
 
 import compare
 from page import figures
@@ -157,7 +157,9 @@ def test_known_label_errors_of_mnist_are_suspected(mnist_dir, tmp_path):
     known = {947, 1621, 1901, 2462, 2597, 3558, 5937, 6651, 6783, 9729}
     for seed in (0, 1):
         flags = ("--data_dir", mnist_dir, "--run_dir", f"{seed}", "--seed", seed)
-        assert run("train.py", *flags, cwd=tmp_path, WANDB_MODE="disabled").returncode == 0
+        training = start("train.py", *flags, cwd=tmp_path, WANDB_MODE="disabled")
+        training.communicate(timeout=1800)
+        assert training.returncode == 0
     runs = [compare.load_run(str(tmp_path / f"{seed}")) for seed in (0, 1)]
     order = figures.label_margins(runs)[0].argsort(kind="stable").tolist()
     assert len(known & set(order[:20])) >= 4

@@ -46,7 +46,7 @@ def shown(page: str) -> str:
 def fact(page: str, name: str) -> list[str]:
     """The cells of a row in the page's table of runs."""
     row = re.search(f'<th scope="row">{name}</th>(.*?)</tr>', shown(page))[1]
-    return re.findall("<td>(.*?)</td>", row)
+    return [re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", row)]
 
 
 def chart(page: str, title: str) -> str | None:
