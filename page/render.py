@@ -32,7 +32,7 @@ def view_section(index: int, shown: bool, runs: list[Run], epochs: list[int]) ->
     svgs = [charts.wrong_chart(runs, epochs) if runs[0].has_truth else None, charts.loss_chart(runs)]
     if runs[0].has_truth and runs[0].has_scores:
         svgs += [charts.review_chart(runs), charts.reliability_chart(runs)]
-    width = f"min-width:{6.4 + 4.4 * len(runs):.1f}rem"
+    width = f"min-width:{5.8 + 4.4 * len(runs):.1f}rem"
     top = [h("div", table(heads, cells, class_="facts", style=width), class_="scroll"), *svgs]
     return h(
         "section",
