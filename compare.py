@@ -2,7 +2,9 @@
 
     python compare.py runs/001                          look at a run
     python compare.py runs/001@1 runs/001@6             compare two epochs of it
-    python compare.py runs/001 runs/002 other.csv       compare models; evaluate.py writes such CSV files
+    python compare.py runs/001 runs/002 other.csv       compare models, also those of other programs
+
+evaluate.py writes such CSV files, and `page/reading.py` says what else is read.
 
 The page holds everything it shows: pictures, and the predictions of all epochs. It loads nothing from a
 network. Open it, keep it, mail it.

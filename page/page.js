@@ -131,10 +131,10 @@ const MATRICES = [...RUNS.map(r => [r]), ...RUNS.slice(1).map(r => [0, r])];
 const matrixName = ([a, b]) => !b ? label(a) : R === 2 ? "difference" : `${label(b)} − ${label(a)}`;
 
 // ---- The state: everything that the address holds ----
-const [show] = Object.keys(shows), [sort] = Object.keys(columns);
+const [firstChip] = Object.keys(shows), [firstColumn] = Object.keys(columns);
 const DEFAULTS = {
-  epoch: facts.start, show, truth: "", guess: "", cell: "", box: "", query: "", any: "", group: "",
-  sort, down: columns[sort].rising ? "" : "1", page: 0, gallery: "", image: "",
+  epoch: facts.start, show: firstChip, truth: "", guess: "", cell: "", box: "", query: "", any: "", group: "",
+  sort: firstColumn, down: columns[firstColumn].rising ? "" : "1", page: 0, gallery: "", image: "",
   matrix: R === 1 ? 0 : R, map: moving[0] ?? 0,
 };
 let state = { ...DEFAULTS };
@@ -223,9 +223,9 @@ const about = n => `image ${idOf(n)}${hasTruth ? `, truth ${classes[truth[n]]}` 
 const open = n => () => change({ image: String(idOf(n)) });
 const opener = (n, wanted) => button(`image-${idOf(n)}`, tiles ? picture(n, wanted) : idOf(n), open(n),
   { class: "open", "aria-label": about(n), title: about(n) });
-const sign = (kind, name, text) => [h("span", { class: kind, role: "img", "aria-label": name }, text), " "];
+const mark = (kind, name, text) => [h("span", { class: kind, role: "img", "aria-label": name }, text), " "];
 const guessCell = (r, n) => [
-  hasTruth && (wrong(r, n) ? sign("bad", "wrong", "✗") : sign("ok", "right", "✓")),
+  hasTruth && (wrong(r, n) ? mark("bad", "wrong", "✗") : mark("ok", "right", "✓")),
   h("b", null, className(guessOf(r, n))),
   hasScores && [" ", h("span", { class: "hint" }, percent(guessScore(r, n)))]];
 // A matrix or a group of pictures is one tab stop. Arrow keys go to the nearest button in their direction.

@@ -89,9 +89,8 @@ class Table:
     def refuse(self, row: int, place: int, reason: str = "") -> None:
         """Raise CompareError for a value."""
         value = self.columns[place].iloc[row]
-        problem = (
-            "is empty" if value is None or value != value or value == "" else f"cannot be '{value!s:.40}'"
-        )
+        is_empty = value is None or value != value or value == ""
+        problem = "is empty" if is_empty else f"cannot be '{value!s:.40}'"
         raise CompareError(f"{self.name}, line {row + 2}: {self.header[place]} {problem}{reason}.")
 
     def refuse_columns(self, missing: list[str]) -> None:
@@ -104,15 +103,12 @@ class Table:
         column = self.columns[place]
         try:
             if not pd.api.types.is_numeric_dtype(column):
-                text = (
-                    column.astype(str).str.strip().str.removesuffix("%").str.replace(",", ".", regex=False)
-                )
-                column = pd.to_numeric(text, errors="coerce")
+                text = column.astype(str).str.strip().str.removesuffix("%")
+                column = pd.to_numeric(text.str.replace(",", ".", regex=False), errors="coerce")
             values = column.to_numpy(float)
         except (ArithmeticError, ValueError) as error:  # integers of hundreds of digits
-            raise CompareError(
-                f"{self.name}: {self.header[place]} has a number that is too large."
-            ) from error
+            problem = f"{self.name}: {self.header[place]} has a number that is too large"
+            raise CompareError(f"{problem}.") from error
         if not np.isfinite(values).all():
             self.refuse(int(np.isfinite(values).argmin()), place)
         return values
@@ -153,8 +149,9 @@ def read_predictions(name: str, content: bytes) -> Predictions:
     table = Table(name, content)
     roles, scores = find_columns(table.header)
     table.read([*roles.values(), *scores])
-    if "truth" in roles and table.columns[roles["truth"]].isna().all():
-        del roles["truth"]
+    for role in ("guess", "truth"):
+        if role in roles and len(table.columns) and table.columns[roles[role]].isna().all():
+            del roles[role]
     if not scores and (scores := find_columns_of_classes(table, roles)):
         table.read([*roles.values(), *scores])
     if "id" not in roles or not (scores or len(roles) == 3):

@@ -70,6 +70,7 @@ GOOD = {  # what a file may look like
     "logits by name": scored(np.log(SCORES), "id,guess,truth,logit_0,logit_1,logit_2"),
     "half as much": scored(SCORES / 2),
     "no guess": table("id,truth,score_0,score_1,score_2", range(4), TRUTH, SCORES),
+    "empty guess": table(HEADER, range(4), [""] * 4, TRUTH, SCORES),
     "names in the rows": with_names(HEADER, NAMES, SCORES),
     "names in an order that the guesses show": with_names(HEADER, NAMES[::-1], SCORES),
     "names in the columns": scored(SCORES, "id,guess,truth,score_ant,score_bee,score_cat"),
@@ -88,7 +89,8 @@ CLASSES = {
 }
 REMARKS = {
     **{"percent": "percent", "percent signs": "percent", "logits": "softmax", "logits by name": "softmax"},
-    **{"half as much": "do not sum to 1 (0.5 in line 2)", "no guess": "the class with the highest score"},
+    "half as much": "do not sum to 1 (0.5 in line 2)",
+    **{kind: "the class with the highest score" for kind in ("no guess", "empty guess")},
 }
 
 
@@ -96,7 +98,7 @@ REMARKS = {
 def test_what_is_clear_is_read(kind):
     content = GOOD[kind]
     found = read_predictions("mine.csv", content if isinstance(content, bytes) else content.encode())
-    guess = GUESS if kind != "no guess" else SCORES.argmax(1)
+    guess = GUESS if kind not in ("no guess", "empty guess") else SCORES.argmax(1)
     assert found.ids.tolist() == [0, 1, 2, 3]
     assert found.guess.tolist() == list(guess) and found.truth.tolist() == TRUTH
     assert found.scores == pytest.approx(SCORES)
