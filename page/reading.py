@@ -74,12 +74,15 @@ class Table:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", pd.errors.ParserWarning)  # a separator ends each line
                 self.columns = pd.read_csv(io.BytesIO(self.content), **options)
-            lines = self.content.decode(self.encoding).split("\n")
-        except (OSError, ValueError, ArithmeticError) as error:  # pandas' own errors are ValueErrors
+            self.check_width()
+        except (OSError, ValueError, ArithmeticError, LookupError, csv.Error) as error:  # also pandas' own
             reason = str(error).splitlines()[0].rstrip(".")
             raise CompareError(f"{self.name} cannot be read as CSV: {reason}. Save it as UTF-8.") from error
+
+    def check_width(self) -> None:
+        """Refuse lines with more values than the header has names, of which pandas would drop some."""
         width = len(self.header)
-        for number, line in enumerate(lines, 1):  # pandas would drop what is too much
+        for number, line in enumerate(re.split("\r\n?|\n", self.content.decode(self.encoding)), 1):
             if line.count(self.separator) >= width:
                 values = next(csv.reader([line.strip()], delimiter=self.separator))
                 if any(values[width:]):
@@ -148,15 +151,16 @@ def read_predictions(name: str, content: bytes) -> Predictions:
     """The predictions in the content of a CSV file, which errors call `name`. Raises CompareError."""
     table = Table(name, content)
     roles, scores = find_columns(table.header)
+    if "id" not in roles:
+        table.refuse_columns([role for role in ALIASES if role not in roles])
     table.read([*roles.values(), *scores])
     for role in ("guess", "truth"):
         if role in roles and len(table.columns) and table.columns[roles[role]].isna().all():
             del roles[role]
     if not scores and (scores := find_columns_of_classes(table, roles)):
         table.read([*roles.values(), *scores])
-    if "id" not in roles or not (scores or len(roles) == 3):
-        missing = [role for role in ALIASES if role not in roles]
-        table.refuse_columns(missing if scores else [*missing, "score_0", "score_1"])
+    if not scores and len(roles) < 3:
+        table.refuse_columns([*(role for role in ALIASES if role not in roles), "score_0", "score_1"])
     if len(scores) > MAX_CLASSES:
         raise CompareError(f"{name} has {len(scores)} classes. A page has room for {MAX_CLASSES}.")
     if table.columns.empty:

@@ -50,6 +50,7 @@ GOOD = {  # what a file may look like
     "blanks after commas": PLAIN.replace(",", ", "),
     "a comma at every end": PLAIN.replace("\n", ",\n"),
     "windows lines, blank ones": "\r\n" + PLAIN.replace("\n", "\r\n") + "\r\n",
+    "lines of old Macs": PLAIN.replace("\n", "\r"),
     "quotes": PLAIN.replace("0.7", '"0.7"').replace("guess", '"guess"'),
     "decimal commas": PLAIN.replace(",", ";").replace(".", ","),
     "quoted decimal commas": PLAIN.replace("0.7", '"0,7"'),
@@ -134,6 +135,8 @@ COLUMNS = ",".join(f"score_{k}" for k in range(200_000))
 BAD = {  # file, and words of the error
     "no id": (PLAIN.replace("id,", ",", 1), ["no column id", "without a name", "It needs id, guess, truth"]),
     "other columns": ("a,b\n1,2\n", ["no column id, guess, truth", "It has a, b"]),
+    "a short header": ("i.1\n1,bee,bee,0\n", ["no column id"]),
+    "both kinds of lines": (PLAIN.replace("0,0,0,", "0,0,0,1,1,1\r1,1,1,1,"), ["line 3: 7 values"]),
     "an empty guess": (PLAIN.replace("\n1,1,", "\n1,,"), ["line 3", "guess is empty"]),
     "an empty truth": (PLAIN.replace("\n1,1,1,", "\n1,1,,"), ["line 3", "truth is empty"]),
     "an empty score": (PLAIN.replace("0.8", ""), ["line 3", "score_1 is empty"]),
