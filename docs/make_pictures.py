@@ -1,7 +1,7 @@
 """Make the pictures in this folder: python docs/make_pictures.py [--data_dir DIR]
 
-It trains runs/baseline and runs/double first if they are not there. It needs requirements-dev.txt, chromium
-and chromedriver.
+It trains runs/baseline and runs/double first, as far as they are not there. It needs requirements-dev.txt,
+chromium and chromedriver.
 """
 
 import argparse
@@ -66,19 +66,20 @@ def screenshot(page: str, path: Path, section: str | None = None) -> None:
     picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
     if section is not None:
         box = browser.find_element(By.CSS_SELECTOR, section).rect
-        picture = picture.crop((0, box["y"] - 8, WIDTH, box["y"] + box["height"] + 8))
+        picture = picture.crop((0, box["y"] - 4, WIDTH, box["y"] + box["height"] + 8))
     browser.quit()
     picture.quantize(128).save(path, optimize=True)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", default="data")
-    data_dir = parser.parse_args().data_dir
+    data_dir = parser.parse_args(argv).data_dir
     contact_sheet(DOCS / "synthetic.png")
     for run_dir, flags in RUNS.items():
         if not Path(run_dir, "model.pt").exists():
-            python("train.py", "--dataset", "mnist", "--data_dir", data_dir, "--run_dir", run_dir, *flags)
+            where = ("--dataset", "mnist", "--data_dir", data_dir, "--run_dir", run_dir)
+            python("train.py", "--resume", *where, *flags)
     python("compare.py", "runs/baseline@1", "runs/baseline@6", "--out", "runs/epochs.html")
     python("compare.py", "runs/baseline", "runs/double", "--out", "runs/models.html")
     screenshot("runs/epochs.html", DOCS / "predictions.png")

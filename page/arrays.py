@@ -70,7 +70,7 @@ def arrays(
     count = len(runs[0].ids)
     exact, digits = exact_scores(runs)
     parts = [
-        runs[0].truth.astype(np.uint8),
+        runs[0].truth.astype(np.uint8) if runs[0].has_truth else np.full(count, 255, np.uint8),
         suggested.astype(np.uint8),
         bytes_by_place(margins.astype("<f4")),
     ]

@@ -8,12 +8,14 @@ import numpy as np
 from scipy.special import bdtr
 
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
+MIN_SCORE = 1e-4  # a lower score of a label counts as this, so that no single epoch decides
 # How the runs did on an image, by their number. Of two, "fixed" means that only the second is right.
 VERDICTS = {
     1: ["all right", "wrong"],
     2: ["all right", "fixed", "broken", "both wrong the same", "both wrong otherwise"],
     3: ["all right", "disagree", "all wrong the same", "all wrong otherwise"],
 }
+VERDICTS_WITHOUT_TRUTH = ["the same guess", "different guesses"]
 # Keys of config.json that are not compared as settings.
 NOT_SETTINGS = {"run_dir", "data_dir", "classes", "parameters", "resume", "wandb_id", "wandb_lacks_part"}
 
@@ -24,10 +26,14 @@ class Run:
 
     name: str
     path: Path  # the run directory or the CSV file
-    ids: np.ndarray  # (N,)
+    ids: np.ndarray  # (N,) int64, or text
     truth: np.ndarray  # (N,) int
     guess: np.ndarray  # (N,) int
     scores: np.ndarray  # (N, K) float, each row sums to 1
+    # If the file has no truth or no scores, the guesses of the first run and full scores stand for them.
+    has_truth: bool = True
+    has_scores: bool = True
+    classes: list[str] | None = None  # the names in the CSV file, if it has any
     # The rest stays as it is if the predictions come from a CSV file.
     epoch: int | None = None
     config: dict | None = None  # config.json
@@ -61,7 +67,7 @@ class Run:
     @property
     def loss(self) -> float:
         """Mean cross entropy in nats. A score of 0 counts as the smallest normal float32."""
-        return float(-np.log(np.maximum(self.truth_score, np.finfo(np.float32).tiny)).mean())
+        return float(np.log(1 / np.maximum(self.truth_score, np.finfo(np.float32).tiny)).mean())
 
     def at(self, epoch: int) -> "Run":
         """The run at the last of its epochs that is not after `epoch`, or else at its first."""
@@ -129,25 +135,26 @@ def make_pairs(runs: list[Run]) -> list[Pair]:
 def label_margins(runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:
     """How well the label of each image fits the runs: margins (N,) in -1..1, and the best other class (N,).
 
-    A margin is the score of the label minus the highest other score, averaged over the last three epochs of
-    all runs. A mislabelled image has a low one.
+    A margin is 2 s - 1: the score s of the label minus that of all other classes, where s is the geometric
+    mean over all epochs of all runs. A mislabelled image has a low one.
     """
-    last = {}  # an epoch of a run counts once, even if it is compared with itself
+    views = {}  # an epoch of a run counts once, even if it is compared with itself
     for run in runs:
-        for epoch in sorted(run.history)[-3:] or [None]:
-            last[run.path.resolve(), epoch] = run.history.get(epoch, run)
-    margins, others = np.zeros(len(runs[0].ids)), np.zeros(runs[0].scores.shape)
-    for run in last.values():
-        scores = run.scores.copy()
-        scores[np.arange(len(run.ids)), run.truth] = -1
-        margins += (run.truth_score - scores.max(1)) / len(last)
-        others += scores
-    return margins, others.argmax(1)
+        for epoch, one in (run.history or {run.epoch: run}).items():
+            views[run.path.resolve(), epoch] = one
+    logs, others = np.zeros(len(runs[0].ids)), np.zeros(runs[0].scores.shape)
+    for run in views.values():
+        logs += np.log(np.maximum(run.truth_score, MIN_SCORE)) / len(views)
+        others += run.scores
+    others[np.arange(len(logs)), runs[0].truth] = -1
+    return 2 * np.exp(logs) - 1, others.argmax(1)
 
 
 def verdicts(runs: list[Run]) -> np.ndarray:
-    """How the runs did on each image (N,): a place in VERDICTS."""
+    """How the runs did on each image (N,): a place in VERDICTS, or in VERDICTS_WITHOUT_TRUTH."""
     wrong, guess = np.stack([run.wrong for run in runs]), np.stack([run.guess for run in runs])  # (R, N)
+    if not runs[0].has_truth:
+        return (guess != guess[0]).any(0).astype(int)
     if len(runs) == 1:
         return wrong[0].astype(int)
     broken = (len(runs) == 2) & ~wrong[0]
@@ -198,6 +205,13 @@ def learning(run: Run) -> tuple[np.ndarray, np.ndarray]:
 def answer(runs: list[Run]) -> tuple[str, str]:
     """Which run is better, as a headline and the figures behind it."""
     wrong = [f"{run.wrong.sum():,}" for run in runs]
+    if not runs[0].has_truth:
+        same, names = (verdicts(runs) == 0).sum(), " and ".join(run.label for run in runs)
+        headline = f"{names} guess the same for {same:,} of {len(runs[0].ids):,} images"
+        headline = (
+            headline if len(runs) > 1 else f"{names} guesses the classes of {len(runs[0].ids):,} images"
+        )
+        return headline, ": the truth is unknown"
     if len(runs) == 1:
         headline = f"{runs[0].label} gets {wrong[0]} of {len(runs[0].ids):,} images wrong"
         return headline, f": accuracy {runs[0].accuracy:.2f} %"
@@ -238,6 +252,17 @@ def shared_data_set(runs: list[Run]) -> str:
     return f"{names.pop()}, " if len(names) == 1 and None not in names else ""
 
 
+def measures(runs: list[Run]) -> dict[str, list[str]]:
+    rows = {
+        "accuracy": [f"{run.accuracy:.2f} %" for run in runs],
+        "wrong": [f"{run.wrong.sum():,}" for run in runs],
+    }
+    if runs[0].has_scores:
+        rows["loss"] = [f"{run.loss:.4f}" for run in runs]
+        rows["ECE"] = [f"{100 * calibration_error(run):.2f} %" for run in runs]
+    return rows
+
+
 def facts(runs: list[Run]) -> dict[str, list[str | None]]:
     """What is known of each run, and the settings that differ: name -> one text per run, or None."""
     configs = [run.config or {} for run in runs]
@@ -245,11 +270,9 @@ def facts(runs: list[Run]) -> dict[str, list[str | None]]:
     data_sets = [config.get("dataset") for config in configs]
     rows = {
         **({"data set": data_sets} if len({*data_sets}) > 1 else {}),
-        "accuracy": [f"{run.accuracy:.2f} %" for run in runs],
-        "wrong": [f"{run.wrong.sum():,}" for run in runs],
-        "loss": [f"{run.loss:.4f}" for run in runs],
-        "ECE": [f"{100 * calibration_error(run):.2f} %" for run in runs],
+        **(measures(runs) if runs[0].has_truth else {}),
         "parameters": [None if count is None else f"{count:,}" for count in parameters],
         "training": [None if run.seconds is None else f"{run.seconds:.1f} s" for run in runs],
     }
-    return {**rows, **differing_settings(runs)}
+    known = {name: texts for name, texts in rows.items() if any(texts)}
+    return {**known, **differing_settings(runs)}

@@ -2,7 +2,7 @@
 const $ = id => document.getElementById(id);
 delete document.documentElement.dataset.ready;  // a saved copy has it
 const facts = JSON.parse($("facts").textContent);
-const { count, classes, runs, views, tiles, verdicts: VERDICTS } = facts;
+const { count, classes, runs, views, tiles, hasTruth, hasScores, complete, verdicts: VERDICTS } = facts;
 const range = length => Array.from({ length }, (_, i) => i);
 const R = runs.length, K = classes.length, RUNS = range(R), CLASSES = range(K);
 
@@ -19,11 +19,9 @@ function h(tag, attributes, ...children) {
   return element;
 }
 const fill = (id, ...children) => $(id).replaceChildren(...children.flat(Infinity).filter(Boolean));
-const comma = value => value.toLocaleString("en");
-const percent = value => `${Math.round(100 * value)} %`;
+const { format: comma } = new Intl.NumberFormat("en"), percent = value => `${Math.round(100 * value)} %`;
 const className = k => h("bdi", { title: classes[k] }, classes[k]);
-const label = r => views[state.epoch].labels[r];
-const runClass = r => `r${r % 6}`;
+const label = r => views[state.epoch].labels[r], runClass = r => `r${r % 6}`;
 const runName = (r, tag = "b") => h(tag, { class: runClass(r), title: label(r) }, h("bdi", null, label(r)));
 const option = (value, text, now) => h("option", { value, selected: String(now) === String(value) }, text);
 const button = (key, text, onclick, more) =>
@@ -40,7 +38,6 @@ function decode(script) {  // base 85: five characters from # to w, ! for <, hol
   }
   return bytes.subarray(0, script.dataset.bytes);
 }
-
 function unpack(bytes) {
   let place = 0;
   const take = length => bytes.subarray(place, place += length);
@@ -63,9 +60,9 @@ function unpack(bytes) {
     verdicts: views.map(() => take(count)), runs: runs.map(readRun) };
 }
 const stream = new Blob([decode($("arrays"))]).stream().pipeThrough(new DecompressionStream("deflate"));
-const moving = RUNS.filter(r => runs[r].epochs.length > 1);  // those with a past
+const moving = RUNS.filter(r => complete && runs[r].epochs.length > 1);  // those with a past
 const data = unpack(new Uint8Array(await new Response(stream).arrayBuffer()));
-const { truth } = data;
+const { truth } = data;  // 255 if it is unknown
 const rules = new CSSStyleSheet();
 document.querySelectorAll("script.sheet").forEach((script, i) => {
   const url = URL.createObjectURL(new Blob([decode(script)], { type: "image/webp" }));
@@ -77,15 +74,14 @@ const suspects = [...data.margin.keys()].sort((a, b) => data.margin[a] - data.ma
 // ---- What is known of an image in the view that is shown ----
 const guessOf = (r, n) => data.runs[r].guess[views[state.epoch].at[r]][n];
 const score = (r, n, k) => data.runs[r].score(views[state.epoch].at[r], n, k);
-const wrong = (r, n) => guessOf(r, n) !== truth[n];
-const truthScore = (r, n) => score(r, n, truth[n]);
-const guessScore = (r, n) => score(r, n, guessOf(r, n));
+const wrong = (r, n) => hasTruth && guessOf(r, n) !== truth[n];
+const truthScore = (r, n) => score(r, n, truth[n]), guessScore = (r, n) => score(r, n, guessOf(r, n));
 const idOf = n => facts.ids ? facts.ids[n] : n;
 const rowOf = id => facts.ids ? facts.ids.findIndex(other => String(other) === id) : Number(id);
 const most = (n, f) => RUNS.reduce((best, r) => Math.max(best, f(r, n)), -Infinity);
 const least = (n, f) => RUNS.reduce((worst, r) => Math.min(worst, f(r, n)), Infinity);
 let verdict = null;  // of each image in the view that is shown, a place in VERDICTS
-const shows = { wrong: v => v > 0 };  // the chips: which verdicts pass
+const shows = hasTruth ? { wrong: v => v > 0 } : {};  // the chips: which verdicts pass
 VERDICTS.slice(R > 1 ? 1 : 2).forEach((name, i) => { shows[name] = v => v === i + 1; });
 shows.all = () => true;
 // Labels that the reader marks as doubtful, by id. A browser may forbid a local page to store them.
@@ -97,37 +93,37 @@ function toggleMark(n) {
   try { localStorage.setItem(storage, JSON.stringify([...marks])); } catch { /* they are lost at the end */ }
   draw();
 }
-const truthChange = n => most(n, truthScore) - least(n, truthScore);
 const wrongScore = (r, n) => wrong(r, n) ? guessScore(r, n) : 0;
 
 // ---- Columns: what can be sorted, queried and grouped. `names` if the values are places in a list ----
-const columns = {
-  ...R > 1 && { change: { title: () => "largest change of truth score", value: truthChange } },
-  mistake: { title: () => "most confident wrong guess", value: n => most(n, wrongScore) },
-  sure: { title: () => "least sure guess", value: n => least(n, guessScore), rising: true },
-  margin: { title: () => "margin of the label", value: n => data.margin[n], rising: true },
-  id: { title: () => "id", value: idOf, rising: true },
-  truth: { title: () => "truth", value: n => truth[n], names: classes },
-  verdict: { title: () => "verdict", value: n => verdict[n], names: VERDICTS },
-  doubtful: { title: () => "label marked as doubtful", value: n => Number(marks.has(String(idOf(n)))) },
-};
+const columns = {};
+const addColumn = (key, title, value, more) => { columns[key] = { title: () => title, value, ...more }; };
+if (complete && R > 1)
+  addColumn("change", "largest change of truth score", n => most(n, truthScore) - least(n, truthScore));
+if (complete) addColumn("mistake", "most confident wrong guess", n => most(n, wrongScore));
+if (hasScores) addColumn("sure", "least sure guess", n => least(n, guessScore), { rising: true });
+if (complete) addColumn("margin", "margin of the label", n => data.margin[n], { rising: true });
+addColumn("id", "id", idOf, { rising: true });
+if (hasTruth) addColumn("truth", "truth", n => truth[n], { names: classes });
+addColumn("verdict", "verdict", n => verdict[n], { names: VERDICTS });
+addColumn("doubtful", "label marked as doubtful", n => Number(marks.has(String(idOf(n)))));
 for (const r of RUNS) {
   const { learned, forgotten, mean, spread } = data.runs[r];
   const moments = [...runs[r].epochs.map(epoch => `since epoch ${epoch}`), "forgotten", "never right"];
   const add = (key, title, value, names) =>
-    columns[`${key}${r}`] = { title: () => `${title}, ${label(r)}`, value, names };
+    addColumn(key + r, "", value, { title: () => `${title}, ${label(r)}`, names });
   add("guess", "guess", n => guessOf(r, n), classes);
-  add("score", "score of the guess", n => guessScore(r, n));
-  add("truth", "truth score", n => truthScore(r, n));
-  if (runs[r].epochs.length > 1) {
+  if (hasScores) add("score", "score of the guess", n => guessScore(r, n));
+  if (complete) add("truth", "truth score", n => truthScore(r, n));
+  if (moving.includes(r)) {
     add("mean", "mean truth score of the epochs", n => mean[n] / 65535);
     add("spread", "spread of the truth score", n => spread[n] / 65535);
     add("right", "right", n => learned[n], moments);
     add("forgotten", "times forgotten", n => forgotten[n]);
   }
-  for (const k of CLASSES) add(`class${k}_`, `score of ${classes[k]}`, n => score(r, n, k));
+  for (const k of hasScores ? CLASSES : []) add(`class${k}_`, `score of ${classes[k]}`, n => score(r, n, k));
 }
-const GROUPS = ["truth", "verdict", ...RUNS.map(r => `guess${r}`)];
+const GROUPS = ["truth", "verdict", ...RUNS.map(r => `guess${r}`)].filter(key => columns[key]);
 const TESTS = { "=": (a, b) => a === b, "≠": (a, b) => a !== b, "<": (a, b) => a < b,
   "≤": (a, b) => a <= b, ">": (a, b) => a > b, "≥": (a, b) => a >= b };
 // Confusion matrices: of each run, and the difference of each later run to the first.
@@ -135,9 +131,10 @@ const MATRICES = [...RUNS.map(r => [r]), ...RUNS.slice(1).map(r => [0, r])];
 const matrixName = ([a, b]) => !b ? label(a) : R === 2 ? "difference" : `${label(b)} − ${label(a)}`;
 
 // ---- The state: everything that the address holds ----
+const [firstChip] = Object.keys(shows), [firstColumn] = Object.keys(columns);
 const DEFAULTS = {
-  epoch: facts.start, show: "wrong", truth: "", guess: "", cell: "", box: "", query: "", any: "", group: "",
-  sort: R > 1 ? "change" : "mistake", down: "1", page: 0, gallery: "", image: "",
+  epoch: facts.start, show: firstChip, truth: "", guess: "", cell: "", box: "", query: "", any: "", group: "",
+  sort: firstColumn, down: columns[firstColumn].rising ? "" : "1", page: 0, gallery: "", image: "",
   matrix: R === 1 ? 0 : R, map: moving[0] ?? 0,
 };
 let state = { ...DEFAULTS };
@@ -222,14 +219,34 @@ function picture(n, wanted = rowSide, more = {}) {
 }
 const bestClasses = (n, limit, top = k => most(n, r => score(r, n, k))) =>
   [...CLASSES].sort((a, b) => top(b) - top(a)).slice(0, limit);
-const about = n => `image ${idOf(n)}, truth ${classes[truth[n]]}`;
+const about = n => `image ${idOf(n)}${hasTruth ? `, truth ${classes[truth[n]]}` : ""}`;
 const open = n => () => change({ image: String(idOf(n)) });
 const opener = (n, wanted) => button(`image-${idOf(n)}`, tiles ? picture(n, wanted) : idOf(n), open(n),
   { class: "open", "aria-label": about(n), title: about(n) });
+const mark = (kind, name, text) => [h("span", { class: kind, role: "img", "aria-label": name }, text), " "];
 const guessCell = (r, n) => [
-  wrong(r, n) ? h("span", { class: "bad", role: "img", "aria-label": "wrong" }, "✗")
-    : h("span", { class: "ok", role: "img", "aria-label": "right" }, "✓"),
-  " ", h("b", null, className(guessOf(r, n))), " ", h("span", { class: "hint" }, percent(guessScore(r, n)))];
+  hasTruth && (wrong(r, n) ? mark("bad", "wrong", "✗") : mark("ok", "right", "✓")),
+  h("b", null, className(guessOf(r, n))),
+  hasScores && [" ", h("span", { class: "hint" }, percent(guessScore(r, n)))]];
+// A matrix or a group of pictures is one tab stop. Arrow keys go to the nearest button in their direction.
+const ACROSS = ["left", "top", "bottom"], DOWN = ["top", "left", "right"], ARROWS = {
+  ArrowLeft: [-1, ...ACROSS], ArrowRight: [1, ...ACROSS], ArrowUp: [-1, ...DOWN], ArrowDown: [1, ...DOWN] };
+function oneTabStop(group, now) {
+  const buttons = [...group.querySelectorAll("button")];
+  for (const one of buttons) one.tabIndex = one === (now ?? buttons[0]) ? 0 : -1;
+  group.onkeydown = event => {
+    const [sign, start, low, high] = ARROWS[event.key] ?? [], here = event.target.getBoundingClientRect();
+    const beside = box => box[low] < here[high] - 1 && box[high] > here[low] + 1;
+    const distance = box => beside(box) ? sign * (box[start] - here[start]) : 0;
+    const ahead = buttons.map(one => [distance(one.getBoundingClientRect()), one]).filter(([d]) => d > 1);
+    if (!ahead.length) return;
+    event.preventDefault();
+    const [, to] = ahead.reduce((a, b) => b[0] < a[0] ? b : a);
+    oneTabStop(group, to);
+    to.focus();
+  };
+  return group;
+}
 const chart = (width, height, kind, name, ...parts) =>
   h("svg", { viewBox: `0 0 ${width} ${height}`, class: kind, role: "img", "aria-label": name }, parts);
 const gridLine = (x1, x2, y) => h("line", { class: "grid", x1, x2, y1: y, y2: y });
@@ -239,15 +256,15 @@ const table = (kind, heads, rows) => h("table", { class: kind },
   h("thead", null, h("tr", null, heads.map(head => h("th", { scope: "col" }, head)))),
   h("tbody", null, rows.map(([head, ...cells]) => h("tr", null, h("th", { scope: "row" }, head), cells))));
 function bars(n) {  // the scores of each class, or of the highest ones: a bar per run, the truth underlined
-  const shown = K <= 12 ? CLASSES : [...new Set([truth[n], ...bestClasses(n, 6)])];
+  const shown = K <= 12 ? CLASSES : [...new Set([truth[n], ...bestClasses(n, 6)])].filter(k => k < K);
   const part = 160 / shown.length, wide = (part - 2) / R;
-  const bar = (r, k, x, height = 29 * score(r, n, k)) =>
-    h("rect", { class: runClass(r), x: x + 1 + r * wide, y: 30 - height, width: 0.9 * wide, height });
+  const bar = (r, k, i) => `M${i * part + 1 + r * wide} 30v${-29 * score(r, n, k)}h${0.9 * wide}V30`;
+  const barsOf = r => h("path", { class: runClass(r), d: shown.map((k, i) => bar(r, k, i)).join("") });
   const name = (k, x) =>
     h("text", { x, y: 39, class: k === truth[n] && "truth" }, classes[k].slice(0, part / 6));
   const words = k => `${classes[k]}: ${RUNS.map(r => percent(score(r, n, k))).join(", ")}`;
   return chart(160, 42, "bars", `scores ${shown.map(words).join("; ")}`,
-    shown.map((k, i) => [RUNS.map(r => bar(r, k, i * part)), name(k, (i + 0.5) * part)]));
+    RUNS.map(barsOf), shown.map((k, i) => name(k, (i + 0.5) * part)));
 }
 function sparkline(n) {
   const lines = moving.map(r => line(r, runs[r].epochs.map((_, e, { length }) =>
@@ -316,10 +333,10 @@ function drawFilters() {
 const listColumns = () => [
   tiles && ["", "image", n => opener(n)],
   ["id", "id", n => tiles ? idOf(n) : opener(n)],
-  ["truth", "truth", n => h("b", null, className(truth[n]))],
+  hasTruth && ["truth", "truth", n => h("b", null, className(truth[n]))],
   ...RUNS.map(r => [`guess${r}`, runName(r), n => guessCell(r, n)]),
-  ["verdict", "verdict", n => VERDICTS[verdict[n]]],
-  ["mistake", "scores", bars],
+  (hasTruth || R > 1) && ["verdict", "verdict", n => VERDICTS[verdict[n]]],
+  hasScores && [hasTruth ? "mistake" : "sure", "scores", bars],
   moving.length && [R > 1 ? "change" : "truth0", "truth score by epoch", sparkline],
 ].filter(Boolean);
 function drawList() {
@@ -343,10 +360,11 @@ function drawList() {
   const row = (n, i) => [heads[i] && h("tr", { class: "group" }, h("th", { colspan: list.length }, heads[i])),
     h("tr", { "data-id": idOf(n), onclick: open(n) }, list.map(cell(n)))];
   const guess = (r, n) => [" ", h("b", { class: runClass(r) }, className(guessOf(r, n))), wrong(r, n) && "✗"];
-  const card = (n, i) => [heads[i] && h("h3", null, heads[i]), h("div", { class: "card", "data-id": idOf(n) },
-    opener(n, Math.max(64, rowSide)), h("div", null, className(truth[n]), " →", RUNS.map(r => guess(r, n))))];
+  const words = n => h("div", null, hasTruth && [className(truth[n]), " →"], RUNS.map(r => guess(r, n)));
+  const card = (n, i) => [heads[i] && h("h3", null, heads[i]),
+    h("div", { class: "card", "data-id": idOf(n) }, opener(n, Math.max(64, rowSide)), words(n))];
   fill("list", !rows.length && h("p", null, "No image passes all filters."),
-    state.gallery ? h("div", { class: "gallery" }, rows.map(card))
+    state.gallery ? oneTabStop(h("div", { class: "gallery" }, rows.map(card)))
       : h("table", { class: "rows", style: `--side:${tiles ? rowSide : 0}px` },
         h("thead", null, h("tr", null, list.map(title))), h("tbody", null, rows.map(row))));
   $("page").textContent = `page ${comma(page + 1)} of ${comma(pages)}`;
@@ -368,11 +386,12 @@ function download(name, rows) {
 const digits = value => facts.digits > 9 ? value : Number(value.toPrecision(facts.digits));
 function downloadList() {
   const note = r => views[state.epoch].at[r] === runs[r].exact && facts.digits > 3 ? "" : " (rounded)";
-  const heads = r => CLASSES.map(k => `score_${k} ${label(r)}${note(r)}`);
-  const names = ["id", "truth", "verdict", ...RUNS.map(r => `guess ${label(r)}`), ...RUNS.flatMap(heads)];
-  const scores = n => RUNS.flatMap(r => CLASSES.map(k => digits(score(r, n, k))));
-  const words = n => [classes[truth[n]], VERDICTS[verdict[n]], ...RUNS.map(r => classes[guessOf(r, n)])];
-  download("predictions.csv", [names, ...found.map(n => [idOf(n), ...words(n), ...scores(n)])]);
+  const each = f => (hasScores ? RUNS : []).flatMap(r => CLASSES.map(k => f(r, k)));
+  const names = ["id", "truth", "verdict", ...RUNS.map(r => `guess ${label(r)}`),
+    ...each((r, k) => `score_${k} ${label(r)}${note(r)}`)];
+  const row = n => [idOf(n), hasTruth ? classes[truth[n]] : "", VERDICTS[verdict[n]],
+    ...RUNS.map(r => classes[guessOf(r, n)]), ...each((r, k) => digits(score(r, n, k)))];
+  download("predictions.csv", [names, ...found.map(row)]);
 }
 function downloadMarks() {
   const marked = range(count).filter(n => marks.has(String(idOf(n))));
@@ -380,7 +399,7 @@ function downloadMarks() {
     [idOf(n), classes[truth[n]], classes[data.suggested[n]], Number(data.margin[n].toPrecision(6))])]);
 }
 
-// ---- Confusion: one tab stop a matrix, arrow keys inside ----
+// ---- Confusion ----
 function confusion(r) {
   const matrix = new Int32Array(K * K);
   for (let n = 0; n < count; n++) matrix[truth[n] * K + guessOf(r, n)]++;
@@ -398,33 +417,16 @@ function drawConfusion() {
     const shade = isError ? 10 + 40 * Math.min(1, Math.abs(value) / darkest) : 0;
     const worse = isRun || value > 0 !== isError ? a : b;  // its colour is that of the run with more errors
     return h("td", { class: runClass(worse), style: `--shade:${shade}%` }, button(`cell-${key}`, text,
-      () => change({ cell: state.cell === key ? "" : key }), { tabindex: -1, title: name, "aria-label": name,
+      () => change({ cell: state.cell === key ? "" : key }), { title: name, "aria-label": name,
         "aria-pressed": String(state.cell === key), class: !isError && "hint" }));
   };
-  const corner = ["truth ↓", h("br"), "guess →"];
-  const matrix = table("matrix", [corner, ...CLASSES.map(className)],
+  const matrix = table("matrix", [["truth ↓", h("br"), "guess →"], ...CLASSES.map(className)],
     CLASSES.map(t => [className(t), ...CLASSES.map(g => cell(t, g))]));
-  matrix.onkeydown = rove;
   matrix.ariaLabel = `confusion, ${matrixName(MATRICES[state.matrix])}`;
-  const first = matrix.querySelector("[aria-pressed=true]") ?? matrix.querySelector("button");
-  first?.setAttribute("tabindex", 0);
   fill("matrices", MATRICES.map((pair, i) => button(`matrix-${i}`, h("bdi", null, matrixName(pair)),
     () => change({ matrix: i }), { "aria-pressed": String(i === state.matrix) })));
-  fill("confusion", matrix);
+  fill("confusion", oneTabStop(matrix, matrix.querySelector("[aria-pressed=true]")));
   $("minus").textContent = `${isRun ? "" : `${label(b)} minus ${label(a)}. `}Same shade, same count.`;
-}
-function rove(event) {  // to the next number in the direction of an arrow key
-  const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-  if (!steps[event.key]) return;
-  event.preventDefault();
-  const [down, right] = steps[event.key], from = event.target.closest("td"), { rows } = from.closest("table");
-  let [y, x] = [from.parentNode.rowIndex + down, from.cellIndex + right];
-  while (rows[y]?.cells[x] && !rows[y].cells[x].querySelector("td button")) [y, x] = [y + down, x + right];
-  const to = rows[y]?.cells[x]?.querySelector("button");
-  if (!to) return;
-  from.closest("table").querySelector("[tabindex='0']").setAttribute("tabindex", -1);
-  to.setAttribute("tabindex", 0);
-  to.focus();
 }
 
 // ---- Wrong guesses, grouped by guess: the runs around one axis of true classes ----
@@ -435,12 +437,10 @@ function drawGroups() {
   const longest = members.flat(2).reduce((max, images) => Math.max(max, images.length), 1);
   const bar = (r, { length }) => h("div", { class: `bar ${runClass(r)}` },
     length > 0 && [h("i", { style: `width:${80 * length / longest}%` }), h("span", null, comma(length))]);
-  const pictures = (r, images) => h("div", { class: `pictures ${runClass(r)}` },
-    h("b", { title: label(r) }, comma(images.length)), images.map(n => opener(n, Math.min(64, rowSide))));
-  const axisLine = (t, g) => {
-    const name = h("span", { class: "name" }, className(t));
-    return h("div", { class: "line", style: `--runs:${R}` }, name, RUNS.map(r => bar(r, members[r][g][t])));
-  };
+  const pictures = (r, images) => oneTabStop(h("div", { class: `pictures ${runClass(r)}` },
+    h("b", { title: label(r) }, comma(images.length)), images.map(n => opener(n, Math.min(64, rowSide)))));
+  const axisLine = (t, g) => h("div", { class: "line", style: `--runs:${R}` },
+    h("span", { class: "name" }, className(t)), RUNS.map(r => bar(r, members[r][g][t])));
   const axis = g => CLASSES.filter(t => RUNS.some(r => members[r][g][t].length)).map(t => axisLine(t, g));
   const row = (kind, name, middle, parts) =>
     h("div", { class: `wrongs ${kind}` }, h("b", { class: "name" }, name), h("div", null, middle), parts);
@@ -479,9 +479,8 @@ function pointed({ clientX, clientY }) {  // the spread and the mean where the p
   return [spread / 2, mean];
 }
 function dragged(event) {
-  const [[x1, y1], [x2, y2]] = [dragStart, pointed(event)];
-  const sides = [Math.min(x1, x2), Math.max(x1, x2), Math.min(y1, y2), Math.max(y1, y2)];
-  return sides.map(value => Number(value.toFixed(3)));
+  const [[x1, y1], [x2, y2]] = [dragStart, pointed(event)], ordered = (a, b) => a < b ? [a, b] : [b, a];
+  return [...ordered(x1, x2), ...ordered(y1, y2)].map(value => Number(value.toFixed(3)));
 }
 dataMap.onpointerdown = event => { dragStart = pointed(event); dataMap.setPointerCapture(event.pointerId); };
 dataMap.onpointermove = event => { if (dragStart) setBox(...dragged(event)); };
@@ -521,11 +520,12 @@ function drawImage() {
   $("after").disabled = place === list.length - 1;
   $("doubt").ariaPressed = String(marks.has(String(idOf(n))));
   fill("detail", tiles && picture(n, Math.max(280, side), { role: "img", "aria-label": about(n) }),
-    h("div", null, h("h2", { id: "image-title" }, `image ${idOf(n)}: truth `, className(truth[n])),
-      h("p", null, `margin of the label ${data.margin[n].toFixed(3)}, best other class `,
+    h("div", null, h("h2", { id: "image-title" }, `image ${idOf(n)}`,
+      hasTruth && [": truth ", className(truth[n])]),
+      complete && h("p", null, `margin of the label ${data.margin[n].toFixed(3)}, best other class `,
         className(data.suggested[n])),
-      RUNS.map(r => [h("p", null, runName(r), " ", guessCell(r, n)), curves(r, n)])),
-    table("facts", ["score", ...RUNS.map(r => runName(r, "span"))], bestClasses(n, 10).map(k =>
+      RUNS.map(r => [h("p", null, runName(r), " ", guessCell(r, n)), hasScores && curves(r, n)])),
+    hasScores && table("facts", ["score", ...RUNS.map(r => runName(r, "span"))], bestClasses(n, 10).map(k =>
       [[className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => exact(r, n, k))])));
   if (!$("image").open) $("image").showModal();
 }
@@ -544,13 +544,13 @@ function draw() {
   const { image, map, matrix, page, gallery, ...filters } = state, { epoch } = state, marked = [...marks];
   redraw(drawView, epoch);
   redraw(drawChips, epoch, state.show);
-  redraw(drawTools, state, marked);
+  redraw(drawTools, epoch, state.sort, state.down, state.truth, state.guess, state.group, gallery, marked);
   redraw(drawQuery, epoch, state.query, state.any);
   redraw(findImages, filters, marked);
   redraw(drawFilters, filters, found.length);
   redraw(drawList, filters, page, gallery, marked);
-  redraw(drawConfusion, epoch, matrix, state.cell);
-  redraw(drawGroups, epoch);
+  if (hasTruth) redraw(drawConfusion, epoch, matrix, state.cell);
+  if (hasTruth) redraw(drawGroups, epoch);
   if (moving.length) redraw(drawMap, epoch, map, state.box);
   redraw(drawImage, image, filters, marked);
 }
@@ -576,10 +576,9 @@ const clicks = {
   down: () => change({ down: state.down ? "" : "1" }),
   add: () => change(queryOf([...conditions(), ["id", "≥", ""]])),
   gallery: () => change({ gallery: state.gallery ? "" : "1" }),
-  csv: downloadList, marks: downloadMarks,
+  csv: downloadList, marks: downloadMarks, close: () => $("image").close(),
   "by-margin": () => change({ ...clear, sort: "margin", down: "" }),
   before: () => step(-1), after: () => step(1), doubt: () => toggleMark(rowOf(state.image)),
-  close: () => $("image").close(),
   answers: ({ target: { dataset } }) => { if (dataset.view) change({ epoch: Number(dataset.view) }); },
   learned: ({ target: { dataset: { run, learned } } }) =>
     run && change({ ...clear, ...queryOf([[`right${run}`, "=", learned]]) }),
@@ -595,6 +594,7 @@ $("image").onkeydown = event => $(keys[event.key])?.click();
 window.onhashchange = () => { readAddress(); draw(); };
 for (const place of document.querySelectorAll("[data-row]"))
   place.replaceChildren(opener(Number(place.dataset.row), 48));
+oneTabStop($("suspects"));
 readAddress();
 draw();
 document.documentElement.dataset.ready = "yes";

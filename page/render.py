@@ -23,11 +23,17 @@ def view_section(index: int, shown: bool, runs: list[Run], epochs: list[int]) ->
     """The answer, the facts and the charts at one position of the slider."""
     headline, rest = figures.answer(runs)
     rows = figures.facts(runs).items()
-    cells = [[name, *("–" if value in (None, "") else value for value in row)] for name, row in rows]
+    texts = {name: ["–" if value in (None, "") else value for value in row] for name, row in rows}
+    cells = [
+        [name, *(h("span", text, title=text) if len(text) > 9 else text for text in row)]
+        for name, row in texts.items()
+    ]
     heads = ["", *(run_name(i, run, "span") for i, run in enumerate(runs))]
-    svgs = [charts.wrong_chart(runs, epochs), charts.loss_chart(runs)]
-    svgs += [charts.review_chart(runs), charts.reliability_chart(runs)]
-    top = [h("div", table(heads, cells, class_="facts"), class_="scroll"), *svgs]
+    svgs = [charts.wrong_chart(runs, epochs) if runs[0].has_truth else None, charts.loss_chart(runs)]
+    if runs[0].has_truth and runs[0].has_scores:
+        svgs += [charts.review_chart(runs), charts.reliability_chart(runs)]
+    width = f"min-width:{5.8 + 4.4 * len(runs):.1f}rem"
+    top = [h("div", table(heads, cells, class_="facts", style=width), class_="scroll"), *svgs]
     return h(
         "section",
         h("h1", h("strong", headline), rest, class_="answer"),
@@ -184,7 +190,11 @@ def render_page(
     record |= {
         "views": [{"epoch": e, "at": at, "labels": names} for e, at, names in zip(epochs, shown, labels)]
     }
-    record["verdicts"] = figures.VERDICTS[min(len(runs), 3)]
+    has_truth, has_scores = runs[0].has_truth, runs[0].has_scores
+    complete = has_truth and has_scores
+    record |= {"hasTruth": has_truth, "hasScores": has_scores, "complete": complete}
+    known = figures.VERDICTS[min(len(runs), 3)]
+    record["verdicts"] = known if runs[0].has_truth else figures.VERDICTS_WITHOUT_TRUTH
     record["about"] = f"{figures.shared_data_set(runs)}{len(runs[0].ids):,} images"
     record["tiles"], files = (None, []) if pictures is None else sheets(pictures)
     kinds = {
@@ -193,11 +203,14 @@ def render_page(
         "mirrored": len(runs) == 2,
         "still": len(views) == 1,
     }
-    kinds["no-past"] = all(len(run.history) < 2 for run in runs)
+    kinds |= {"no-truth": not has_truth, "incomplete": not complete}
+    kinds["no-past"] = not complete or all(len(run.history) < 2 for run in runs)
     blobs = [binary(data, id="arrays"), *(binary(file, class_="sheet") for file in files)]
     text = json.dumps(record).replace("<", "\\u003c")
-    plain = [h("h2", "Wrong guesses, grouped by guess"), plain_groups(runs, classes, pictures)]
-    plain += [h("h2", "Confusion"), *plain_matrices(runs, classes)]
+    plain = []
+    if runs[0].has_truth:
+        plain += [h("h2", "Wrong guesses, grouped by guess"), plain_groups(runs, classes, pictures)]
+        plain += [h("h2", "Confusion"), *plain_matrices(runs, classes)]
     folder = Path(__file__).parent
     page, style, script = ((folder / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     tops = (view_section(i, i == start, view, epochs) for i, view in enumerate(views))

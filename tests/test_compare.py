@@ -1,6 +1,7 @@
 """What compare.py reads, refuses, prints and writes. tests/test_page.py looks at the page in a browser."""
 
 import csv
+import math
 import os
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import assert_one_line_error
-from programs import run
+from programs import run, start
 
 import compare
 from page import figures
@@ -86,16 +87,16 @@ def test_p_values_of_three_runs_are_those_of_holm():
     assert figures.answer(runs)[0] == "c is better than all others"
 
 
-def test_margin_of_a_label_counts_three_epochs_of_all_runs():
+def test_margin_of_a_label_counts_all_epochs_of_all_runs_once():
     a, b = made_up({5: 1}), made_up({5: 2})
-    a.history = {
-        e: made_up({5: 1} if e > 1 else {}) for e in range(1, 5)
-    }  # epoch 1 is not among the last three
+    a.history = {e: made_up({5: 1} if e > 1 else {}) for e in range(1, 5)}
     b.history = {e: made_up({5: 2} if e > 3 else {}) for e in range(1, 5)}
     b.path = Path("another")
-    margins, suggested = figures.label_margins([a, b])
-    assert margins[5] == pytest.approx((3 * -1 + 1 + 1 - 1) / 6) and suggested[5] == 1
-    assert np.delete(margins, 5) == pytest.approx(1)
+    for runs in ([a, b], [a, b, b]):
+        margins, suggested = figures.label_margins(runs)
+        # 4 of 8 epochs have a score of 0, which counts as 0.0001: a geometric mean of 0.01
+        assert margins[5] == pytest.approx(0.01 - 0.99) and suggested[5] == 1
+        assert np.delete(margins, 5) == pytest.approx(1)
 
 
 def test_the_slider_moves_what_is_not_pinned():
@@ -133,12 +134,8 @@ def test_summary_in_the_terminal_agrees_with_the_files(finished, tmp_path):
     assert lines[-1].startswith("page  compare.html")
 
     def margin(n: int) -> float:  # two epochs in all, and both runs are the same directory
-        margins = []
-        for rows in files:
-            scores = [float(rows[n][f"score_{k}"]) for k in range(10)]
-            label = scores.pop(int(rows[n]["truth"]))
-            margins.append(label - max(scores))
-        return sum(margins) / 2
+        labels = [max(1e-4, float(rows[n][f"score_{rows[n]['truth']}"])) for rows in files]
+        return 2 * math.sqrt(labels[0] * labels[1]) - 1
 
     suspects = read(tmp_path / "suspects.csv")
     order = sorted(range(500), key=margin)
@@ -154,16 +151,19 @@ def test_summary_in_the_terminal_agrees_with_the_files(finished, tmp_path):
 def test_known_label_errors_of_mnist_are_suspected(mnist_dir, tmp_path):
     """Ten labels that people found wrong and corrected the same way (Northcutt et al. 2021).
 
-    The gates are the lowest counts of ten pairs of runs: 3 to 5 in the first 20, 7 to 10 in the first 100.
+    The rule was chosen on the ten pairs of five default runs: 4 to 6 in the first 20, 8 to 10 in the first
+    100. Ten pairs of five other runs, of an earlier version and scaled by a temperature, gave the same.
     """
     known = {947, 1621, 1901, 2462, 2597, 3558, 5937, 6651, 6783, 9729}
     for seed in (0, 1):
         flags = ("--data_dir", mnist_dir, "--run_dir", f"{seed}", "--seed", seed)
-        assert run("train.py", *flags, cwd=tmp_path, WANDB_MODE="disabled").returncode == 0
+        training = start("train.py", *flags, cwd=tmp_path, WANDB_MODE="disabled")
+        training.communicate(timeout=1800)
+        assert training.returncode == 0
     runs = [compare.load_run(str(tmp_path / f"{seed}")) for seed in (0, 1)]
     order = figures.label_margins(runs)[0].argsort(kind="stable").tolist()
-    assert len(known & set(order[:20])) >= 3
-    assert len(known & set(order[:100])) >= 7
+    assert len(known & set(order[:20])) >= 4
+    assert len(known & set(order[:100])) >= 8
 
 
 def test_one_csv_without_pictures(finished, tmp_path):

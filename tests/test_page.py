@@ -423,6 +423,123 @@ def test_arrow_keys_move_in_a_matrix_with_one_tab_stop(page, two, files):
     assert all(any(names) for names in page.all(controls, named))
 
 
+def test_arrow_keys_move_among_the_pictures_of_a_group(page, two):
+    from selenium.webdriver import ActionChains, Keys
+
+    def stops(selector: str) -> int:
+        return page.js(f"return document.querySelectorAll(`{selector} button[tabindex='0']`).length")
+
+    page.open(two, "#show=all&gallery=1")
+    assert stops("#list") == stops("#suspects") == 1
+    groups = page.all("#groups .pictures", "e.querySelectorAll('button').length")
+    assert stops("#groups") == sum(count > 0 for count in groups) < sum(groups)
+    count = max(groups)
+    page.js("document.querySelectorAll('#groups .pictures')[arguments[0]].querySelector('button').focus()",
+            groups.index(count))  # fmt: skip
+    place = "const group = document.activeElement.closest('.pictures'); "
+    place += "return [...group.querySelectorAll('button')].indexOf(document.activeElement)"
+    # The first run's pictures go from right to left.
+    ahead = Keys.ARROW_LEFT if groups.index(count) % 2 == 0 else Keys.ARROW_RIGHT
+    back = Keys.ARROW_RIGHT if ahead == Keys.ARROW_LEFT else Keys.ARROW_LEFT
+    press = lambda key: ActionChains(page.browser).send_keys(key).perform()  # noqa: E731
+    press(ahead)
+    press(ahead)
+    assert page.js(place) == 2
+    press(back)
+    assert page.js(place) == 1
+    assert stops("#groups") == sum(count > 0 for count in groups)
+    press(Keys.TAB)
+    assert page.js("return document.activeElement.closest('.pictures')?.contains(arguments[0])") is not True
+    assert page.js(place.replace("return", "if (!group) return -1; return")) in (
+        0,
+        -1,
+    )  # another group, or none
+
+
+def test_copy_saved_after_use_works(page, two, files, tmp_path):
+    now = files[1]
+    page.open(two)
+    page.click("chip-all")
+    page.click("gallery")
+    page.choose("group", "verdict")
+    page.click("matrix-1")
+    page.click("add")
+    page.choose("query-0-2", 40)
+    page.js("document.querySelector('#list .open').click()")
+    page.js(
+        "const e = document.getElementById('image'); e.onkeydown(new KeyboardEvent('keydown', { key: 'l' }))"
+    )
+    page.go_to_epoch(0)
+    dialog = "return document.getElementById('image').open"
+    assert page.js(dialog)
+    saved = tmp_path / "copy.html"
+    saved.write_text("<!doctype html>" + page.js("return document.documentElement.outerHTML"))
+    page.js("localStorage.clear()")
+    page.open(saved)
+    assert not page.js(dialog) and page.js("return document.getElementById('at').value") == "2"
+    assert page.chips() == now.chips() and page.shown == now.chips()[0]
+    assert page.all(".sheet0", "getComputedStyle(e).backgroundImage")[0].startswith('url("blob:')
+    assert page.js("return document.getElementById('query').hidden") and page.text("#marks") == ""
+    page.go_to_epoch(0)
+    page.click("chip-fixed")
+    assert page.shown == files[0].chips()[1]
+    page.js("document.querySelector('#list .open').click()")
+    assert page.js(dialog)
+    page.click("close")
+    assert [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_long_names_stay_within_the_first_screen(page, two, tmp_path):
+    page.open(two)  # a setting has 780 characters
+    wide = "return [...document.querySelectorAll('.top .scroll')].filter(e => e.scrollWidth > e.clientWidth)"
+    assert page.js(wide) == []
+    assert page.js("return document.documentElement.scrollWidth <= innerWidth")
+    names = ["run_" + "_with_a_long_name" * 4 + end for end in "ab"]
+    for seed, name in enumerate(names):
+        make_csv(tmp_path / f"{name}.csv", 300, 10, seed)
+    result = run("compare.py", *(f"{name}.csv" for name in names), "--no_images", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    page.open(tmp_path / "compare.html")
+    assert page.js(wide) == []
+    for width in (1280, 390):
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 400}
+        page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        assert page.js("return document.documentElement.scrollWidth") <= width
+
+
+def test_pages_without_truth_or_scores_leave_out_what_needs_them(page, tmp_path):
+    rows = [("a.png", 0, "", 0.7, 0.3), ("b.png", 1, "", 0.2, 0.8), ("c.png", 0, "", 0.6, 0.4)]
+    other = [rows[0], rows[1], ("c.png", 1, "", 0.1, 0.9)]
+    for name, table in (("one", rows), ("two", other)):
+        lines = ["id,guess,truth,score_0,score_1", *(",".join(map(str, row)) for row in table)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    visible = (
+        "h2",
+        "e.offsetParent && getComputedStyle(e.closest('section')).display !== 'none' && e.textContent",
+    )
+    assert run("compare.py", "one.csv", "two.csv", cwd=tmp_path).returncode == 0
+    page.open(tmp_path / "compare.html")
+    assert page.all("#chips button") == ["1 different guesses", "3 all"] and page.shown == 1
+    assert page.all("#list [data-id]", "e.dataset.id") == ["c.png"]
+    assert [title for title in page.all(*visible) if title] == ["Predictions"]
+    assert page.all("#list th button") == ["id", "one", "two", "verdict", "scores ↑"]
+    page.click("chip-all")
+    page.js("document.querySelector('[data-id=\"b.png\"] .open').click()")
+    assert page.text("#image-title") == "image b.png" and "0.2" in page.text("#detail table")
+    assert page.all(".truth, .bad, .ok") == []
+    rows = downloaded(page, tmp_path, "csv")
+    assert [row["id"] for row in rows] == ["a.png", "b.png", "c.png"] or len(rows) == 3
+
+    (tmp_path / "bare.csv").write_text("id,guess,truth\n0,1,1\n1,0,1\n2,2,2\n3,2,1\n")
+    assert run("compare.py", "bare.csv", "--no_images", cwd=tmp_path).returncode == 0
+    page.open(tmp_path / "compare.html")
+    assert page.ids == [1, 3] and page.all("#list th button") == ["id ↑", "truth", "bare", "verdict"]
+    titles = ["Predictions", "Confusion", "Wrong guesses, grouped by guess", "Per class"]
+    assert [title for title in page.all(*visible) if title] == titles
+    assert page.all("#sort option", "e.value") == ["id", "truth", "verdict", "doubtful", "guess0"]
+    assert [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
 def test_page_without_javascript_print_phone_and_saved_copy(page, two, files, tmp_path):
     now, cdp = files[1], page.browser.execute_cdp_cmd
     cdp("Emulation.setScriptExecutionDisabled", {"value": True})
@@ -469,7 +586,10 @@ def make_csv(path: Path, count: int, num_classes: int, seed: int) -> np.ndarray:
     truth = np.random.default_rng(9).integers(0, num_classes, count)
     scores = rng.dirichlet(np.full(num_classes, 0.1), count).astype(np.float32) + np.float32(1e-9)
     guess = scores.argmax(1)
-    head = "id,guess,truth," + ",".join(f"score_{k}" for k in range(num_classes))
+    names = [
+        f"{k}" if num_classes < 100 else f"class {k} with a{' long' * 14} name" for k in range(num_classes)
+    ]
+    head = "id,guess,truth," + ",".join(f"score_{name}" for name in names)
     lines = [
         f"{i},{g},{t}," + ",".join(f"{s:.9g}" for s in row)
         for i, (g, t, row) in enumerate(zip(guess, truth, scores))
@@ -480,19 +600,50 @@ def make_csv(path: Path, count: int, num_classes: int, seed: int) -> np.ndarray:
 
 def test_one_run_three_runs_and_a_hundred_classes(page, tmp_path):
     wrong = [make_csv(tmp_path / f"{name}.csv", 400, 100, seed) for seed, name in enumerate("abc")]
-    for names in ("a", "abc"):
+    for names in ("a", "ab", "abc"):
         result = run("compare.py", *(f"{name}.csv" for name in names), "--no_images", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         page.open(tmp_path / "compare.html")
         masks = np.stack(wrong[: len(names)])
         assert page.chips()[0] == page.shown == masks.any(0).sum() and page.chips()[-1] == 400
         assert not page.js("return document.querySelector('.picture')")
+        pdf = base64.b64decode(page.browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
+        assert 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 4
         assert [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     assert page.chips()[1] == (masks.any(0) & ~masks.all(0)).sum()
     tables = page.all(
         "#classes section .pair table", "[...e.querySelectorAll('td')].map(c => +c.textContent)"
     )
     assert tables[1] == [int((masks[a] & masks[b]).sum()) for a in range(3) for b in range(3)]
+
+
+def test_ten_thousand_rows_answer_within_a_tenth_of_a_second(page, tmp_path):
+    for seed, name in enumerate("ab"):
+        make_csv(tmp_path / f"{name}.csv", 10_000, 10, seed)
+    result = run("compare.py", "a.csv", "b.csv", "--no_images", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    page.open(tmp_path / "compare.html")
+    for key, there, back in (
+        ("chip", "by('chip-all').click()", "by('chip-wrong').click()"),
+        ("sort", "choose('sort', 'class3_0')", "choose('sort', 'change')"),
+        ("select", "choose('truth', 3)", "choose('truth', '')"),
+        ("gallery", "by('gallery').click()", "by('gallery').click()"),
+        ("page", "by('next').click()", "by('previous').click()"),
+    ):
+        milliseconds = page.js(f"""
+            const by = k => document.getElementById(k) ?? document.querySelector(`[data-key='${{k}}']`);
+            const choose = (k, value) => {{ by(k).value = value; by(k).onchange({{ target: by(k) }}); }};
+            const times = [];
+            for (let i = 0; i < 6; i++) {{
+              const start = performance.now();
+              {there};
+              document.body.offsetHeight;  // with the layout
+              times.push(performance.now() - start);
+              {back};
+              document.body.offsetHeight;
+            }}
+            return Math.min(...times);""")
+        assert milliseconds < 100, key
 
 
 def contrast(a: str, b: str) -> float:

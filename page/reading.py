@@ -1,0 +1,341 @@
+"""Read CSV files of predictions as people write them: which column is which, and what its values mean.
+
+train.py and evaluate.py write id, guess, truth, score_0 ... score_{K-1}. Other programs use other names,
+separators and scales. What is clear is accepted, and a remark says what was changed.
+"""
+
+import csv
+import io
+import re
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+MAX_CLASSES = 100  # more make confusion matrices and score bars unreadable
+MAX_COLUMNS, MAX_HEADER = 5_000, 1_000_000  # columns, and bytes of their names
+ROUNDING, MAX_GAP = 1e-3, 0.02  # how far a score may be outside 0..1, and the sum of an image's from 1
+# Names of columns without capitals, blanks and signs. The first that a file has is taken.
+ALIASES = {
+    "id": "id imageid imgid sampleid exampleid index idx image img filename file filepath imagepath path",
+    "guess": "guess prediction predictions predicted pred preds predictedlabel predictedclass predlabel "
+    "predclass ypred yhat output",
+    "truth": "truth groundtruth gt true truelabel trueclass ytrue target targets actual label labels class "
+    "y",
+}
+PREFIX = r"(scores?|prob(?:s|a|as|ability|abilities)?|p|softmax|logits?)"
+SCORE_NAME = re.compile(PREFIX + r"[\s_.:\-\[(]+(.+?)[\])]?", re.IGNORECASE)  # score_3, prob[cat]
+ONE_SCORE = re.compile(r"(?:y_?)?" + PREFIX, re.IGNORECASE)  # of the second of two classes
+NEEDED = "It needs id, guess, truth, and one score per class: score_0, score_1 ..."
+
+
+class CompareError(Exception):
+    """The predictions cannot be compared. The message says what is wrong, where, and what to do."""
+
+
+@dataclass
+class Predictions:
+    """The rows of a file, sorted by id."""
+
+    ids: np.ndarray  # (N,) int64, or text
+    guess: np.ndarray  # (N,) int64
+    truth: np.ndarray | None  # (N,) int64; None if the file has none
+    scores: np.ndarray | None  # (N, K) float, each row sums to 1; None if the file has none
+    classes: list[str] | None  # K names; None if the file has only numbers for them
+    remarks: list[str] = field(default_factory=list)
+
+
+class Table:
+    """The columns of a file. Raises CompareError if it is no CSV file."""
+
+    def __init__(self, name: str, content: bytes):
+        self.name, self.content = name, content
+        self.encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        lines = content[:MAX_HEADER].decode(self.encoding, errors="replace").splitlines()
+        line = next((line for line in lines if line.strip()), "")
+        if len(lines) < 2 and len(content) >= MAX_HEADER:
+            raise CompareError(f"{name} has a first line of more than {MAX_HEADER:,} bytes. {NEEDED}")
+        self.separator = max(",;\t|", key=line.count)
+        try:
+            self.header = [text.strip() for text in next(csv.reader([line], delimiter=self.separator), [])]
+        except csv.Error as error:
+            raise CompareError(f"{name} cannot be read as CSV: {error}. {NEEDED}") from error
+        if len(self.header) > MAX_COLUMNS:
+            found = f"{name} has {len(self.header):,} columns"
+            raise CompareError(f"{found}. A page has room for {MAX_CLASSES} classes.")
+
+    def read(self, places: list[int]) -> None:
+        """Read the columns at some places of the header."""
+        options = {"sep": self.separator, "encoding": self.encoding, "usecols": places, "index_col": False}
+        options |= {"header": 0, "names": range(len(self.header)), "low_memory": False}
+        options |= {"keep_default_na": False, "na_values": [""], "skipinitialspace": True}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", pd.errors.ParserWarning)  # a separator ends each line
+                self.columns = pd.read_csv(io.BytesIO(self.content), **options)
+            self.check_width()
+        except (OSError, ValueError, ArithmeticError, LookupError, csv.Error) as error:  # also pandas' own
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise CompareError(f"{self.name} cannot be read as CSV: {reason}. Save it as UTF-8.") from error
+
+    def check_width(self) -> None:
+        """Refuse lines with more values than the header has names, of which pandas would drop some."""
+        width = len(self.header)
+        for number, line in enumerate(re.split("\r\n?|\n", self.content.decode(self.encoding)), 1):
+            if line.count(self.separator) >= width:
+                values = next(csv.reader([line.strip()], delimiter=self.separator))
+                if any(values[width:]):
+                    found = f"{self.name}, line {number}: {len(values)} values for {width} columns"
+                    raise CompareError(f"{found}. Put values with a separator into quotes.")
+
+    def refuse(self, row: int, place: int, reason: str = "") -> None:
+        """Raise CompareError for a value."""
+        value = self.columns[place].iloc[row]
+        is_empty = value is None or value != value or value == ""
+        problem = "is empty" if is_empty else f"cannot be '{value!s:.40}'"
+        raise CompareError(f"{self.name}, line {row + 2}: {self.header[place]} {problem}{reason}.")
+
+    def refuse_columns(self, missing: list[str]) -> None:
+        names = [name[:30] or "one without a name" for name in self.header[:20]]
+        found = ", ".join([*names, *(["..."] if len(self.header) > 20 else [])])
+        raise CompareError(f"{self.name} has no column {', '.join(missing)}. It has {found}. {NEEDED}")
+
+    def numbers(self, place: int) -> np.ndarray:
+        """Float values (N,). Percent signs and decimal commas are understood."""
+        column = self.columns[place]
+        try:
+            if not pd.api.types.is_numeric_dtype(column):
+                text = column.astype(str).str.strip().str.removesuffix("%")
+                column = pd.to_numeric(text.str.replace(",", ".", regex=False), errors="coerce")
+            values = column.to_numpy(float)
+        except (ArithmeticError, ValueError) as error:  # integers of hundreds of digits
+            problem = f"{self.name}: {self.header[place]} has a number that is too large"
+            raise CompareError(f"{problem}.") from error
+        if not np.isfinite(values).all():
+            self.refuse(int(np.isfinite(values).argmin()), place)
+        return values
+
+    def ids(self, place: int) -> np.ndarray:
+        """Whole numbers (N,), or text if they are anything else. JavaScript knows integers up to 2^53."""
+        column = self.columns[place]
+        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+            values = column.to_numpy()
+            with np.errstate(invalid="ignore"):  # an infinite value has no remainder
+                bad = ~(values >= 0) | (values % 1 != 0)
+            if bad.any():
+                self.refuse(int(bad.argmax()), place)
+            return values.astype(np.int64) if values.max() <= 2**53 else values.astype(str).astype(object)
+        return self.texts(place)
+
+    def texts(self, place: int) -> np.ndarray:
+        """Text values (N,), objects. None may be empty."""
+        column = self.columns[place]
+        texts = column.astype(str).str.strip().to_numpy(object)
+        empty = column.isna().to_numpy() | (texts == "")
+        if empty.any():
+            self.refuse(int(empty.argmax()), place)
+        return texts
+
+    def labels(self, place: int) -> np.ndarray:
+        """Class numbers (N,) int64, which may be written 3 or 3.0, or class names (N,) as text."""
+        column = self.columns[place]
+        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+            values = column.to_numpy(float)
+            if (np.isfinite(values) & (abs(values) < 2**31) & (np.rint(values) == values)).all():
+                return values.astype(np.int64)
+        return self.texts(place)
+
+
+def read_predictions(name: str, content: bytes) -> Predictions:
+    """The predictions in the content of a CSV file, which errors call `name`. Raises CompareError."""
+    table = Table(name, content)
+    roles, scores = find_columns(table.header)
+    if "id" not in roles:
+        table.refuse_columns([role for role in ALIASES if role not in roles])
+    table.read([*roles.values(), *scores])
+    for role in ("guess", "truth"):
+        if role in roles and len(table.columns) and table.columns[roles[role]].isna().all():
+            del roles[role]
+    if not scores and (scores := find_columns_of_classes(table, roles)):
+        table.read([*roles.values(), *scores])
+    if not scores and len(roles) < 3:
+        table.refuse_columns([*(role for role in ALIASES if role not in roles), "score_0", "score_1"])
+    if len(scores) > MAX_CLASSES:
+        raise CompareError(f"{name} has {len(scores)} classes. A page has room for {MAX_CLASSES}.")
+    if table.columns.empty:
+        raise CompareError(f"{name} has no rows. {NEEDED}")
+
+    remarks, names = [], [score_suffix(table.header[place]) for place in scores]
+    ids = table.ids(roles["id"])
+    labels = {role: table.labels(place) for role, place in roles.items() if role != "id"}
+    values = np.stack([table.numbers(place) for place in scores], axis=1) if scores else None  # (N, K)
+    if scores:
+        values = to_probabilities(table, values, scores, remarks)
+    if len(scores) == 1:
+        values, names = two_classes(labels, values, names[0])
+        if values is None:
+            unused = table.header[scores[0]]
+            remarks.append(f"the column {unused} is not used, because there are more than two classes")
+    classes, labels, values = resolve_classes(table, roles, labels, values, names)
+    if "guess" not in labels:
+        if values is None:
+            table.refuse_columns(["guess"])
+        labels["guess"] = values.argmax(1)
+        remarks.append("the guess is the class with the highest score")
+
+    order = ids.argsort(kind="stable")
+    ids = ids[order]
+    repeated = ids[1:][ids[1:] == ids[:-1]]
+    if len(repeated):
+        raise CompareError(f"{name} has id {repeated[0]} twice. Keep one row per image.")
+    truth = labels["truth"][order] if "truth" in labels else None
+    return Predictions(
+        ids, labels["guess"][order], truth, None if values is None else values[order], classes, remarks
+    )
+
+
+# ---- Columns ----
+def find_columns(header: list[str]) -> tuple[dict[str, int], list[int]]:
+    """The places of id, guess and truth, as far as they are there, and of the scores."""
+    plain = [re.sub(r"[\W_]+", "", name).lower() for name in header]
+    roles = {}
+    for role, aliases in ALIASES.items():
+        found = [plain.index(alias) for alias in aliases.split() if alias in plain]
+        roles |= {role: found[0]} if found else {}
+    groups = {}  # prefix -> places
+    for place, name in enumerate(header):
+        if place not in roles.values() and (match := SCORE_NAME.fullmatch(name)):
+            groups.setdefault(match[1].lower(), []).append(place)
+    if groups:
+        largest = max(groups.values(), key=len)
+        numbered = [place for place in largest if score_suffix(header[place]).isdecimal()]
+        return roles, numbered if len(numbered) > 1 else largest  # also with a score_max
+    single = [p for p, name in enumerate(header) if p not in roles.values() and ONE_SCORE.fullmatch(name)]
+    return roles, single[:1]
+
+
+def find_columns_of_classes(table: Table, roles: dict[str, int]) -> list[int]:
+    """The places of scores whose columns have just the classes' names, as from pandas.DataFrame(scores)."""
+    seen = {str(label) for role in roles if role != "id" for label in {*table.labels(roles[role])}}
+    places = [p for p in range(len(table.header)) if p not in roles.values()]
+    named = [p for p in places if table.header[p] in seen]
+    return [p for p in places if named[0] <= p <= named[-1]] if len(named) == len(seen) > 1 else []
+
+
+def score_suffix(name: str) -> str:
+    """The class in the name of a score column."""
+    match = SCORE_NAME.fullmatch(name)
+    return match[2] if match else name
+
+
+# ---- Scores ----
+def to_probabilities(table: Table, values: np.ndarray, places: list[int], remarks: list[str]) -> np.ndarray:
+    """Scores (N, K) in 0..1 that sum to 1, from probabilities, percents or logits.
+
+    Most rows decide which of them they are, so that a damaged value does not pass as a logit. A single
+    column holds the scores of one of two classes.
+    """
+    single = values.shape[1] == 1
+    sums = values.sum(1)
+    fits = {  # scale -> rows (N,) that may be in it
+        1: ((values >= -ROUNDING) & (values <= 1 + ROUNDING)).all(1),
+        100: ((values >= -ROUNDING) & (values <= 100 + ROUNDING)).all(1) & (single | (abs(sums - 100) < 2)),
+    }
+    are_logits = table.header[places[0]].lower().startswith("logit")
+    scale = next((s for s, rows in fits.items() if rows.mean() > 0.5), None)
+    if are_logits or scale is None:
+        remarks.append("the scores are logits, and the page shows their softmax")
+        logits = np.hstack([0 * values, values]) if single else values
+        exps = np.exp(logits - logits.max(1, keepdims=True))
+        return (exps / exps.sum(1, keepdims=True))[:, -values.shape[1] :]
+    if scale == 100:
+        remarks.append("the scores are in percent")
+    if not fits[scale].all():
+        row = int(fits[scale].argmin())
+        distances = np.maximum(-values[row], values[row] - scale)
+        if distances.max() > ROUNDING:
+            table.refuse(row, places[int(distances.argmax())])
+        raise CompareError(f"{table.name}, line {row + 2}: the scores sum to {sums[row]:.4g}, not to 100.")
+    values = (values / scale).clip(0, 1)
+    if single:
+        return values
+    sums = values.sum(1)
+    off = abs(sums - 1) > MAX_GAP
+    if not sums.all():
+        row = int(sums.argmin())
+        raise CompareError(f"{table.name}, line {row + 2}: all scores are 0. An image needs one above 0.")
+    if off.any():
+        example = f"{sums[off][0]:.4g} in line {int(off.argmax()) + 2}"
+        found = f"warning: the scores of {off.sum():,} images do not sum to 1 ({example})"
+        remarks.append(f"{found}; they are divided by their sum, also for the loss")
+        values = np.where(off[:, None], values / sums[:, None], values)
+    return values
+
+
+def two_classes(labels: dict[str, np.ndarray], values: np.ndarray, name: str) -> tuple:
+    """The scores (N, 2) of both classes, from those of the class called `name`, and the classes' names.
+
+    None and no names if there are more than two classes. A name that is no class's means the second.
+    """
+    seen = set().union(*(column.tolist() for column in labels.values()))
+    ordered = sorted(seen, key=lambda label: (isinstance(label, str), label))
+    names = ["0", "1"] if seen <= {0, 1} else [str(label) for label in ordered]
+    names = sorted([*names, name]) if len(names) == 1 and name not in names else names
+    if len(names) != 2:
+        return None, []
+    is_first = name == names[0] or (name == "0" and name not in names)
+    return np.hstack([values, 1 - values] if is_first else [1 - values, values]), names
+
+
+# ---- Classes ----
+def resolve_classes(table: Table, roles: dict, labels: dict, scores: np.ndarray | None, names: list[str]):
+    """The classes' names, or None if they are only numbered; the labels as places among them; the scores.
+
+    `names` are those of the score columns; without scores the classes are those that the labels name.
+    """
+    written = sorted({name for values in labels.values() if values.dtype == object for name in values})
+    numbers = sorted({n for values in labels.values() if values.dtype != object for n in values.tolist()})
+    if scores is None:
+        numbered = not written and 0 <= numbers[0] and numbers[-1] < MAX_CLASSES
+        names = [str(k) for k in range(max(2, numbers[-1] + 1))] if numbered else written or numbers
+        names = [str(name) for name in names]
+    else:
+        numbered = sorted(names) == sorted(map(str, range(len(names))))
+    if len(names) > MAX_CLASSES:
+        raise CompareError(f"{table.name} has {len(names)} classes. A page has room for {MAX_CLASSES}.")
+    if len({*names}) < len(names):
+        raise CompareError(f"{table.name} has two columns of scores for one class. Remove one.")
+    if numbered and scores is not None:
+        scores = scores[:, np.argsort([int(name) for name in names])]
+        names = [str(k) for k in range(len(names))]
+        if not {*written} <= {*names}:
+            names = match_names(table, labels.get("guess"), scores, written)
+    by_number = numbered or not all(re.fullmatch(r"-?\d+", name) for name in names)
+    places = {name: k for k, name in enumerate(names)}
+    for role, values in labels.items():
+        if values.dtype != object and by_number:
+            found = np.where((values >= 0) & (values < len(names)), values, -1)
+        else:
+            unique, inverse = np.unique(values.astype(str), return_inverse=True)
+            found = np.array([places.get(name, -1) for name in unique.tolist()])[inverse]
+        if found.min() < 0:
+            known = f"{names[0]} to {names[-1]}" if numbered else ", ".join(names)
+            table.refuse(int(found.argmin()), roles[role], f": the classes are {known:.200}")
+        labels[role] = found.astype(np.int64)
+    return None if numbered and not written else names, labels, scores
+
+
+def match_names(table: Table, guess: np.ndarray | None, scores: np.ndarray, names: list[str]) -> list[str]:
+    """The names of numbered score columns: as the highest scores of the guesses say, or alphabetical."""
+    count, highest = scores.shape[1], scores.argmax(1)
+    named = guess is not None and guess.dtype == object
+    columns = {name: np.bincount(highest[guess == name]).argmax() for name in {*guess}} if named else {}
+    by_column = {k: name for name, k in columns.items()}
+    if {*by_column.values()} == {*names}:
+        return [by_column.get(k, str(k)) for k in range(count)]
+    if len(names) == count and not (named and (np.searchsorted(names, list(guess)) == highest).mean() < 0.5):
+        return names
+    found = f"{len(names)} class names ({', '.join(names):.100})"
+    cure = f"Name the columns after the classes: score_{names[0]:.40} ..."
+    raise CompareError(f"{table.name}: {found} do not fit {count} numbered score columns. {cure}")

@@ -1,0 +1,315 @@
+"""What compare.py makes of CSV files that other programs write, and of those that nobody should open."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import assert_one_line_error
+
+import compare
+from page.reading import CompareError, read_predictions
+
+GUESS, TRUTH = [0, 1, 2, 1], [0, 1, 2, 2]
+SCORES = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.05, 0.05, 0.9], [0.25, 0.5, 0.25]])
+NAMES = ["ant", "bee", "cat"]
+
+
+HEADER = "id,guess,truth,score_0,score_1,score_2"
+
+
+def table(header: str, *columns) -> str:
+    """A CSV file of columns, of which a two-dimensional one counts as several."""
+    parts = [
+        part for column in columns for part in (np.asarray(column).T if np.ndim(column) > 1 else [column])
+    ]
+    return "\n".join([header, *(",".join(map(str, row)) for row in zip(*parts))]) + "\n"
+
+
+def scored(scores, header: str = HEADER) -> str:
+    return table(header, range(4), GUESS, TRUTH, scores)
+
+
+def named(values: list[int], names: list[str] = NAMES) -> list[str]:
+    return [names[k] for k in values]
+
+
+def with_names(header: str, names: list[str] = NAMES, *more) -> str:
+    return table(header, range(4), named(GUESS, names), named(TRUTH, names), *more)
+
+
+PLAIN, LOGITS = scored(SCORES), np.log(SCORES) + 3
+SHUFFLED = [SCORES[:, 2], SCORES[:, 0], TRUTH, SCORES[:, 1], GUESS, range(4)]
+GOOD = {  # what a file may look like
+    "plain": PLAIN,
+    "byte order mark": "\ufeff" + PLAIN,
+    "utf-16": PLAIN.encode("utf-16"),
+    "semicolons": PLAIN.replace(",", ";"),
+    "tabs": PLAIN.replace(",", "\t"),
+    "blanks after commas": PLAIN.replace(",", ", "),
+    "a comma at every end": PLAIN.replace("\n", ",\n"),
+    "windows lines, blank ones": "\r\n" + PLAIN.replace("\n", "\r\n") + "\r\n",
+    "lines of old Macs": PLAIN.replace("\n", "\r"),
+    "quotes": PLAIN.replace("0.7", '"0.7"').replace("guess", '"guess"'),
+    "decimal commas": PLAIN.replace(",", ";").replace(".", ","),
+    "quoted decimal commas": PLAIN.replace("0.7", '"0,7"'),
+    "other columns": table(
+        f"split,note,{HEADER},score_max,p_value", ["test"] * 4, ['"ä, b"'] * 4, range(4), GUESS, TRUTH,
+        SCORES, "abcd", range(4),
+    ),
+    "columns in another order": table("score_2,score_0,truth,score_1,guess,id", *SHUFFLED),
+    "capitals": PLAIN.replace("id,guess,truth", "ID,Guess,Truth").replace("score", "Score"),
+    "names of scikit-learn": scored(SCORES, "image_id,y_pred,y_true,proba_0,proba_1,proba_2"),
+    "label and prediction": scored(SCORES, "sample id,Prediction,Label,prob 0,prob 1,prob 2"),
+    "target and pred": scored(SCORES, "idx,pred,target,p[0],p[1],p[2]"),
+    "float classes": table(HEADER, range(4), map(float, GUESS), map(float, TRUTH), SCORES),
+    "float ids": PLAIN.replace("\n0,", "\n0.0,").replace("\n3,", "\n3.0,"),
+    "percent": scored(100 * SCORES),
+    "percent signs": scored([[f"{100 * score:g} %" for score in row] for row in SCORES]),
+    "logits": scored(LOGITS),
+    "logits by name": scored(np.log(SCORES), "id,guess,truth,logit_0,logit_1,logit_2"),
+    "half as much": scored(SCORES / 2),
+    "no guess": table("id,truth,score_0,score_1,score_2", range(4), TRUTH, SCORES),
+    "empty guess": table(HEADER, range(4), [""] * 4, TRUTH, SCORES),
+    "names in the rows": with_names(HEADER, NAMES, SCORES),
+    "names in an order that the guesses show": with_names(HEADER, NAMES[::-1], SCORES),
+    "names in the columns": scored(SCORES, "id,guess,truth,score_ant,score_bee,score_cat"),
+    "names in both": with_names("id,guess,truth,prob_ant,prob_bee,prob_cat", NAMES, SCORES),
+    "columns called like the classes": with_names("id,guess,truth,note,ant,bee,cat", NAMES, "abcd", SCORES),
+    "classes from one": table(
+        "id,guess,truth,score_1,score_2,score_3", range(4), np.add(GUESS, 1), np.add(TRUTH, 1), SCORES
+    ),
+    "a class called None": with_names("id,guess,truth,p_None,p_a,p_nan", ["None", "a", "nan"], SCORES),
+}  # fmt: skip
+CLASSES = {
+    **{kind: NAMES for kind in GOOD if kind.startswith(("names in", "columns called"))},
+    "names in an order that the guesses show": NAMES[::-1],
+    "classes from one": ["1", "2", "3"],
+    "a class called None": ["None", "a", "nan"],
+}
+REMARKS = {
+    **{"percent": "percent", "percent signs": "percent", "logits": "softmax", "logits by name": "softmax"},
+    "half as much": "do not sum to 1 (0.5 in line 2)",
+    **{kind: "the class with the highest score" for kind in ("no guess", "empty guess")},
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_what_is_clear_is_read(kind):
+    content = GOOD[kind]
+    found = read_predictions("mine.csv", content if isinstance(content, bytes) else content.encode())
+    guess = GUESS if kind not in ("no guess", "empty guess") else SCORES.argmax(1)
+    assert found.ids.tolist() == [0, 1, 2, 3]
+    assert found.guess.tolist() == list(guess) and found.truth.tolist() == TRUTH
+    assert found.scores == pytest.approx(SCORES)
+    assert found.classes == CLASSES.get(kind)
+    assert [REMARKS[kind] in text for text in found.remarks] == ([True] if kind in REMARKS else [])
+
+
+@pytest.mark.parametrize(
+    "column, high", [("score_1", 1), ("score_0", 0), ("score", 1), ("prob_pos", 1), ("logit", 1)]
+)
+def test_one_column_holds_the_scores_of_two_classes(column, high):
+    scores = np.array([0.1, 0.8, 0.4])
+    values = np.log(scores / (1 - scores)) if column == "logit" else scores
+    labels = ["neg", "pos", "neg"] if "pos" in column else [0, 1, 0]
+    text = table(f"id,guess,truth,{column}", range(3), labels, labels, values)
+    found = read_predictions("mine.csv", text.encode())
+    assert found.scores[:, high] == pytest.approx(scores) and found.scores.sum(1) == pytest.approx(1)
+    assert found.guess.tolist() == [0, 1, 0]
+
+
+def test_rounding_errors_and_names_as_ids():
+    text = (
+        "filename,guess,truth,score_0,score_1\nimg/2.png,0,0,1.0000000000000002,-1e-17\nimg/10.png,1,1,0,1\n"
+    )
+    found = read_predictions("mine.csv", text.encode())
+    assert found.ids.tolist() == ["img/10.png", "img/2.png"] and found.guess.tolist() == [1, 0]
+    assert found.scores.tolist() == [[0, 1], [1, 0]]
+    found = read_predictions("mine.csv", b"id,guess,truth\n12345678901234567890,0,1\n5,1,1\n")
+    assert found.ids.tolist() == ["12345678901234567890", "5"] and found.scores is None
+
+
+COLUMNS = ",".join(f"score_{k}" for k in range(200_000))
+BAD = {  # file, and words of the error
+    "no id": (PLAIN.replace("id,", ",", 1), ["no column id", "without a name", "It needs id, guess, truth"]),
+    "other columns": ("a,b\n1,2\n", ["no column id, guess, truth", "It has a, b"]),
+    "a short header": ("i.1\n1,bee,bee,0\n", ["no column id"]),
+    "both kinds of lines": (PLAIN.replace("0,0,0,", "0,0,0,1,1,1\r1,1,1,1,"), ["line 3: 7 values"]),
+    "an empty guess": (PLAIN.replace("\n1,1,", "\n1,,"), ["line 3", "guess is empty"]),
+    "an empty truth": (PLAIN.replace("\n1,1,1,", "\n1,1,,"), ["line 3", "truth is empty"]),
+    "an empty score": (PLAIN.replace("0.8", ""), ["line 3", "score_1 is empty"]),
+    "one damaged score": (PLAIN.replace("0.8", "8.0"), ["line 3", "score_1 cannot be '8.0'"]),
+    "an infinite logit": (scored(LOGITS).replace("\n2,2,2,", "\n2,2,2,1e999,9,"), ["line 4"]),
+    "all scores 0": (PLAIN.replace("0.7,0.2,0.1", "0,0,0"), ["line 2", "all scores are 0"]),
+    "an unknown class": (PLAIN.replace("\n3,1,2", "\n3,1,7"), ["line 5", "truth cannot be '7'", "0 to 2"]),
+    "an unknown name": (
+        with_names("id,guess,truth,p_ant,p_bee,p_cat", NAMES, SCORES).replace("3,bee,cat", "3,bee,cow"),
+        ["line 5", "truth cannot be 'cow'", "ant, bee, cat"],
+    ),
+    "more names than scores": (
+        with_names("id,guess,truth,score_0,score_1", NAMES, SCORES[:, :2] / 0.9),
+        ["3 class names", "2 numbered score columns", "score_ant"],
+    ),
+    "a class twice": (PLAIN.replace("score_2", "score_1"), ["two columns of scores for one class"]),
+    "bytes that are no text": (PLAIN.replace("\n0,", "\n\udcff,"), ["cannot be read as CSV", "UTF-8"]),
+    "no rows": (HEADER, ["no rows"]),
+    "a line too long": ("id,guess,truth\n0,0,0\n1,1,1,1,1,1,1\n", ["line 3: 7 values for 3 columns"]),
+    "decimal commas": (PLAIN.replace("0.7", "0,7"), ["line 2: 7 values for 6 columns"]),
+    "200,000 columns": (f"id,guess,truth,{COLUMNS}\n", ["first line of more than 1,000,000 bytes"]),
+    "6,003 columns": ("id,guess,truth" + ",x" * 6000 + "\n0,0,0\n", ["6,003 columns"]),
+    "150 scores": (
+        f"id,guess,truth,{','.join(COLUMNS.split(',')[:150])}\n0,0,0,1{',0' * 149}\n",
+        ["150 classes", "room for 100"],
+    ),
+    "150 labels": (table("id,guess,truth", range(150), range(150), range(150)), ["150 classes"]),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_not_clear_is_refused(kind):
+    text, words = BAD[kind]
+    with pytest.raises(CompareError) as refused:
+        read_predictions("mine.csv", text.encode(errors="surrogateescape"))
+    assert all(word in str(refused.value) for word in words), refused.value
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 1000
+
+
+def write(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.csv").write_text(text)
+
+
+def test_files_with_names_numbers_and_without_scores_are_joined(main, tmp_path):
+    header = "id,guess,truth,score_cat,score_ant,score_bee"
+    moved = with_names(header, NAMES, SCORES[:, [2, 0, 1]])
+    names = PLAIN.replace("score_0,score_1,score_2", "score_ant,score_bee,score_cat")
+    write(tmp_path, plain=PLAIN, named=names, moved=moved, bare=with_names("id,guess,truth"))
+    for names, remark in (
+        (("named", "moved"), ""),
+        (("plain", "named"), ""),
+        (("named", "bare"), "no scores in bare"),
+    ):
+        result = main("compare.py", *(f"{name}.csv" for name in names), "--no_images", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert "0 fixed, 0 broken, 1 wrong in both" in result.stdout and remark in result.stdout
+        assert "cat taken for bee (1)" in result.stdout
+    other = table("id,guess,truth", range(4), ["ant", "cow"] * 2, named(TRUTH))
+    write(
+        tmp_path,
+        other=other,
+        two=table("id,guess,truth,score_1", range(4), [0, 1] * 2, [0, 1] * 2, [0.4] * 4),
+    )
+    result = main("compare.py", "named.csv", "other.csv", "--no_images", cwd=tmp_path)
+    assert_one_line_error(result, "other has the class cow", "ant, bee, cat")
+    result = main("compare.py", "named.csv", "two.csv", "--no_images", cwd=tmp_path)
+    assert_one_line_error(result, "named has 3 classes, two has 2")
+
+
+def test_predictions_of_pictures_have_no_truth(main, tmp_path):
+    """As `evaluate.py PICTURES --predictions` writes them: paths as ids, and an empty truth."""
+    ids = ['"my ""best"".png"', "a.png", '"b,c.png"', "d.png"]
+    text = table(HEADER, ids, GUESS, [""] * 4, SCORES)
+    other = table(HEADER, ids, [0, 1, 0, 0], [""] * 4, SCORES)
+    write(tmp_path, mine=text, other=other, known=table("id,guess,truth", ids, [0] * 4, TRUTH))
+    result = main("compare.py", "mine.csv", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "the truth of mine is unknown" in result.stdout and "no pictures: mine" in result.stdout
+    result = main("compare.py", "mine.csv", "other.csv", cwd=tmp_path)
+    assert "mine and other guess the same for 2 of 4 images" in result.stdout
+    result = main("compare.py", "mine.csv", "known.csv", cwd=tmp_path)
+    assert "the truth of mine is that of known" in result.stdout and "1 wrong in both" in result.stdout
+    assert_one_line_error(
+        main("compare.py", "mine.csv", "--suspects", "s.csv", cwd=tmp_path),
+        "--suspects s.csv needs the truth",
+    )
+
+
+def test_nothing_that_is_named_is_replaced_or_waited_for(main, tmp_path):
+    write(tmp_path, mine=PLAIN)
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "link.csv").symlink_to("mine.csv")
+    for name in ("pipe.csv", "/dev/zero"):
+        assert_one_line_error(
+            main("compare.py", name, "--no_images", cwd=tmp_path), name, "is not a run directory"
+        )
+    for flag in ("--out", "--suspects"):
+        result = main("compare.py", "mine.csv", "--no_images", flag, "link.csv", cwd=tmp_path)
+        assert_one_line_error(result, f"{flag} link.csv would replace")
+    assert (tmp_path / "mine.csv").read_text() == PLAIN
+
+
+@pytest.fixture
+def mailed(tmp_path) -> Path:
+    """A run directory of two epochs."""
+    (tmp_path / "run" / "predictions").mkdir(parents=True)
+    for epoch in (1, 2):
+        (tmp_path / "run" / "predictions" / f"epoch-00{epoch}.csv").write_text(PLAIN)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("config.json", '{"data_dir": "a\\u0000b"}'),
+        ("config.json", '{"dataset": "\\u001b[31m"}'),
+        ("config.json", '{"val_size": -1}'),
+        ("config.json", f'{{"image_size": {10**40}}}'),
+        ("config.json", f'{{"parameters": {"9" * 5000}}}'),
+        ("config.json", "[" * 100_000),
+        ("config.json", "[1]"),
+        ("config.json", '{"a": "\x00'),
+        ("summary.json", '{"train_seconds": [1, "x"]}'),
+        ("summary.json", '{"train_seconds": 5}'),
+        ("metrics.csv", "step,epoch,loss\n1,1,high\n"),
+        ("metrics.csv", "step,loss," + "," * 200_000 + "\n"),
+        ("predictions/epoch-002.csv", "id\x00,guess"),
+    ],
+)
+def test_run_that_came_by_mail_is_refused_in_one_line(name, text, main, mailed):
+    (mailed / name).write_text(text)
+    result = main("compare.py", "run", "--no_images", cwd=mailed.parent)
+    assert_one_line_error(result, "run")
+    assert result.stdout == "" and result.stderr.isascii() and len(result.stderr) < 1000
+
+
+def test_pipes_in_a_run_are_refused_at_once(main, mailed):
+    (mailed / "predictions/epoch-001.csv").unlink()
+    os.mkfifo(mailed / "predictions/epoch-001.csv")
+    result = main("compare.py", "run", "--no_images", cwd=mailed.parent)
+    assert result.returncode == 0 and "an epoch is left out: run/predictions/epoch-001.csv" in result.stdout
+    os.mkfifo(mailed / "metrics.csv")
+    assert_one_line_error(
+        main("compare.py", "run", "--no_images", cwd=mailed.parent), "is not a file of at most"
+    )
+
+
+def test_names_do_not_reach_the_terminal_as_control_characters(main, mailed):
+    (mailed / "config.json").write_text(json.dumps({"classes": ["\x1b[2Jant", "b\nee", "c\x07at"]}))
+    moved = mailed.rename(mailed.parent / "\x1b]0;run")
+    result = main("compare.py", moved.name, moved.name + "@1", "--no_images", cwd=moved.parent)
+    assert result.returncode == 0 and "c\\x07at taken for b\\nee (1)" in result.stdout
+    assert not {"\x1b", "\x07"} & {*result.stdout, *result.stderr}
+    result = main("compare.py", moved.name + "@3", cwd=moved.parent)
+    assert_one_line_error(result, "has no epoch 3, only 1, 2")
+    assert "\x1b" not in result.stderr
+
+
+def test_nothing_is_created_or_downloaded_for_a_config(main, mailed, monkeypatch):
+    import socket
+
+    monkeypatch.setattr(socket.socket, "connect", lambda *args: pytest.fail("the network is used"))
+    for dataset, val_size in (("mnist", 0), ("cifar10", 5), ("auto", 5), ("nowhere/pictures", 0)):
+        config = {"dataset": dataset, "data_dir": "new/data", "val_size": val_size}
+        (mailed / "config.json").write_text(json.dumps(config))
+        assert_one_line_error(main("compare.py", "run", cwd=mailed.parent), "no pictures for the page")
+    assert os.listdir(mailed.parent) == ["run"]
+
+
+def test_hint_names_the_interpreter_that_was_typed(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.orig_argv", ["/opt/my python3", "compare.py"])
+    with pytest.raises(CompareError, match="Train one with '/opt/my python3' train.py"):
+        compare.load_run(str(tmp_path))
