@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import re
-import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -28,7 +27,7 @@ from page.figures import Run, answer, label_margins, make_pairs
 from page.joining import make_labels_unique, share_classes, share_test_set
 from page.reading import CompareError, Predictions, Table, read_predictions
 from page.render import render_page
-from program import atomic_write, exit_status, printable, read_file
+from program import atomic_write, exit_status, printable, read_file, start_word
 
 MAX_EPOCHS = 20  # a longer run is shown at so many of its epochs
 MIN_SUSPECTS = 100  # rows of the file that --suspects writes, if there are so many images
@@ -64,7 +63,7 @@ def load_run(argument: str) -> Run:
             files[int(number)] = file
     if not files:
         found = f"{path} is not a run: it has no predictions/epoch-001.csv."
-        raise CompareError(f"{found} Train one with {shlex.quote(sys.orig_argv[0])} train.py.")
+        raise CompareError(f"{found} Train one with {start_word()} train.py.")
     pinned, epoch = epoch is not None, max(files) if epoch is None else epoch
     if epoch not in files:
         known = sorted(files)

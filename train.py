@@ -97,7 +97,8 @@ def train(config: Config) -> Path:
         config, resuming = shared
     if rank > 0:
         data = load_data(config.dataset, config.data_dir, config.val_size, config.image_size)
-    sha256, (mean, std) = data.fingerprint(), pixel_statistics(data.train_images)  # (C,)
+    mean, std = pixel_statistics(data.train_images)  # (C,)
+    sha256 = data.fingerprint()
     if resuming and read_json(Path(config.run_dir, "config.json")).get("data_sha256", sha256) != sha256:
         raise ConfigError(f"{data.name} holds other images than those that the run was trained on.")
     data = data.to(device)

@@ -61,7 +61,7 @@ def test_four_files_train_another_model_on_other_data(tmp_path):
     assert later.returncode == 0, later.stderr
 
 
-OWN_SPLIT = """def load_split(dataset, data_dir, train, image_size=28, download=True):
+OWN_SPLIT = """def load_split(dataset, data_dir, train, image_size=28, download=True, channels=None):
     data = torch.load(f"{'train' if train else 'test'}.bin")
     return "sounds", ["hum", "beep", "hiss"], data["images"], data["labels"]
 
