@@ -489,7 +489,7 @@ def test_two_processes_on_one_run_dir(count, settings, whole, tmp_path, faults):
         assert sorted(process.returncode for process in both) == [0, 2], errors
         loser = errors[0] if both[0].returncode else errors[1]
         assert loser.startswith("error: ") and loser.count("\n") == 1
-        assert " run" in loser and "--run_dir" in loser
+        assert " run" in loser and "another run directory" in loser
         assert contents(cwd / "run") == whole
         faults("two processes on one run")
 
