@@ -1,10 +1,9 @@
 """Folders of pictures as people have them: layouts, kinds of files, values, the cache of their pixels."""
 
-import multiprocessing
 import os
 import shutil
-import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -12,6 +11,7 @@ import pytest
 import torch
 from conftest import assert_one_line_error
 from PIL import Image
+from programs import start
 from test_gpu import HAS_GPU
 from test_gpu import run as run_on_gpu
 from torch.utils.data import DataLoader
@@ -458,7 +458,7 @@ def test_damaged_cache_is_made_again(how, tmp_path, faults):
     faults("damaged cache of decoded pictures", 2)
 
 
-def slow_load(folder: Path) -> None:
+def slow_load(folder: Path) -> int:
     real = cache.decode_picture
 
     def slow(*arguments):
@@ -467,17 +467,23 @@ def slow_load(folder: Path) -> None:
 
     cache.decode_picture = slow
     load(folder)
+    return 0
+
+
+def wait_for_scratch_file(folder: Path, pattern: str) -> None:
+    end = time.monotonic() + 60
+    while not list(folder.rglob(pattern)):
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 @pytest.mark.faults
 def test_start_that_was_killed_leaves_nothing_wrong(tmp_path, faults):
     folder = make_set(tmp_path / "set")
-    process = multiprocessing.get_context("fork").Process(target=slow_load, args=(folder,))
-    process.start()
-    while not list(folder.rglob("*.partial")):
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    process = start(partial(slow_load, folder), cwd=tmp_path)
+    wait_for_scratch_file(folder, "*.partial")
+    process.kill()
+    process.communicate()
     assert len(list(folder.rglob("*.partial"))) == 1
     assert load(folder).train_labels.bincount().tolist() == [8] * 3
     assert not list(folder.rglob("*.partial"))
@@ -486,13 +492,11 @@ def test_start_that_was_killed_leaves_nothing_wrong(tmp_path, faults):
 
 def test_processes_that_start_together_decode_once(tmp_path, monkeypatch, capfd):
     folder = make_set(tmp_path / "set")
-    process = multiprocessing.get_context("fork").Process(target=slow_load, args=(folder,))
-    process.start()
-    while not list(folder.rglob("train*.partial")):
-        time.sleep(0.005)
+    process = start(partial(slow_load, folder), cwd=tmp_path)
+    wait_for_scratch_file(folder, "train*.partial")
     monkeypatch.setattr(cache, "decode_picture", lambda *_: pytest.fail("a picture was decoded"))
     assert data.load_split(str(folder), "", True, 12)[2].shape[0] == 24
-    process.join()
+    process.communicate()
     assert "waiting for another process" in capfd.readouterr().err
 
 
