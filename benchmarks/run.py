@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -399,7 +400,7 @@ def small(seeds: int = 10) -> None:
 
 
 def evaluation() -> None:
-    """The exported model against the eager one on 10,000 images, and what starting a program costs."""
+    """The exported model against the eager one on 10,000 images."""
     keep_freed_memory()
     device, data = pick_device("auto"), load_data("mnist", find_mnist())
     images = data.eval_images.to(device)
@@ -413,19 +414,42 @@ def evaluation() -> None:
     seconds = take_turns(contestants, rounds=11)
     print_table("10,000 images", "model | s", [[name, f"{value:.2f}"] for name, value in seconds.items()])
 
-    commands = {
-        "import torch": ["-c", "import torch"],
-        "import torch, torchvision": ["-c", "import torch, torchvision"],
-        "import wandb": ["-c", "import wandb"],
-        "train.py --help": [str(HERE.parent / "train.py"), "--help"],
-        "evaluate.py --help": [str(HERE.parent / "evaluate.py"), "--help"],
-    }
 
-    def start(arguments: list[str]) -> None:
-        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+def start() -> None:
+    """What a person waits for: whole processes, and what importing and starting their libraries takes."""
+    optimizer = "import torch; torch.optim.Adam([torch.ones(1, requires_grad=True)]).zero_grad()"
+    first_step = "import os, train; train.RunLogger.log_step = lambda *loss: os._exit(0); train.main()"
+    with tempfile.TemporaryDirectory() as folder:
+        run, page = f"{folder}/run", f"{folder}/page.html"
+        mnist = ["--data_dir", find_mnist()]
+        commands = {
+            "import torch": ["-c", "import torch"],
+            "import torch, first optimizer": ["-c", optimizer],
+            "import wandb": ["-c", "import wandb"],
+            "import wandb, first run": ["-c", f"import wandb; wandb.init(dir={folder!r})"],
+            "train.py to its first step": ["-c", first_step, *mnist],
+            "the same without W&B": ["-c", first_step, *mnist],
+            "evaluate.py, 10,000 images": [f"{HERE.parent}/evaluate.py", f"{run}/model.pt", *mnist],
+            "compare.py, two epochs": [
+                f"{HERE.parent}/compare.py",
+                f"{run}@1",
+                f"{run}@2",
+                "--out",
+                page,
+                *mnist,
+            ],
+        }
+        two_epochs = to_flags({**QUICK, "epochs": 2, "run_dir": run}).split()
+        train_py = [sys.executable, f"{HERE.parent}/train.py"]
+        subprocess.run([*train_py, *two_epochs, *mnist], check=True, cwd=folder, stdout=subprocess.DEVNULL)
 
-    starts = {name: (lambda command=command: start(command)) for name, command in commands.items()}
-    seconds = take_turns(starts, rounds=5)
+        def run_program(name: str) -> None:
+            mode = "disabled" if "without W&B" in name else "offline"
+            environment = os.environ | {"PYTHONPATH": str(HERE.parent), "WANDB_MODE": mode}
+            command = [sys.executable, *commands[name]]
+            subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+
+        seconds = take_turns({name: partial(run_program, name) for name in commands}, rounds=5)
     print_table("Start-up", "program | s", [[name, f"{value:.2f}"] for name, value in seconds.items()])
 
 
@@ -531,7 +555,7 @@ def gpu_epochs(mode: str, data_dir: str) -> list[float]:
     return seconds
 
 
-ALL = (machine, race, table, example, small, evaluation, growth, processes, gpu, accuracy)
+ALL = (machine, race, table, example, small, evaluation, start, growth, processes, gpu, accuracy)
 PARTS = {part.__name__: part for part in ALL}
 
 
