@@ -1,7 +1,8 @@
 """Read CSV files of predictions as people write them: which column is which, and what its values mean.
 
-train.py and evaluate.py write id, guess, truth, score_0 ... score_{K-1}. Other programs use other names,
-separators and scales. What is clear is accepted, and a remark says what was changed.
+train.py and evaluate.py write id, guess, truth, and score_0 ... score_{K-1}, or with more than 100 classes
+truth_score and the ten best: best_1, best_1_score ... best_10, best_10_score. Other programs use other
+names, separators and scales. What is clear is accepted, and a remark says what was changed.
 """
 
 import csv
@@ -13,7 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-MAX_CLASSES = 100  # more make confusion matrices and score bars unreadable
+from page.scores import MAX_FULL, Scores
+
+MAX_CLASSES = 1_000
 MAX_COLUMNS, MAX_HEADER = 5_000, 1_000_000  # columns, and bytes of their names
 ROUNDING, MAX_GAP = 1e-3, 0.02  # how far a score may be outside 0..1, and the sum of an image's from 1
 # Names of columns without capitals, blanks and signs. The first that a file has is taken.
@@ -27,6 +30,9 @@ ALIASES = {
 PREFIX = r"(scores?|prob(?:s|a|as|ability|abilities)?|p|softmax|logits?)"
 SCORE_NAME = re.compile(PREFIX + r"[\s_.:\-\[(]+(.+?)[\])]?", re.IGNORECASE)  # score_3, prob[cat]
 ONE_SCORE = re.compile(r"(?:y_?)?" + PREFIX, re.IGNORECASE)  # of the second of two classes
+BEST_NAME = re.compile(r"(?:best|top)[\W_]*(\d{1,3})(?:[\W_]*(.+))?", re.IGNORECASE)  # best_1, top1_prob
+TRUTH_SCORE = re.compile(r"(?:truth|true|label|target)[\W_]*" + PREFIX, re.IGNORECASE)
+GUESS_REMARK = "the guess is the class with the highest score"
 NEEDED = "It needs id, guess, truth, and one score per class: score_0, score_1 ..."
 
 
@@ -41,7 +47,7 @@ class Predictions:
     ids: np.ndarray  # (N,) int64, or text
     guess: np.ndarray  # (N,) int64
     truth: np.ndarray | None  # (N,) int64; None if the file has none
-    scores: np.ndarray | None  # (N, K) float, each row sums to 1; None if the file has none
+    scores: Scores | None  # None if the file has none
     classes: list[str] | None  # K names; None if the file has only numbers for them
     remarks: list[str] = field(default_factory=list)
 
@@ -63,16 +69,18 @@ class Table:
             raise CompareError(f"{name} cannot be read as CSV: {error}. {NEEDED}") from error
         if len(self.header) > MAX_COLUMNS:
             found = f"{name} has {len(self.header):,} columns"
-            raise CompareError(f"{found}. A page has room for {MAX_CLASSES} classes.")
+            raise CompareError(f"{found}. A page has room for {MAX_CLASSES:,} classes.")
 
     def read(self, places: list[int]) -> None:
         """Read the columns at some places of the header."""
         options = {"sep": self.separator, "encoding": self.encoding, "usecols": places, "index_col": False}
-        options |= {"header": 0, "names": range(len(self.header)), "low_memory": False}
+        options |= {"header": 0, "names": range(len(self.header))}
+        options["low_memory"] = len(places) > MAX_FULL  # whose types may differ from part to part
         options |= {"keep_default_na": False, "na_values": [""], "skipinitialspace": True}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", pd.errors.ParserWarning)  # a separator ends each line
+                warnings.simplefilter("ignore", pd.errors.DtypeWarning)
                 self.columns = pd.read_csv(io.BytesIO(self.content), **options)
             self.check_width()
         except (OSError, ValueError, ArithmeticError, LookupError, csv.Error) as error:  # also pandas' own
@@ -82,7 +90,8 @@ class Table:
     def check_width(self) -> None:
         """Refuse lines with more values than the header has names, of which pandas would drop some."""
         width = len(self.header)
-        for number, line in enumerate(re.split("\r\n?|\n", self.content.decode(self.encoding)), 1):
+        lines = io.TextIOWrapper(io.BytesIO(self.content), self.encoding)
+        for number, line in enumerate(lines, 1):
             if line.count(self.separator) >= width:
                 values = next(csv.reader([line.strip()], delimiter=self.separator))
                 if any(values[width:]):
@@ -114,6 +123,17 @@ class Table:
             raise CompareError(f"{problem}.") from error
         if not np.isfinite(values).all():
             self.refuse(int(np.isfinite(values).argmin()), place)
+        return values
+
+    def matrix(self, places: list[int]) -> np.ndarray:
+        """Float values (N, M) of several columns."""
+        wide = len(places) > MAX_FULL  # then float64 values would take too much memory
+        with np.errstate(over="ignore"):  # of a value that float32 does not hold
+            columns = [self.numbers(place) for place in places]
+            values = np.stack(columns, axis=1, dtype=np.float32 if wide else float, casting="same_kind")
+        if not np.isfinite(values).all():
+            row, column = np.argwhere(~np.isfinite(values))[0]
+            self.refuse(int(row), places[column])
         return values
 
     def ids(self, place: int) -> np.ndarray:
@@ -150,49 +170,86 @@ class Table:
 def read_predictions(name: str, content: bytes) -> Predictions:
     """The predictions in the content of a CSV file, which errors call `name`. Raises CompareError."""
     table = Table(name, content)
-    roles, scores = find_columns(table.header)
+    roles, columns = find_columns(table.header)
+    best = find_best_columns(table, roles) if len(columns) < 2 else {}
+    columns = [] if best else columns
     if "id" not in roles:
         table.refuse_columns([role for role in ALIASES if role not in roles])
-    table.read([*roles.values(), *scores])
+    table.read([*{*roles.values(), *best, *best.values(), *columns}])
     for role in ("guess", "truth"):
         if role in roles and len(table.columns) and table.columns[roles[role]].isna().all():
-            del roles[role]
-    if not scores and (scores := find_columns_of_classes(table, roles)):
-        table.read([*roles.values(), *scores])
-    if not scores and len(roles) < 3:
+            best.pop(roles.pop(role), None)
+    if not best and not columns and (columns := find_columns_of_classes(table, roles)):
+        table.read([*roles.values(), *columns])
+    if not best and not columns and len(roles) < 3:
         table.refuse_columns([*(role for role in ALIASES if role not in roles), "score_0", "score_1"])
-    if len(scores) > MAX_CLASSES:
-        raise CompareError(f"{name} has {len(scores)} classes. A page has room for {MAX_CLASSES}.")
+    if len(columns) > MAX_CLASSES:
+        raise CompareError(f"{name} has {len(columns):,} classes. A page has room for {MAX_CLASSES:,}.")
     if table.columns.empty:
         raise CompareError(f"{name} has no rows. {NEEDED}")
 
-    remarks, names = [], [score_suffix(table.header[place]) for place in scores]
-    ids = table.ids(roles["id"])
-    labels = {role: table.labels(place) for role, place in roles.items() if role != "id"}
-    values = np.stack([table.numbers(place) for place in scores], axis=1) if scores else None  # (N, K)
-    if scores:
-        values = to_probabilities(table, values, scores, remarks)
-    if len(scores) == 1:
-        values, names = two_classes(labels, values, names[0])
-        if values is None:
-            unused = table.header[scores[0]]
-            remarks.append(f"the column {unused} is not used, because there are more than two classes")
-    classes, labels, values = resolve_classes(table, roles, labels, values, names)
-    if "guess" not in labels:
-        if values is None:
-            table.refuse_columns(["guess"])
-        labels["guess"] = values.argmax(1)
-        remarks.append("the guess is the class with the highest score")
-
+    remarks, ids = [], table.ids(roles.pop("id"))
+    if best:
+        classes, labels, scores = read_best_scores(table, roles, best, remarks)
+    else:
+        classes, labels, scores = read_all_scores(table, roles, columns, remarks)
     order = ids.argsort(kind="stable")
     ids = ids[order]
     repeated = ids[1:][ids[1:] == ids[:-1]]
     if len(repeated):
         raise CompareError(f"{name} has id {repeated[0]} twice. Keep one row per image.")
     truth = labels["truth"][order] if "truth" in labels else None
-    return Predictions(
-        ids, labels["guess"][order], truth, None if values is None else values[order], classes, remarks
-    )
+    return Predictions(ids, labels["guess"][order], truth, scores and scores.take(order), classes, remarks)
+
+
+def read_all_scores(table: Table, roles: dict[str, int], places: list[int], remarks: list[str]):
+    """The names of the classes, the labels and the scores, from a column of scores per class.
+
+    No names if the classes are only numbered, no scores without such columns: None.
+    """
+    names = [score_suffix(table.header[place]) for place in places]
+    labels = {role: table.labels(place) for role, place in roles.items()}
+    values = to_probabilities(table, places, remarks) if places else None  # (N, K)
+    if len(places) == 1:
+        values, names = two_classes(labels, values, names[0])
+        if values is None:
+            unused = table.header[places[0]]
+            remarks.append(f"the column {unused} is not used, because there are more than two classes")
+    classes, labels, values = resolve_classes(table, roles, labels, values, names)
+    if "guess" not in labels:
+        if values is None:
+            table.refuse_columns(["guess"])
+        labels["guess"] = values.argmax(1)
+        remarks.append(GUESS_REMARK)
+    scores = values if values is None else Scores(values)
+    if scores and scores.num_classes > MAX_FULL:
+        scores = scores.best()
+        for wanted in labels.values():
+            scores = scores.adding(wanted, Scores(values).of(wanted))
+    return classes, labels, scores
+
+
+def read_best_scores(table: Table, roles: dict[str, int], best: dict[int, int], remarks: list[str]):
+    """The same from columns of the best classes: `best` has the places of classes and of their scores."""
+    ranks = [place for place in best if place != roles.get("truth")]
+    values = to_best_probabilities(table, [*best.values()], len(ranks), remarks)  # (N, M or M + 1)
+    places = roles | {place: place for place in ranks}
+    labels = {role: table.labels(place) for role, place in places.items()}
+    classes, labels, _ = resolve_classes(table, places, labels, None, [])
+    count = len(classes) if classes else 1 + max(1, *(column.max() for column in labels.values()))
+    found = np.stack([labels.pop(place) for place in ranks], axis=1)  # (N, M)
+    repeated = (np.diff(np.sort(found)) == 0).any(1)
+    if repeated.any():
+        line = f"{table.name}, line {int(repeated.argmax()) + 2}"
+        raise CompareError(f"{line}: one class is there twice among the best. Name each once.")
+    order = (-values[:, : len(ranks)]).argsort(1, kind="stable")
+    found, sorted_values = (np.take_along_axis(x, order, 1) for x in (found, values[:, : len(ranks)]))
+    if "guess" not in labels:
+        labels["guess"] = found[:, 0]
+        remarks.append(GUESS_REMARK)
+    scores = Scores(sorted_values, found, count, more_classes=True)
+    has_truth_score = len(ranks) < len(best)
+    return classes, labels, scores.adding(labels["truth"], values[:, -1]) if has_truth_score else scores
 
 
 # ---- Columns ----
@@ -215,6 +272,24 @@ def find_columns(header: list[str]) -> tuple[dict[str, int], list[int]]:
     return roles, single[:1]
 
 
+def find_best_columns(table: Table, roles: dict[str, int]) -> dict[int, int]:
+    """The places of the best classes (best_1 ...) and of their scores, and of the truth and its score."""
+    names, scores = {}, {}  # rank -> place
+    for place, name in enumerate(table.header):
+        if match := BEST_NAME.fullmatch(name):
+            of_score = match[2] and re.fullmatch(PREFIX, match[2], re.IGNORECASE)
+            (scores if of_score else names).setdefault(int(match[1]), place)
+    if not scores:
+        return {}
+    missing = [f"best_{rank}" for rank in scores if rank not in names]
+    missing += [f"best_{rank}_score" for rank in names if rank not in scores]
+    if missing:
+        table.refuse_columns(missing)
+    of_truth = [place for place, name in enumerate(table.header) if TRUTH_SCORE.fullmatch(name)]
+    best = {names[rank]: scores[rank] for rank in sorted(scores)}
+    return best | ({roles["truth"]: of_truth[0]} if of_truth and "truth" in roles else {})
+
+
 def find_columns_of_classes(table: Table, roles: dict[str, int]) -> list[int]:
     """The places of scores whose columns have just the classes' names, as from pandas.DataFrame(scores)."""
     seen = {str(label) for role in roles if role != "id" for label in {*table.labels(roles[role])}}
@@ -230,12 +305,13 @@ def score_suffix(name: str) -> str:
 
 
 # ---- Scores ----
-def to_probabilities(table: Table, values: np.ndarray, places: list[int], remarks: list[str]) -> np.ndarray:
+def to_probabilities(table: Table, places: list[int], remarks: list[str]) -> np.ndarray:
     """Scores (N, K) in 0..1 that sum to 1, from probabilities, percents or logits.
 
     Most rows decide which of them they are, so that a damaged value does not pass as a logit. A single
     column holds the scores of one of two classes.
     """
+    values = table.matrix(places)
     single = values.shape[1] == 1
     sums = values.sum(1)
     fits = {  # scale -> rows (N,) that may be in it
@@ -265,12 +341,36 @@ def to_probabilities(table: Table, values: np.ndarray, places: list[int], remark
     if not sums.all():
         row = int(sums.argmin())
         raise CompareError(f"{table.name}, line {row + 2}: all scores are 0. An image needs one above 0.")
-    if off.any():
-        example = f"{sums[off][0]:.4g} in line {int(off.argmax()) + 2}"
-        found = f"warning: the scores of {off.sum():,} images do not sum to 1 ({example})"
-        remarks.append(f"{found}; they are divided by their sum, also for the loss")
-        values = np.where(off[:, None], values / sums[:, None], values)
-    return values
+    return divide_by_sum(values, sums, off, remarks)
+
+
+def to_best_probabilities(table: Table, places: list[int], count: int, remarks: list[str]) -> np.ndarray:
+    """The scores (N, M) of the best classes in 0..1, from probabilities or percents.
+
+    The first `count` columns are of different classes, so that they sum to 1 at most.
+    """
+    values = table.matrix(places)
+    fits = {scale: ((values >= -ROUNDING) & (values <= scale + ROUNDING)).all(1) for scale in (1, 100)}
+    scale = next((scale for scale, rows in fits.items() if rows.mean() > 0.5), 1)
+    if not fits[scale].all():
+        row = int(fits[scale].argmin())
+        place = int(np.maximum(-values[row], values[row] - scale).argmax())
+        table.refuse(row, places[place], ": scores of the best classes are from 0 to 1 or in percent")
+    if scale == 100:
+        remarks.append("the scores are in percent")
+    values = (values / scale).clip(0, 1)
+    sums = values[:, :count].sum(1)
+    return divide_by_sum(values, sums, sums > 1 + MAX_GAP, remarks)
+
+
+def divide_by_sum(values: np.ndarray, sums: np.ndarray, off: np.ndarray, remarks: list[str]) -> np.ndarray:
+    """The values, those of the images `off` divided by their sum."""
+    if not off.any():
+        return values
+    example = f"{sums[off][0]:.4g} in line {int(off.argmax()) + 2}"
+    found = f"warning: the scores of {off.sum():,} images do not sum to 1 ({example})"
+    remarks.append(f"{found}; they are divided by their sum, also for the loss")
+    return np.where(off[:, None], values / sums[:, None], values)
 
 
 def two_classes(labels: dict[str, np.ndarray], values: np.ndarray, name: str) -> tuple:
@@ -303,7 +403,7 @@ def resolve_classes(table: Table, roles: dict, labels: dict, scores: np.ndarray 
     else:
         numbered = sorted(names) == sorted(map(str, range(len(names))))
     if len(names) > MAX_CLASSES:
-        raise CompareError(f"{table.name} has {len(names)} classes. A page has room for {MAX_CLASSES}.")
+        raise CompareError(f"{table.name} has {len(names):,} classes. A page has room for {MAX_CLASSES:,}.")
     if len({*names}) < len(names):
         raise CompareError(f"{table.name} has two columns of scores for one class. Remove one.")
     if numbered and scores is not None:
