@@ -30,10 +30,13 @@ ALIASES = {
 PREFIX = r"(scores?|prob(?:s|a|as|ability|abilities)?|p|softmax|logits?)"
 SCORE_NAME = re.compile(PREFIX + r"[\s_.:\-\[(]+(.+?)[\])]?", re.IGNORECASE)  # score_3, prob[cat]
 ONE_SCORE = re.compile(r"(?:y_?)?" + PREFIX, re.IGNORECASE)  # of the second of two classes
-BEST_NAME = re.compile(r"(?:best|top)[\W_]*(\d{1,3})(?:[\W_]*(.+))?", re.IGNORECASE)  # best_1, top1_prob
+BEST_NAME = re.compile(r"(best|top)[\W_]*(\d{1,3})(?:[\W_]*(.+))?", re.IGNORECASE)  # best_1, top1_prob
 TRUTH_SCORE = re.compile(r"(?:truth|true|label|target)[\W_]*" + PREFIX, re.IGNORECASE)
 GUESS_REMARK = "the guess is the class with the highest score"
 NEEDED = "It needs id, guess, truth, and one score per class: score_0, score_1 ..."
+
+
+CHUNK = 1_000_000  # values that are parsed at a time
 
 
 class CompareError(Exception):
@@ -71,17 +74,21 @@ class Table:
             found = f"{name} has {len(self.header):,} columns"
             raise CompareError(f"{found}. A page has room for {MAX_CLASSES:,} classes.")
 
-    def read(self, places: list[int]) -> None:
-        """Read the columns at some places of the header."""
+    def read(self, places: list[int], scores: list[int] | tuple = ()) -> None:
+        """Read the columns at some places of the header; many columns of scores as float32."""
+        places, many = [*{*places, *scores}], scores if len(scores) > MAX_FULL else ()
         options = {"sep": self.separator, "encoding": self.encoding, "usecols": places, "index_col": False}
         options |= {"header": 0, "names": range(len(self.header))}
-        options["low_memory"] = len(places) > MAX_FULL  # whose types may differ from part to part
+        options |= {"low_memory": False, "chunksize": max(1, CHUNK // len(places))}
         options |= {"keep_default_na": False, "na_values": [""], "skipinitialspace": True}
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), np.errstate(over="ignore"):
                 warnings.simplefilter("ignore", pd.errors.ParserWarning)  # a separator ends each line
-                warnings.simplefilter("ignore", pd.errors.DtypeWarning)
-                self.columns = pd.read_csv(io.BytesIO(self.content), **options)
+                with pd.read_csv(io.BytesIO(self.content), **options) as chunks:
+                    parts = [
+                        part.astype({p: "f4" for p in many if part[p].dtype == float}) for part in chunks
+                    ]
+                self.columns = pd.concat(parts, ignore_index=True)
             self.check_width()
         except (OSError, ValueError, ArithmeticError, LookupError, csv.Error) as error:  # also pandas' own
             reason = str(error).splitlines()[0].rstrip(".")
@@ -110,14 +117,15 @@ class Table:
         found = ", ".join([*names, *(["..."] if len(self.header) > 20 else [])])
         raise CompareError(f"{self.name} has no column {', '.join(missing)}. It has {found}. {NEEDED}")
 
-    def numbers(self, place: int) -> np.ndarray:
-        """Float values (N,). Percent signs and decimal commas are understood."""
+    def numbers(self, place: int, dtype: type = float) -> np.ndarray:
+        """Values (N,). Percent signs and decimal commas are understood."""
         column = self.columns[place]
         try:
             if not pd.api.types.is_numeric_dtype(column):
                 text = column.astype(str).str.strip().str.removesuffix("%")
                 column = pd.to_numeric(text.str.replace(",", ".", regex=False), errors="coerce")
-            values = column.to_numpy(float)
+            with np.errstate(over="ignore"):
+                values = column.to_numpy(dtype)
         except (ArithmeticError, ValueError) as error:  # integers of hundreds of digits
             problem = f"{self.name}: {self.header[place]} has a number that is too large"
             raise CompareError(f"{problem}.") from error
@@ -127,13 +135,10 @@ class Table:
 
     def matrix(self, places: list[int]) -> np.ndarray:
         """Float values (N, M) of several columns."""
-        wide = len(places) > MAX_FULL  # then float64 values would take too much memory
-        with np.errstate(over="ignore"):  # of a value that float32 does not hold
-            columns = [self.numbers(place) for place in places]
-            values = np.stack(columns, axis=1, dtype=np.float32 if wide else float, casting="same_kind")
-        if not np.isfinite(values).all():
-            row, column = np.argwhere(~np.isfinite(values))[0]
-            self.refuse(int(row), places[column])
+        dtype = np.float32 if len(places) > MAX_FULL else float
+        values = np.empty((len(self.columns), len(places)), dtype)
+        for column, place in enumerate(places):
+            values[:, column] = self.numbers(place, dtype)
         return values
 
     def ids(self, place: int) -> np.ndarray:
@@ -175,12 +180,12 @@ def read_predictions(name: str, content: bytes) -> Predictions:
     columns = [] if best else columns
     if "id" not in roles:
         table.refuse_columns([role for role in ALIASES if role not in roles])
-    table.read([*{*roles.values(), *best, *best.values(), *columns}])
+    table.read([*roles.values(), *best], [*best.values(), *columns])
     for role in ("guess", "truth"):
         if role in roles and len(table.columns) and table.columns[roles[role]].isna().all():
             best.pop(roles.pop(role), None)
     if not best and not columns and (columns := find_columns_of_classes(table, roles)):
-        table.read([*roles.values(), *columns])
+        table.read([*roles.values()], columns)
     if not best and not columns and len(roles) < 3:
         table.refuse_columns([*(role for role in ALIASES if role not in roles), "score_0", "score_1"])
     if len(columns) > MAX_CLASSES:
@@ -235,6 +240,10 @@ def read_best_scores(table: Table, roles: dict[str, int], best: dict[int, int], 
     values = to_best_probabilities(table, [*best.values()], len(ranks), remarks)  # (N, M or M + 1)
     places = roles | {place: place for place in ranks}
     labels = {role: table.labels(place) for role, place in places.items()}
+    texts = [role for role, values in labels.items() if values.dtype == object]
+    if 0 < len(texts) < len(labels):
+        row = next((n for n, text in enumerate(labels[texts[0]]) if not re.fullmatch(r"\d+(\.0)?", text)), 0)
+        table.refuse(row, places[texts[0]], ": other columns have class numbers")
     classes, labels, _ = resolve_classes(table, places, labels, None, [])
     count = len(classes) if classes else 1 + max(1, *(column.max() for column in labels.values()))
     found = np.stack([labels.pop(place) for place in ranks], axis=1)  # (N, M)
@@ -274,11 +283,13 @@ def find_columns(header: list[str]) -> tuple[dict[str, int], list[int]]:
 
 def find_best_columns(table: Table, roles: dict[str, int]) -> dict[int, int]:
     """The places of the best classes (best_1 ...) and of their scores, and of the truth and its score."""
-    names, scores = {}, {}  # rank -> place
+    groups = {}  # prefix -> the places of classes by rank, and of scores by rank
     for place, name in enumerate(table.header):
         if match := BEST_NAME.fullmatch(name):
-            of_score = match[2] and re.fullmatch(PREFIX, match[2], re.IGNORECASE)
-            (scores if of_score else names).setdefault(int(match[1]), place)
+            of_score = match[3] and re.fullmatch(PREFIX, match[3], re.IGNORECASE)
+            group = groups.setdefault(match[1].lower(), ({}, {}))
+            group[bool(of_score)].setdefault(int(match[2]), place)
+    names, scores = max(groups.values(), key=lambda group: len(group[1]), default=({}, {}))
     if not scores:
         return {}
     missing = [f"best_{rank}" for rank in scores if rank not in names]
@@ -305,6 +316,12 @@ def score_suffix(name: str) -> str:
 
 
 # ---- Scores ----
+def in_scales(values: np.ndarray) -> dict[int, np.ndarray]:
+    """Which rows (N,) may be in each scale."""
+    lowest, highest = values.min(1), values.max(1)
+    return {scale: (lowest >= -ROUNDING) & (highest <= scale + ROUNDING) for scale in (1, 100)}
+
+
 def to_probabilities(table: Table, places: list[int], remarks: list[str]) -> np.ndarray:
     """Scores (N, K) in 0..1 that sum to 1, from probabilities, percents or logits.
 
@@ -313,18 +330,17 @@ def to_probabilities(table: Table, places: list[int], remarks: list[str]) -> np.
     """
     values = table.matrix(places)
     single = values.shape[1] == 1
-    sums = values.sum(1)
-    fits = {  # scale -> rows (N,) that may be in it
-        1: ((values >= -ROUNDING) & (values <= 1 + ROUNDING)).all(1),
-        100: ((values >= -ROUNDING) & (values <= 100 + ROUNDING)).all(1) & (single | (abs(sums - 100) < 2)),
-    }
+    sums, fits = values.sum(1), in_scales(values)
+    fits[100] &= single | (abs(sums - 100) < 2)
     are_logits = table.header[places[0]].lower().startswith("logit")
     scale = next((s for s, rows in fits.items() if rows.mean() > 0.5), None)
     if are_logits or scale is None:
         remarks.append("the scores are logits, and the page shows their softmax")
         logits = np.hstack([0 * values, values]) if single else values
-        exps = np.exp(logits - logits.max(1, keepdims=True))
-        return (exps / exps.sum(1, keepdims=True))[:, -values.shape[1] :]
+        logits -= logits.max(1, keepdims=True)  # in place, as below, because they may take much memory
+        np.exp(logits, out=logits)
+        logits /= logits.sum(1, keepdims=True)
+        return logits[:, -1:] if single else logits
     if scale == 100:
         remarks.append("the scores are in percent")
     if not fits[scale].all():
@@ -333,7 +349,8 @@ def to_probabilities(table: Table, places: list[int], remarks: list[str]) -> np.
         if distances.max() > ROUNDING:
             table.refuse(row, places[int(distances.argmax())])
         raise CompareError(f"{table.name}, line {row + 2}: the scores sum to {sums[row]:.4g}, not to 100.")
-    values = (values / scale).clip(0, 1)
+    values /= scale
+    values.clip(0, 1, out=values)
     if single:
         return values
     sums = values.sum(1)
@@ -350,7 +367,7 @@ def to_best_probabilities(table: Table, places: list[int], count: int, remarks: 
     The first `count` columns are of different classes, so that they sum to 1 at most.
     """
     values = table.matrix(places)
-    fits = {scale: ((values >= -ROUNDING) & (values <= scale + ROUNDING)).all(1) for scale in (1, 100)}
+    fits = in_scales(values)
     scale = next((scale for scale, rows in fits.items() if rows.mean() > 0.5), 1)
     if not fits[scale].all():
         row = int(fits[scale].argmin())
@@ -407,8 +424,9 @@ def resolve_classes(table: Table, roles: dict, labels: dict, scores: np.ndarray 
     if len({*names}) < len(names):
         raise CompareError(f"{table.name} has two columns of scores for one class. Remove one.")
     if numbered and scores is not None:
-        scores = scores[:, np.argsort([int(name) for name in names])]
-        names = [str(k) for k in range(len(names))]
+        in_order = [str(k) for k in range(len(names))]
+        scores = scores if names == in_order else scores[:, np.argsort([int(name) for name in names])]
+        names = in_order
         if not {*written} <= {*names}:
             names = match_names(table, labels.get("guess"), scores, written)
     by_number = numbered or not all(re.fullmatch(r"-?\d+", name) for name in names)
