@@ -25,9 +25,10 @@ import pandas as pd
 from data import DataError, load_data, load_split
 from page.figures import Run, answer, confused_pairs, label_margins, make_pairs
 from page.joining import is_epoch_of, make_labels_unique, share_classes, share_test_set
-from page.reading import CompareError, Predictions, Table, read_predictions
+from page.reading import Predictions, read_predictions
 from page.render import render_page
 from page.scores import certain
+from page.table import CompareError, Table
 from program import atomic_write, exit_status, printable, read_file, start_word
 
 MAX_EPOCHS = 20  # a longer run is shown at so many of its epochs

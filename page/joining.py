@@ -3,8 +3,8 @@
 import numpy as np
 
 from page.figures import Run
-from page.reading import MAX_CLASSES, CompareError
 from page.scores import MAX_FULL, Scores, certain
+from page.table import MAX_CLASSES, CompareError
 
 
 def make_labels_unique(runs: list[Run]) -> None:
@@ -33,6 +33,11 @@ def with_history(run: Run) -> list[Run]:
     return [run, *(one for epoch, one in run.history.items() if epoch != run.epoch)]
 
 
+def natural(name: str) -> tuple:
+    """The key that sorts names, numbers by their value."""
+    return (0, int(name), "") if name.isdecimal() else (1, 0, name)
+
+
 def share_classes(runs: list[Run]) -> list[str]:
     """Bring the classes of all runs into one order. Returns their names."""
     full = [run for run in runs if not run.scores.more_classes]  # they tell how many classes there are
@@ -42,7 +47,7 @@ def share_classes(runs: list[Run]) -> list[str]:
             found = f"{full[0].label} has {counts[0]} classes, {run.label} has {counts[1]}"
             raise CompareError(f"{found}. Compare models of the same classes.")
     every = [one for run in runs for one in with_history(run)]
-    written = sorted({name for one in every for name in one.classes or []})
+    written = sorted({name for one in every for name in one.classes or []}, key=natural)
     configured = [run.config["classes"] for run in runs if run.config and run.config.get("classes")]
     lists = [*([str(name) for name in names] for names in configured), *(run.classes for run in full)]
     lists = [names for names in lists if names and (not full or len(names) == full[0].scores.num_classes)]
@@ -100,10 +105,14 @@ def share_test_set(runs: list[Run]) -> list[str]:
             one.has_truth, one.has_scores = bool(labelled), not without_scores
             if without_scores:
                 one.scores = certain(one.guess, one.scores.num_classes)
-        lacking = run.scores.lacks(run.truth).sum() if labelled and not without_scores else 0
+        lacking = run.scores.lacks(run.truth).sum() if run.has_truth and run.has_scores else 0
         if lacking:
             found = f"{run.label} does not tell the score of the truth of {lacking:,} images"
             remarks.append(f"{found}: it counts as an equal share of what the best scores leave")
+        if run.has_scores and run.scores.classes is not None and run.scores.num_classes <= MAX_FULL:
+            remarks.append(
+                f"{run.label} has the best scores alone: the other classes share what these leave"
+            )
         for one in with_history(run):
             known = one.scores
             one.scores = Scores(known.full()) if known.num_classes <= MAX_FULL else known.best()

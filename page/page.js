@@ -153,6 +153,9 @@ function picture(n, wanted = rowSide, more = {}) {
   const style = `--scale:${wanted / side};--x:${place % across};--y:${Math.floor(place / across)}`;
   return h("span", { class: `picture sheet${sheet}`, style, ...more });
 }
+let prefix = 0;  // of all names of classes; short names leave it out
+while (classes.every(name => name.length > prefix + 1 && name[prefix] === classes[0][prefix])) prefix++;
+const shortName = (k, length) => classes[k].slice(prefix, prefix + length);
 const bestClasses = (n, limit, top = k => most(n, r => score(r, n, k))) =>
   [...new Set(RUNS.flatMap(r => knownClasses(r, n)))].sort((a, b) => top(b) - top(a)).slice(0, limit);
 const withTruth = (n, list) => hasTruth && !list.includes(truth[n]) ? [truth[n], ...list] : list;
@@ -171,7 +174,7 @@ function bars(n) {  // the scores of each class, or of the highest ones: a bar p
   const bar = (r, k, i) => `M${i * part + 1 + r * wide} 30v${-29 * score(r, n, k)}h${0.9 * wide}V30`;
   const barsOf = r => h("path", { class: runClass(r), d: shown.map((k, i) => bar(r, k, i)).join("") });
   const name = (k, x) =>
-    h("text", { x, y: 39, class: k === truth[n] && "truth" }, classes[k].slice(0, part / 6));
+    h("text", { x, y: 39, class: k === truth[n] && "truth" }, shortName(k, part / 6));
   const words = shown.map(k => `${classes[k]}: ${RUNS.map(r => percent(score(r, n, k))).join(", ")}`);
   return h("span", { title: words.join("\n") }, chart(width, 42, "bars", `scores ${words.join("; ")}`,
     RUNS.map(barsOf), shown.map((k, i) => name(k, (i + 0.5) * part))));
@@ -298,10 +301,10 @@ const digits = value => facts.digits > 9 ? value : Number(value.toPrecision(fact
 function downloadList() {
   const note = r => views[state.epoch].at[r] === runs[r].exact && facts.digits > 3 ? "" : " (rounded)";
   const each = f => (hasScores ? RUNS : []).flatMap(f), ranks = range(10);
-  const name = r => allScores ? CLASSES.map(k => `score_${k}`)
+  const scoreNames = allScores ? CLASSES.map(k => `score_${k}`)
     : ["truth_score", ...ranks.flatMap(i => [`best_${i + 1}`, `best_${i + 1}_score`])];
   const names = ["id", "truth", "verdict", ...RUNS.map(r => `guess ${label(r)}`),
-    ...each(r => name(r).map(text => `${text} ${label(r)}${note(r)}`))];
+    ...each(r => scoreNames.map(text => `${text} ${label(r)}${note(r)}`))];
   const values = (r, n) => {
     if (allScores) return CLASSES.map(k => digits(score(r, n, k)));
     const best = data.runs[r].best(views[state.epoch].at[r], n), known = i => i < best.length;
@@ -328,7 +331,7 @@ function tally(list, keyOf) {
   for (const one of list) counts.set(keyOf(one), (counts.get(keyOf(one)) ?? 0) + 1);
   return counts;
 }
-function ordered(maps, total) {  // the keys of all maps, classes
+function classesIn(maps, total) {  // their keys; of many classes those with the highest total first
   const keys = [...new Set(maps.flatMap(map => [...map.keys()]))];
   return keys.sort((a, b) => allScores ? a - b : total(b) - total(a) || a - b);
 }
@@ -383,7 +386,8 @@ function drawPairs() {
   const shown = pairs.slice(0, MOST.pairs);
   const heads = ["truth", "guess", ...RUNS.map(r => runName(r))];
   fill("confusion", oneTabStop(table("facts pairs", heads, shown.map(row))));
-  $("minus").textContent = `The ${shown.length} most frequent of ${comma(pairs.length)} confused pairs.`;
+  const some = shown.length < pairs.length ? `The ${shown.length} most frequent of ` : "";
+  $("minus").textContent = `${some}${comma(pairs.length)} confused pairs.`;
 }
 
 // ---- Wrong guesses, grouped by guess: the runs around one axis of true classes ----
@@ -397,26 +401,30 @@ function drawGroups() {
       groups[r].get(g).push(n);
     }
   const imagesOf = (r, g) => groups[r].get(g) ?? [];
-  const guesses = ordered(groups, g => sum(r => imagesOf(r, g).length));
+  const guesses = classesIn(groups, g => sum(r => imagesOf(r, g).length));
   const shown = guesses.slice(0, MOST.guesses).map(g => {
     const counts = RUNS.map(r => tally(imagesOf(r, g), n => truth[n]));
-    return { g, counts, truths: ordered(counts, t => sum(r => counts[r].get(t) ?? 0)) };
+    return { g, counts, truths: classesIn(counts, t => sum(r => counts[r].get(t) ?? 0)) };
   });
   const longest = Math.max(1, ...shown.flatMap(({ counts }) => counts.flatMap(map => [...map.values()])));
   const bar = (r, length) => h("div", { class: `bar ${runClass(r)}` },
     length > 0 && [h("i", { style: `width:${80 * length / longest}%` }), h("span", null, comma(length))]);
   const more = (number, what) => number > 0 && h("div", { class: "hint" }, `+${comma(number)} ${what}`);
-  const pictures = (r, images) => oneTabStop(h("div", { class: `pictures ${runClass(r)}` },
-    h("b", { title: label(r) }, comma(images.length)),
-    images.sort((a, b) => truth[a] - truth[b] || a - b).slice(0, MOST.pictures).map(n =>
-      opener(n, Math.min(64, rowSide))), more(images.length - MOST.pictures, "images")));
+  const pictures = (r, images, truths) => {  // in the order of their true classes
+    const places = new Map(truths.map((t, i) => [t, i])), place = n => places.get(truth[n]);
+    const some = images.sort((a, b) => place(a) - place(b) || a - b).slice(0, MOST.pictures);
+    return oneTabStop(h("div", { class: `pictures ${runClass(r)}` },
+      h("b", { title: label(r) }, comma(images.length)),
+      some.map(n => opener(n, Math.min(64, rowSide))), more(images.length - MOST.pictures, "images")));
+  };
   const axisLine = (t, counts) => h("div", { class: "line", style: `--runs:${R}` },
     h("span", { class: "name" }, className(t)), RUNS.map(r => bar(r, counts[r].get(t) ?? 0)));
   const row = (kind, name, middle, parts) =>
     h("div", { class: `wrongs ${kind}` }, h("b", { class: "name" }, name), h("div", null, middle), parts);
-  const group = ({ g, counts, truths }) => row("", className(g),
-    [truths.slice(0, MOST.truths).map(t => axisLine(t, counts)), more(truths.length - MOST.truths, "classes")],
-    RUNS.map(r => pictures(r, imagesOf(r, g))));
+  const axis = (truths, counts) => [truths.slice(0, MOST.truths).map(t => axisLine(t, counts)),
+    more(truths.length - MOST.truths, "classes")];
+  const group = ({ g, counts, truths }) =>
+    row("", className(g), axis(truths, counts), RUNS.map(r => pictures(r, imagesOf(r, g), truths)));
   const heads = row("heads", "guess", "true class", RUNS.map(r => h("div", null, runName(r))));
   fill("groups", heads, shown.map(group), !shown.length && h("p", null, "No guess is wrong."),
     shown.length < guesses.length && h("p", { class: "hint" },
@@ -479,7 +487,7 @@ function curves(r, n) {  // the score of each class by epoch, that of the truth 
   const points = k => [...scores.get(k).map((v, e) => [x(e), y(v)]), [end, y(scores.get(k).at(-1))]];
   let lowest = -Infinity;  // the names must not overlap
   const name = ([v, k]) => h("text", { x: end + 4, y: lowest = Math.max(lowest + 11, y(v) + 4),
-    class: k === truth[n] && "truth" }, classes[k].slice(0, 8));
+    class: k === truth[n] && "truth" }, shortName(k, 8));
   const ends = shown.map(k => [scores.get(k).at(-1), k]).filter(([v]) => v >= 0.08).sort(([a], [b]) => b - a);
   return chart(340, 96, "curves", `score of each class by epoch, ${label(r)}`, gridLine(8, end, 90),
     h("line", { class: "ideal", x1: now, x2: now, y1: 4, y2: 90 }),

@@ -140,7 +140,8 @@ def plain_pairs(runs: list[Run], classes: list[str]) -> Element:
     rows = [[classes[truth], classes[guess], *by_run] for truth, guess, by_run in shown]
     heads = ["truth", "guess", *(run_name(i, run, "span") for i, run in enumerate(runs))]
     element = table(heads, rows, class_="facts left")
-    element.insert(0, h("caption", f"The {len(rows)} most frequent of {len(truths):,} confused pairs"))
+    some = f"The {len(rows)} most frequent of " if len(rows) < len(truths) else ""
+    element.insert(0, h("caption", f"{some}{len(truths):,} confused pairs"))
     return element
 
 

@@ -45,7 +45,7 @@ GOOD = {  # what a file with the best scores may look like
     "plain": table(PLAIN),
     "no truth score": table(columns()),
     "no truth": table(columns(truth=None)),
-    "empty truth": table(columns(truth=[""] * 3, truth_score=[""] * 3)),
+    "empty truth": table(columns(truth=[""] * 3, truth_score=["nan"] * 3)),
     "no guess": table(columns(guess=None)),
     "semicolons and decimal commas": table(PLAIN).replace(",", ";").replace(".", ","),
     "percent": table(columns(scores=100 * SCORES, truth_score=[70, 0.1, 30])),
@@ -214,6 +214,7 @@ def test_few_classes_with_best_scores_have_all_scores_on_the_page(main, tmp_path
     (tmp_path / "full.csv").write_text(table({"id": range(3), "guess": [2, 7, 4], "truth": TRUTH} | scores))
     lines = lines_of(main("compare.py", "few.csv", "full.csv", "--no_images", cwd=tmp_path))
     assert len({line.split()[-1] for line in lines if re.match(r"(few|full) +2 ", line)}) == 1
+    assert "few has the best scores alone: the other classes share what these leave" in lines
     page = (tmp_path / "compare.html").read_text()
     assert 'class="matrix' not in page and "ten-best" not in re.search("<html[^>]*>", page)[0]
 
