@@ -84,7 +84,9 @@ def best_scores(
             for classes in (one.truth, one.guess):
                 scores = scores.adding(classes, one.scores.of(classes))
             values = np.rint(100 * scores.values).astype(np.uint8)
-        parts += [class_numbers(np.where(values > 0, scores.classes, NONE).T), bytes_by_place(values.T)]
+        classes = np.where(values > 0, scores.classes, NONE)
+        classes[:, 0] ^= one.guess  # mostly 0 then, which takes no room
+        parts += [class_numbers(classes.T), bytes_by_place(values.T)]
         widths.append([scores.num_best, values.shape[1]])
     return parts, widths
 

@@ -35,10 +35,11 @@ function unpack(bytes) {
       : rounded[(n * K + k) * others + e - (e > exact)] / 100;
     return { score, known: () => CLASSES };
   };
-  const readBestScores = ({ exact }, r) => {
+  const readBestScores = ({ exact }, r, guess) => {
     const classesOf = [], scores = [];  // of each epoch, (width, count)
     facts.widths[r].forEach(([, width], e) => {
       classesOf.push(classNumbers(width * count));
+      for (let n = 0; n < count; n++) classesOf[e][n] ^= guess[e][n];
       scores.push(e === exact ? gather(width * count, Exact) : take(width * count));
     });
     const score = (e, n, k) => {
@@ -53,7 +54,7 @@ function unpack(bytes) {
   };
   const readRun = (run, r) => {
     const guess = run.epochs.map(() => classNumbers(count));
-    const scores = (allScores ? readAllScores : readBestScores)(run, r);
+    const scores = (allScores ? readAllScores : readBestScores)(run, r, guess);
     const [mean, spread] = [0, 1].map(() => gather(count, Uint16Array)), ofTruth = [];
     const truthScore = e => ofTruth[e] ??= Float64Array.from(truth, (k, n) => scores.score(e, n, k));
     return { guess, ...scores, truthScore, mean, spread, learned: take(count), forgotten: take(count) };

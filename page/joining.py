@@ -58,8 +58,6 @@ def share_classes(runs: list[Run]) -> list[str]:
         raise CompareError(f"{runs[0].label} has {count:,} classes. A page has room for {MAX_CLASSES:,}.")
     names = names if len(names) == count else [str(k) for k in range(count)]
     places = {name: k for k, name in enumerate(names)}
-    if not any(name.isdecimal() for name in names):
-        places |= {str(k): k for k in range(count)}  # a file may have numbers for them
     for one in every:
         size = one.scores.num_classes
         unknown = [name for name in one.classes if name not in places] if one.classes else range(count, size)

@@ -1,3 +1,4 @@
+// What the page draws from the data, and what its controls do.
 const className = k => h("bdi", { title: classes[k] }, classes[k]);
 const label = r => views[state.epoch].labels[r];
 const runName = (r, tag = "b") => h(tag, { class: runClass(r), title: label(r) }, h("bdi", null, label(r)));
@@ -328,7 +329,10 @@ const MOST = { pairs: 20, ...allScores ? { guesses: K, truths: K, pictures: coun
 const sum = f => RUNS.reduce((total, r) => total + f(r), 0);
 function tally(list, keyOf) {
   const counts = new Map();
-  for (const one of list) counts.set(keyOf(one), (counts.get(keyOf(one)) ?? 0) + 1);
+  for (const one of list) {
+    const key = keyOf(one);
+    counts.set(key, (counts.get(key) ?? 0) + 1);
+  }
   return counts;
 }
 function classesIn(maps, total) {  // their keys; of many classes those with the highest total first

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from logging_utils import prediction_rows, write_predictions
@@ -62,3 +63,16 @@ class Made:
             np.stack([self.truth[wrong], self.guess[epoch][wrong]], 1), axis=0, return_counts=True
         )
         return {tuple(pair): count for pair, count in zip(found.tolist(), counts.tolist())}
+
+
+def write_random_best(path: Path, count: int, num_classes: int, seed: int) -> None:
+    """The ten best scores of random guesses, most of them wrong."""
+    rng = np.random.default_rng(seed)
+    first, steps = rng.integers(num_classes, size=count), rng.integers(1, 50, (count, 9)).cumsum(1)
+    classes = np.column_stack([first, (first[:, None] + steps) % num_classes])
+    scores = -np.sort(-rng.dirichlet(np.ones(11), count)[:, :10])
+    columns = {"id": range(count), "guess": first, "truth": np.arange(count) % num_classes}
+    columns["truth_score"] = rng.random(count) / 1000
+    for i in range(10):
+        columns |= {f"best_{i + 1}": classes[:, i], f"best_{i + 1}_score": scores[:, i]}
+    pd.DataFrame(columns).to_csv(path, index=False, float_format="%.9g")

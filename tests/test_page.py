@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from firefox import Firefox
-from many_classes import Made
+from many_classes import Made, write_random_best
 from programs import run
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -606,19 +605,6 @@ def make_csv(path: Path, count: int, num_classes: int, seed: int) -> np.ndarray:
     return guess != truth
 
 
-def make_best_csv(path: Path, count: int, num_classes: int, seed: int) -> None:
-    """The ten best scores of random guesses, most of them wrong."""
-    rng = np.random.default_rng(seed)
-    first, steps = rng.integers(num_classes, size=count), rng.integers(1, 50, (count, 9)).cumsum(1)
-    classes = np.column_stack([first, (first[:, None] + steps) % num_classes])
-    scores = -np.sort(-rng.dirichlet(np.ones(11), count)[:, :10])
-    columns = {"id": range(count), "guess": first, "truth": np.arange(count) % num_classes}
-    columns["truth_score"] = rng.random(count) / 1000
-    for i in range(10):
-        columns |= {f"best_{i + 1}": classes[:, i], f"best_{i + 1}_score": scores[:, i]}
-    pd.DataFrame(columns).to_csv(path, index=False, float_format="%.9g")
-
-
 def test_one_run_three_runs_and_a_hundred_classes(page, tmp_path):
     wrong = [make_csv(tmp_path / f"{name}.csv", 400, 100, seed) for seed, name in enumerate("abc")]
     for names in ("a", "ab", "abc"):
@@ -674,7 +660,7 @@ def test_ten_thousand_rows_answer_within_a_tenth_of_a_second(page, tmp_path):
 
 def test_fifty_thousand_rows_of_a_thousand_classes_answer_in_a_third_of_a_second(page, tmp_path):
     for seed, name in enumerate("ab"):
-        make_best_csv(tmp_path / f"{name}.csv", 50_000, 1000, seed)
+        write_random_best(tmp_path / f"{name}.csv", 50_000, 1000, seed)
     result = run("compare.py", "a.csv", "b.csv", "--no_images", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "compare.html").stat().st_size < 20e6
@@ -779,6 +765,12 @@ def test_hundreds_of_classes_fit_paper_phones_and_files_without_truth_or_scores(
         "\n".join(re.sub(r"^(\d+,\d+),\d+,", r"\1,,", line) for line in lines)
     )
     (tmp_path / "bare.csv").write_text("\n".join(",".join(line.split(",")[:3]) for line in lines))
+    (tmp_path / "three.csv").write_text("\n".join(",".join(line.split(",")[:10]) for line in lines))
+    result = run("compare.py", "three.csv", "--no_images", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    page.open(tmp_path / "compare.html", "#show=all")
+    rows = downloaded(page, tmp_path / "three", "csv")
+    assert all(row["truth_score three"] and row["best_3 three"] and not row["best_4 three"] for row in rows)
     for name, marks in (("blind", 0), ("bare", models()["a"].wrong[0].sum())):
         result = run("compare.py", f"{name}.csv", "--no_images", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
