@@ -23,10 +23,12 @@ import numpy as np
 import pandas as pd
 
 from data import DataError, load_data, load_split
-from page.figures import Run, answer, label_margins, make_pairs
-from page.joining import make_labels_unique, share_classes, share_test_set
-from page.reading import CompareError, Predictions, Table, read_predictions
+from page.figures import Run, answer, confused_pairs, label_margins, make_pairs
+from page.joining import is_epoch_of, make_labels_unique, share_classes, share_test_set
+from page.reading import Predictions, read_predictions
 from page.render import render_page
+from page.scores import certain
+from page.table import CompareError, Table
 from program import atomic_write, exit_status, printable, read_file, start_word
 
 MAX_EPOCHS = 20  # a longer run is shown at so many of its epochs
@@ -91,7 +93,13 @@ def load_run(argument: str) -> Run:
             run.history[e] = run
         elif (other := read_other_epoch(files[e], run)) is not None:
             run.history[e] = replace(
-                run, epoch=e, seconds=seconds[e], guess=other.guess, scores=other.scores
+                run,
+                epoch=e,
+                seconds=seconds[e],
+                guess=other.guess,
+                truth=other.truth,
+                scores=other.scores,
+                classes=other.classes,
             )
     return run
 
@@ -116,7 +124,7 @@ def read_csv(path: Path, tell=lambda remark: None) -> Predictions:
 def make_run(name: str, path: Path, found: Predictions) -> Run:
     truth = found.guess if found.truth is None else found.truth
     count = len(found.classes or range(max(2, found.guess.max() + 1, truth.max() + 1)))
-    scores = np.eye(count)[found.guess] if found.scores is None else found.scores
+    scores = found.scores or certain(found.guess, count)
     has = {"has_truth": found.truth is not None, "has_scores": found.scores is not None}
     return Run(name, path, found.ids, truth, found.guess, scores, classes=found.classes, **has)
 
@@ -132,13 +140,7 @@ def read_other_epoch(path: Path, run: Run) -> Run | None:
     """Another epoch of a run. None, and a printed line, if the file does not fit."""
     try:
         other = make_run(run.name, path, read_csv(path))
-        same = np.array_equal(other.ids, run.ids) and other.scores.shape == run.scores.shape
-        same = same and (other.has_truth, other.has_scores) == (run.has_truth, run.has_scores)
-        if (
-            same
-            and other.classes == run.classes
-            and not (run.has_truth and (other.truth != run.truth).any())
-        ):
+        if is_epoch_of(run, other):
             return other
         reason = f"{path} has other images or classes than {run.label}."
     except CompareError as error:
@@ -193,7 +195,7 @@ def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) ->
     with_config = [run for run in runs if run.config is not None]
     naming = [run for run in with_config if run.config.get("dataset")]
     ids, truth = runs[0].ids, runs[0].truth
-    numbered, may_be_mnist = ids.dtype != object, runs[0].scores.shape[1] == 10 and not runs[0].classes
+    numbered, may_be_mnist = ids.dtype != object, runs[0].scores.num_classes == 10 and not runs[0].classes
     if dataset is None and not (numbered and (naming or (may_be_mnist and not with_config))):
         reason = (
             "names no data set" if numbered else f"has ids like {ids[0]!s:.40}, not places in a test set"
@@ -226,9 +228,8 @@ def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) ->
 
 
 def most_confused(run: Run, classes: list[str], count: int = 5) -> list[str]:
-    pairs = pd.Series(list(zip(run.truth[run.wrong], run.guess[run.wrong]))).value_counts()
-    pairs = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:count]
-    return [f"{classes[truth]} taken for {classes[guess]} ({n})" for (truth, guess), n in pairs]
+    pairs = [values[:count].tolist() for values in confused_pairs([run])]
+    return [f"{classes[truth]} taken for {classes[guess]} ({n})" for truth, guess, (n,) in zip(*pairs)]
 
 
 def print_summary(runs: list[Run], classes: list[str]) -> None:

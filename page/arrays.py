@@ -1,4 +1,4 @@
-"""The numbers and pictures of the page as compact bytes, which page.js unpacks."""
+"""The numbers and pictures of the page as compact bytes, which data.js unpacks."""
 
 import io
 import math
@@ -9,11 +9,14 @@ from PIL import Image
 
 from page import figures
 from page.figures import Run
+from page.scores import BEST
 
 MAX_LOSSLESS_SIDE = 48  # pixels; larger pictures, and coloured ones, are compressed with loss
 SHEET_PIXELS = 4_000_000  # of one sheet of pictures, so that a browser decodes only what it shows
 MANY = 20_000  # pictures; more have 32 shades
 EXACT_SCORES = 1_250_000  # more are rounded to 3 digits and 5 decimals, or the page would be too large
+PAST_SCORES = 3_000_000  # of other epochs; with more, fewer than the ten best of each image are kept
+NONE = 65535  # the number of no class
 
 
 def base85(data: bytes) -> str:
@@ -48,11 +51,11 @@ def sheets(pictures: np.ndarray) -> tuple[dict, list[bytes]]:
 
 
 def exact_scores(runs: list[Run]) -> tuple[list[np.ndarray], int]:
-    """The scores (N, K) of the runs, and how many digits of them are right.
+    """The values of the runs' scores, and how many digits of them are right.
 
     Files that train.py writes hold float32 values in nine digits. Others may hold float64 values.
     """
-    scores = [run.scores for run in runs]
+    scores = [run.scores.values for run in runs]
     singles = [values.astype(np.float32) for values in scores]
     if sum(values.size for values in scores) > EXACT_SCORES:
         # Round to 10 significant bits and to zero: zero bits take no room when compressed.
@@ -63,32 +66,67 @@ def exact_scores(runs: list[Run]) -> tuple[list[np.ndarray], int]:
     return scores, 17
 
 
+def all_scores(run: Run, history: list[Run], exact: np.ndarray) -> list[np.ndarray]:
+    """Whole percents of the other epochs (N, K, E - 1), then the exact scores of all classes (N, K)."""
+    others = [np.rint(100 * one.scores.values).astype(np.uint8) for one in history if one.epoch != run.epoch]
+    return [np.stack(others, axis=2) if others else np.empty(0, np.uint8), bytes_by_place(exact)]
+
+
+def best_scores(
+    run: Run, history: list[Run], exact: np.ndarray, count: int
+) -> tuple[list[np.ndarray], list[list[int]]]:
+    """Classes (M, N) and scores (M, N) of each epoch, exact or whole percents; how many are best, and M."""
+    parts, widths = [], []
+    for one in history:
+        scores, values = run.scores, exact
+        if one.epoch != run.epoch:
+            scores = one.scores.best(count)
+            for classes in (one.truth, one.guess):
+                scores = scores.adding(classes, one.scores.of(classes))
+            values = np.rint(100 * scores.values).astype(np.uint8)
+        classes = np.where(values > 0, scores.classes, NONE)
+        classes[:, 0] ^= one.guess  # mostly 0 then, which takes no room
+        parts += [class_numbers(classes.T), bytes_by_place(values.T)]
+        widths.append([scores.num_best, values.shape[1]])
+    return parts, widths
+
+
 def arrays(
     runs: list[Run], views: list[list[Run]], margins: np.ndarray, suggested: np.ndarray
 ) -> tuple[dict, bytes]:
-    """All numbers of the page, compressed. `unpack` in page.js reads them in the same order."""
-    count = len(runs[0].ids)
+    """All numbers of the page, compressed. `unpack` in data.js reads them in the same order."""
+    count, full = len(runs[0].ids), runs[0].scores.classes is None
     exact, digits = exact_scores(runs)
+    past = count * sum(max(0, len(run.history) - 1) for run in runs)
     parts = [
-        runs[0].truth.astype(np.uint8) if runs[0].has_truth else np.full(count, 255, np.uint8),
-        suggested.astype(np.uint8),
+        class_numbers(runs[0].truth if runs[0].has_truth else np.full(count, NONE)),
+        class_numbers(suggested),
         bytes_by_place(margins.astype("<f4")),
     ]
     parts += [figures.verdicts(view).astype(np.uint8) for view in views]
+    widths = []  # by run and epoch, only of many classes
     for run, scores in zip(runs, exact):
         history = list(run.history.values()) or [run]
-        parts += [one.guess.astype(np.uint8) for one in history]
-        others = [np.rint(100 * one.scores).astype(np.uint8) for one in history if one.epoch != run.epoch]
-        parts.append(np.stack(others, axis=2) if others else np.empty(0, np.uint8))  # (N, K, epochs)
-        parts.append(bytes_by_place(scores.astype(scores.dtype.newbyteorder("<"))))
+        scores = scores.astype(scores.dtype.newbyteorder("<"))
+        parts += [class_numbers(one.guess) for one in history]
+        if full:
+            parts += all_scores(run, history, scores)
+        else:
+            best, width = best_scores(run, history, scores, max(1, min(BEST, PAST_SCORES // max(1, past))))
+            parts, widths = parts + best, [*widths, width]
         truth_scores = np.stack([one.truth_score for one in history])
         for values in (truth_scores.mean(0), truth_scores.std(0)):
             parts.append(bytes_by_place(np.rint(65535 * values).astype("<u2")))
         parts += [values.astype(np.uint8) for values in figures.learning(run)]
-    facts = {"count": count, "digits": digits}
+    facts = {"count": count, "digits": digits, "widths": widths}
     return facts, zlib.compress(b"".join(part.tobytes() for part in parts), 9)
+
+
+def class_numbers(classes: np.ndarray) -> np.ndarray:
+    return bytes_by_place(classes.astype("<u2"))
 
 
 def bytes_by_place(values: np.ndarray) -> np.ndarray:
     """The first byte of every value, then every second byte ... This order compresses better."""
+    values = np.ascontiguousarray(values)
     return np.ascontiguousarray(values.reshape(-1).view(np.uint8).reshape(-1, values.itemsize).T)

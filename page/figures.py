@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from scipy.special import bdtr
 
+from page.scores import Scores, blocks
+
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
 MIN_SCORE = 1e-4  # a lower score of a label counts as this, so that no single epoch decides
 # How the runs did on an image, by their number. Of two, "fixed" means that only the second is right.
@@ -29,7 +31,7 @@ class Run:
     ids: np.ndarray  # (N,) int64, or text
     truth: np.ndarray  # (N,) int
     guess: np.ndarray  # (N,) int
-    scores: np.ndarray  # (N, K) float, each row sums to 1
+    scores: Scores
     # If the file has no truth or no scores, the guesses of the first run and full scores stand for them.
     has_truth: bool = True
     has_scores: bool = True
@@ -58,11 +60,11 @@ class Run:
     @property
     def confidence(self) -> np.ndarray:
         """The score of the guess (N,)."""
-        return self.scores[np.arange(len(self.ids)), self.guess]
+        return self.scores.of(self.guess)
 
     @property
     def truth_score(self) -> np.ndarray:
-        return self.scores[np.arange(len(self.ids)), self.truth]
+        return self.scores.of(self.truth)
 
     @property
     def loss(self) -> float:
@@ -142,12 +144,14 @@ def label_margins(runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:
     for run in runs:
         for epoch, one in (run.history or {run.epoch: run}).items():
             views[run.path.resolve(), epoch] = one
-    logs, others = np.zeros(len(runs[0].ids)), np.zeros(runs[0].scores.shape)
+    logs, suggested = np.zeros(len(runs[0].ids)), np.zeros(len(runs[0].ids), int)
     for run in views.values():
         logs += np.log(np.maximum(run.truth_score, MIN_SCORE)) / len(views)
-        others += run.scores
-    others[np.arange(len(logs)), runs[0].truth] = -1
-    return 2 * np.exp(logs) - 1, others.argmax(1)
+    for images in blocks(len(logs), runs[0].scores.num_classes):
+        others = sum(run.scores.take(images).full() for run in views.values())
+        others[np.arange(len(others)), runs[0].truth[images]] = -1
+        suggested[images] = others.argmax(1)
+    return 2 * np.exp(logs) - 1, suggested
 
 
 def verdicts(runs: list[Run]) -> np.ndarray:
@@ -184,11 +188,22 @@ def calibration_error(run: Run) -> float:
 
 def class_measures(run: Run) -> np.ndarray:
     """Precision, recall and F1 of each class in percent: (K, 3). A ratio without images is 0."""
-    count = run.scores.shape[1]
+    count = run.scores.num_classes
     hits = np.bincount(run.truth[~run.wrong], minlength=count)
     guesses, images = (np.bincount(x, minlength=count) for x in (run.guess, run.truth))
     parts = ((hits, guesses), (hits, images), (2 * hits, guesses + images))
     return np.stack([100 * part / np.maximum(whole, 1) for part, whole in parts], axis=1)
+
+
+def confused_pairs(runs: list[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Confused pairs, the most frequent first: truth (P,), guess (P,), and the count of each run (P, R)."""
+    count = runs[0].scores.num_classes
+    keys = [run.truth[run.wrong] * count + run.guess[run.wrong] for run in runs]
+    pairs = np.unique(np.concatenate(keys))
+    counts = [np.bincount(np.searchsorted(pairs, key), minlength=len(pairs)) for key in keys]
+    counts = np.stack(counts, axis=1)
+    order = (-counts.sum(1)).argsort(kind="stable")
+    return pairs[order] // count, pairs[order] % count, counts[order]
 
 
 def learning(run: Run) -> tuple[np.ndarray, np.ndarray]:

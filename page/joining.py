@@ -3,7 +3,8 @@
 import numpy as np
 
 from page.figures import Run
-from page.reading import CompareError
+from page.scores import MAX_FULL, Scores, certain
+from page.table import MAX_CLASSES, CompareError
 
 
 def make_labels_unique(runs: list[Run]) -> None:
@@ -16,37 +17,57 @@ def make_labels_unique(runs: list[Run]) -> None:
                     one.name = new_name(i, run)
 
 
+def is_epoch_of(run: Run, other: Run) -> bool:
+    """Whether both are of the same images, truths and classes, of which files may mention only some."""
+    if (run.has_truth, run.has_scores) != (other.has_truth, other.has_scores):
+        return False
+    if run.scores.more_classes:
+        alike = other.scores.more_classes and (run.classes is None) == (other.classes is None)
+    else:
+        alike = run.classes == other.classes and run.scores.num_classes == other.scores.num_classes
+    truths = [one.truth if one.classes is None else np.array(one.classes)[one.truth] for one in (run, other)]
+    return alike and np.array_equal(run.ids, other.ids) and (not run.has_truth or np.array_equal(*truths))
+
+
 def with_history(run: Run) -> list[Run]:
     return [run, *(one for epoch, one in run.history.items() if epoch != run.epoch)]
 
 
+def natural(name: str) -> tuple:
+    """The key that sorts names, numbers by their value."""
+    return (0, int(name), "") if name.isdecimal() else (1, 0, name)
+
+
 def share_classes(runs: list[Run]) -> list[str]:
     """Bring the classes of all runs into one order. Returns their names."""
-    scored = [run for run in runs if run.has_scores]
-    for run in scored[1:]:
-        counts = scored[0].scores.shape[1], run.scores.shape[1]
+    full = [run for run in runs if not run.scores.more_classes]  # they tell how many classes there are
+    for run in full[1:]:
+        counts = full[0].scores.num_classes, run.scores.num_classes
         if counts[0] != counts[1]:
-            found = f"{scored[0].label} has {counts[0]} classes, {run.label} has {counts[1]}"
+            found = f"{full[0].label} has {counts[0]} classes, {run.label} has {counts[1]}"
             raise CompareError(f"{found}. Compare models of the same classes.")
-    written = sorted({name for run in runs for name in run.classes or []})
+    every = [one for run in runs for one in with_history(run)]
+    written = sorted({name for one in every for name in one.classes or []}, key=natural)
     configured = [run.config["classes"] for run in runs if run.config and run.config.get("classes")]
-    lists = [*([str(name) for name in names] for names in configured), *(run.classes for run in scored)]
-    lists = [names for names in lists if names and (not scored or len(names) == scored[0].scores.shape[1])]
+    lists = [*([str(name) for name in names] for names in configured), *(run.classes for run in full)]
+    lists = [names for names in lists if names and (not full or len(names) == full[0].scores.num_classes)]
     names = lists[0] if lists else written
-    count = scored[0].scores.shape[1] if scored else len(names) or max(run.scores.shape[1] for run in runs)
+    largest = max(one.scores.num_classes for one in every)
+    count = full[0].scores.num_classes if full else len(names) or largest
+    if count > MAX_CLASSES:
+        raise CompareError(f"{runs[0].label} has {count:,} classes. A page has room for {MAX_CLASSES:,}.")
     names = names if len(names) == count else [str(k) for k in range(count)]
-    for run in runs:
-        size = run.scores.shape[1]
-        unknown = [name for name in run.classes if name not in names] if run.classes else range(count, size)
+    places = {name: k for k, name in enumerate(names)}
+    for one in every:
+        size = one.scores.num_classes
+        unknown = [name for name in one.classes if name not in places] if one.classes else range(count, size)
         if unknown:
-            found = f"{run.label} has the class {unknown[0]}, which is none of {', '.join(names):.200}"
+            found = f"{one.label} has the class {unknown[0]}, which is none of {', '.join(names):.200}"
             raise CompareError(f"{found}. Compare models of the same classes.")
-        places = np.array([names.index(name) for name in run.classes] if run.classes else range(size))
-        if size < count or (places != np.arange(count)).any():
-            for one in with_history(run):
-                scores = np.zeros((len(one.ids), count))
-                scores[:, places] = one.scores
-                one.scores, one.guess, one.truth = scores, places[one.guess], places[one.truth]
+        moved = np.array([places[name] for name in one.classes] if one.classes else range(size))
+        if size < count or (moved != np.arange(count)).any():
+            one.scores = one.scores.renumber(moved, count)
+            one.guess, one.truth = moved[one.guess], moved[one.truth]
     return names
 
 
@@ -76,8 +97,23 @@ def share_test_set(runs: list[Run]) -> list[str]:
     without_scores = [run.label for run in runs if not run.has_scores]
     if without_scores:
         remarks.append(f"no scores in {', '.join(without_scores)}: the page leaves out what needs them")
-    for one in (one for run in runs for one in with_history(run)):
-        one.truth = source.truth if labelled else source.guess
-        one.has_truth, one.has_scores = bool(labelled), not without_scores
-        one.scores = np.eye(one.scores.shape[1])[one.guess] if without_scores else one.scores
+    for run in runs:
+        for one in with_history(run):
+            one.truth = source.truth if labelled else source.guess
+            one.has_truth, one.has_scores = bool(labelled), not without_scores
+            if without_scores:
+                one.scores = certain(one.guess, one.scores.num_classes)
+        lacking = run.scores.lacks(run.truth).sum() if run.has_truth and run.has_scores else 0
+        if lacking:
+            found = f"{run.label} does not tell the score of the truth of {lacking:,} images"
+            remarks.append(f"{found}: it counts as an equal share of what the best scores leave")
+        if run.has_scores and run.scores.classes is not None and run.scores.num_classes <= MAX_FULL:
+            remarks.append(
+                f"{run.label} has the best scores alone: the other classes share what these leave"
+            )
+        for one in with_history(run):
+            known = one.scores
+            one.scores = Scores(known.full()) if known.num_classes <= MAX_FULL else known.best()
+            for classes in (one.truth, one.guess):
+                one.scores = one.scores.adding(classes, known.of(classes))
     return remarks

@@ -1,81 +1,14 @@
-// The page works on typed arrays: images are rows n, runs r, epochs e (places in a run's list), classes k.
-const $ = id => document.getElementById(id);
-delete document.documentElement.dataset.ready;  // a saved copy has it
-const facts = JSON.parse($("facts").textContent);
-const { count, classes, runs, views, tiles, hasTruth, hasScores, complete, verdicts: VERDICTS } = facts;
-const range = length => Array.from({ length }, (_, i) => i);
-const R = runs.length, K = classes.length, RUNS = range(R), CLASSES = range(K);
-
-// ---- Elements. Text is set as text, so that names from files are never read as HTML ----
-const SVG = new Set(["svg", "path", "rect", "line", "polyline", "text"]);
-function h(tag, attributes, ...children) {
-  const element = SVG.has(tag) ? document.createElementNS("http://www.w3.org/2000/svg", tag)
-    : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes ?? {})) {
-    if (name.startsWith("on")) element[name] = value;
-    else if (value != null && value !== false) element.setAttribute(name, value === true ? "" : value);
-  }
-  element.append(...children.flat(Infinity).filter(child => child != null && child !== false));
-  return element;
-}
-const fill = (id, ...children) => $(id).replaceChildren(...children.flat(Infinity).filter(Boolean));
-const { format: comma } = new Intl.NumberFormat("en"), percent = value => `${Math.round(100 * value)} %`;
+// What the page draws from the data, and what its controls do.
 const className = k => h("bdi", { title: classes[k] }, classes[k]);
-const label = r => views[state.epoch].labels[r], runClass = r => `r${r % 6}`;
+const label = r => views[state.epoch].labels[r];
 const runName = (r, tag = "b") => h(tag, { class: runClass(r), title: label(r) }, h("bdi", null, label(r)));
-const option = (value, text, now) => h("option", { value, selected: String(now) === String(value) }, text);
-const button = (key, text, onclick, more) =>
-  h("button", { type: "button", "data-key": key, onclick, ...more }, text);
-
-// ---- Data: `arrays` and `base85` in arrays.py write them ----
-function decode(script) {  // base 85: five characters from # to w, ! for <, hold four bytes
-  const text = script.textContent, bytes = new Uint8Array(text.length / 5 * 4);
-  const digit = i => text.charCodeAt(i) === 33 ? 25 : text.charCodeAt(i) - 35;
-  for (let i = 0, j = 0; i < text.length; i += 5) {
-    let word = 0;
-    for (let d = 0; d < 5; d++) word = word * 85 + digit(i + d);
-    for (let shift = 24; shift >= 0; shift -= 8) bytes[j++] = word >>> shift;
-  }
-  return bytes.subarray(0, script.dataset.bytes);
-}
-function unpack(bytes) {
-  let place = 0;
-  const take = length => bytes.subarray(place, place += length);
-  const gather = (length, Type) => {  // the first byte of every value, then every second byte ...
-    const size = Type.BYTES_PER_ELEMENT, planes = take(length * size), joined = new Uint8Array(length * size);
-    for (let i = 0; i < length; i++)
-      for (let b = 0; b < size; b++) joined[i * size + b] = planes[b * length + i];
-    return new Type(joined.buffer);
-  };
-  const readRun = ({ epochs, exact }) => {
-    const guess = epochs.map(() => take(count)), others = epochs.length - 1;
-    const rounded = take(count * K * others);  // whole percents, (count, K, others)
-    const scores = gather(count * K, facts.digits > 9 ? Float64Array : Float32Array);
-    const score = (e, n, k) => e === exact ? scores[n * K + k]
-      : rounded[(n * K + k) * others + e - (e > exact)] / 100;
-    const [mean, spread] = [0, 1].map(() => gather(count, Uint16Array));
-    return { guess, score, mean, spread, learned: take(count), forgotten: take(count) };
-  };
-  return { truth: take(count), suggested: take(count), margin: gather(count, Float32Array),
-    verdicts: views.map(() => take(count)), runs: runs.map(readRun) };
-}
-const stream = new Blob([decode($("arrays"))]).stream().pipeThrough(new DecompressionStream("deflate"));
-const moving = RUNS.filter(r => complete && runs[r].epochs.length > 1);  // those with a past
-const data = unpack(new Uint8Array(await new Response(stream).arrayBuffer()));
-const { truth } = data;  // 255 if it is unknown
-const rules = new CSSStyleSheet();
-document.querySelectorAll("script.sheet").forEach((script, i) => {
-  const url = URL.createObjectURL(new Blob([decode(script)], { type: "image/webp" }));
-  rules.insertRule(`.sheet${i} { background-image: url("${url}") }`);
-});
-document.adoptedStyleSheets = [rules];
-const suspects = [...data.margin.keys()].sort((a, b) => data.margin[a] - data.margin[b]).slice(0, 100);
-
 // ---- What is known of an image in the view that is shown ----
 const guessOf = (r, n) => data.runs[r].guess[views[state.epoch].at[r]][n];
 const score = (r, n, k) => data.runs[r].score(views[state.epoch].at[r], n, k);
+const knownClasses = (r, n) => data.runs[r].known(views[state.epoch].at[r], n);
 const wrong = (r, n) => hasTruth && guessOf(r, n) !== truth[n];
-const truthScore = (r, n) => score(r, n, truth[n]), guessScore = (r, n) => score(r, n, guessOf(r, n));
+const truthScore = (r, n) => data.runs[r].truthScore(views[state.epoch].at[r])[n];
+const guessScore = (r, n) => score(r, n, guessOf(r, n));
 const idOf = n => facts.ids ? facts.ids[n] : n;
 const rowOf = id => facts.ids ? facts.ids.findIndex(other => String(other) === id) : Number(id);
 const most = (n, f) => RUNS.reduce((best, r) => Math.max(best, f(r, n)), -Infinity);
@@ -121,7 +54,8 @@ for (const r of RUNS) {
     add("right", "right", n => learned[n], moments);
     add("forgotten", "times forgotten", n => forgotten[n]);
   }
-  for (const k of hasScores ? CLASSES : []) add(`class${k}_`, `score of ${classes[k]}`, n => score(r, n, k));
+  for (const k of hasScores && allScores ? CLASSES : [])
+    add(`class${k}_`, `score of ${classes[k]}`, n => score(r, n, k));
 }
 const GROUPS = ["truth", "verdict", ...RUNS.map(r => `guess${r}`)].filter(key => columns[key]);
 const TESTS = { "=": (a, b) => a === b, "≠": (a, b) => a !== b, "<": (a, b) => a < b,
@@ -193,8 +127,11 @@ function boxTest() {
 function sorted(images) {
   const { value } = columns[state.sort], sign = state.down ? -1 : 1;
   const group = state.group ? columns[state.group].value : () => 0;
-  const groups = new Array(count), keys = new Array(count);
-  for (const n of images) [groups[n], keys[n]] = [group(n), value(n)];
+  const groups = new Uint16Array(count), keys = new Array(count);
+  for (const n of images) {
+    groups[n] = group(n);
+    keys[n] = value(n);
+  }
   const order = (x, y) => x > y ? sign : x < y ? -sign : 0;
   return images.sort((a, b) => groups[a] - groups[b] || order(keys[a], keys[b]) || a - b);
 }
@@ -217,8 +154,12 @@ function picture(n, wanted = rowSide, more = {}) {
   const style = `--scale:${wanted / side};--x:${place % across};--y:${Math.floor(place / across)}`;
   return h("span", { class: `picture sheet${sheet}`, style, ...more });
 }
+let prefix = 0;  // of all names of classes; short names leave it out
+while (classes.every(name => name.length > prefix + 1 && name[prefix] === classes[0][prefix])) prefix++;
+const shortName = (k, length) => classes[k].slice(prefix, prefix + length);
 const bestClasses = (n, limit, top = k => most(n, r => score(r, n, k))) =>
-  [...CLASSES].sort((a, b) => top(b) - top(a)).slice(0, limit);
+  [...new Set(RUNS.flatMap(r => knownClasses(r, n)))].sort((a, b) => top(b) - top(a)).slice(0, limit);
+const withTruth = (n, list) => hasTruth && !list.includes(truth[n]) ? [truth[n], ...list] : list;
 const about = n => `image ${idOf(n)}${hasTruth ? `, truth ${classes[truth[n]]}` : ""}`;
 const open = n => () => change({ image: String(idOf(n)) });
 const opener = (n, wanted) => button(`image-${idOf(n)}`, tiles ? picture(n, wanted) : idOf(n), open(n),
@@ -228,43 +169,16 @@ const guessCell = (r, n) => [
   hasTruth && (wrong(r, n) ? mark("bad", "wrong", "✗") : mark("ok", "right", "✓")),
   h("b", null, className(guessOf(r, n))),
   hasScores && [" ", h("span", { class: "hint" }, percent(guessScore(r, n)))]];
-// A matrix or a group of pictures is one tab stop. Arrow keys go to the nearest button in their direction.
-const ACROSS = ["left", "top", "bottom"], DOWN = ["top", "left", "right"], ARROWS = {
-  ArrowLeft: [-1, ...ACROSS], ArrowRight: [1, ...ACROSS], ArrowUp: [-1, ...DOWN], ArrowDown: [1, ...DOWN] };
-function oneTabStop(group, now) {
-  const buttons = [...group.querySelectorAll("button")];
-  for (const one of buttons) one.tabIndex = one === (now ?? buttons[0]) ? 0 : -1;
-  group.onkeydown = event => {
-    const [sign, start, low, high] = ARROWS[event.key] ?? [], here = event.target.getBoundingClientRect();
-    const beside = box => box[low] < here[high] - 1 && box[high] > here[low] + 1;
-    const distance = box => beside(box) ? sign * (box[start] - here[start]) : 0;
-    const ahead = buttons.map(one => [distance(one.getBoundingClientRect()), one]).filter(([d]) => d > 1);
-    if (!ahead.length) return;
-    event.preventDefault();
-    const [, to] = ahead.reduce((a, b) => b[0] < a[0] ? b : a);
-    oneTabStop(group, to);
-    to.focus();
-  };
-  return group;
-}
-const chart = (width, height, kind, name, ...parts) =>
-  h("svg", { viewBox: `0 0 ${width} ${height}`, class: kind, role: "img", "aria-label": name }, parts);
-const gridLine = (x1, x2, y) => h("line", { class: "grid", x1, x2, y1: y, y2: y });
-const line = (r, points, kind = "") => h("polyline", { class: `${runClass(r)} ${kind}`,
-  points: points.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join(" ") });
-const table = (kind, heads, rows) => h("table", { class: kind },
-  h("thead", null, h("tr", null, heads.map(head => h("th", { scope: "col" }, head)))),
-  h("tbody", null, rows.map(([head, ...cells]) => h("tr", null, h("th", { scope: "row" }, head), cells))));
 function bars(n) {  // the scores of each class, or of the highest ones: a bar per run, the truth underlined
-  const shown = K <= 12 ? CLASSES : [...new Set([truth[n], ...bestClasses(n, 6)])].filter(k => k < K);
-  const part = 160 / shown.length, wide = (part - 2) / R;
+  const shown = K <= 12 ? CLASSES : withTruth(n, bestClasses(n, allScores ? 6 : 10));
+  const width = allScores ? 160 : 250, part = width / shown.length, wide = (part - 2) / R;
   const bar = (r, k, i) => `M${i * part + 1 + r * wide} 30v${-29 * score(r, n, k)}h${0.9 * wide}V30`;
   const barsOf = r => h("path", { class: runClass(r), d: shown.map((k, i) => bar(r, k, i)).join("") });
   const name = (k, x) =>
-    h("text", { x, y: 39, class: k === truth[n] && "truth" }, classes[k].slice(0, part / 6));
-  const words = k => `${classes[k]}: ${RUNS.map(r => percent(score(r, n, k))).join(", ")}`;
-  return chart(160, 42, "bars", `scores ${shown.map(words).join("; ")}`,
-    RUNS.map(barsOf), shown.map((k, i) => name(k, (i + 0.5) * part)));
+    h("text", { x, y: 39, class: k === truth[n] && "truth" }, shortName(k, part / 6));
+  const words = shown.map(k => `${classes[k]}: ${RUNS.map(r => percent(score(r, n, k))).join(", ")}`);
+  return h("span", { title: words.join("\n") }, chart(width, 42, "bars", `scores ${words.join("; ")}`,
+    RUNS.map(barsOf), shown.map((k, i) => name(k, (i + 0.5) * part))));
 }
 function sparkline(n) {
   const lines = moving.map(r => line(r, runs[r].epochs.map((_, e, { length }) =>
@@ -280,8 +194,10 @@ function sortBy(key) {
   change({ sort: key, down: rising ? "" : "1" });
 }
 function drawChips() {
+  const counts = VERDICTS.map(() => 0);
+  for (const v of verdict) counts[v]++;
   const chip = key => {
-    const number = verdict.reduce((sum, v) => sum + shows[key](v), 0);
+    const number = counts.reduce((total, images, v) => shows[key](v) ? total + images : total, 0);
     const name = key === "wrong" && R > 1 ? "any wrong" : key;
     const by = /fixed|broken/.test(key) ? ` by ${label(1)}` : "";
     return button(`chip-${key}`, [h("b", null, comma(number)), ` ${name}`], () => change({ show: key }),
@@ -291,8 +207,7 @@ function drawChips() {
 }
 function drawTools() {
   fill("sort", Object.keys(columns).map(key => option(key, columns[key].title(), state.sort)));
-  for (const name of ["truth", "guess"])
-    fill(name, option("", "any", state[name]), classes.map((text, k) => option(k, text, state[name])));
+  for (const name of ["truth", "guess"]) $(name).value = state[name];
   fill("group", ["", ...GROUPS].map(key => option(key, columns[key]?.title() ?? "–", state.group)));
   $("down").textContent = state.down ? "↓ high" : "↑ low";
   $("gallery").ariaPressed = String(Boolean(state.gallery));
@@ -386,11 +301,19 @@ function download(name, rows) {
 const digits = value => facts.digits > 9 ? value : Number(value.toPrecision(facts.digits));
 function downloadList() {
   const note = r => views[state.epoch].at[r] === runs[r].exact && facts.digits > 3 ? "" : " (rounded)";
-  const each = f => (hasScores ? RUNS : []).flatMap(r => CLASSES.map(k => f(r, k)));
+  const each = f => (hasScores ? RUNS : []).flatMap(f), ranks = range(10);
+  const scoreNames = allScores ? CLASSES.map(k => `score_${k}`)
+    : ["truth_score", ...ranks.flatMap(i => [`best_${i + 1}`, `best_${i + 1}_score`])];
   const names = ["id", "truth", "verdict", ...RUNS.map(r => `guess ${label(r)}`),
-    ...each((r, k) => `score_${k} ${label(r)}${note(r)}`)];
+    ...each(r => scoreNames.map(text => `${text} ${label(r)}${note(r)}`))];
+  const values = (r, n) => {
+    if (allScores) return CLASSES.map(k => digits(score(r, n, k)));
+    const best = data.runs[r].best(views[state.epoch].at[r], n), known = i => i < best.length;
+    return [hasTruth ? digits(truthScore(r, n)) : "", ...ranks.flatMap(i =>
+      known(i) ? [classes[best[i]], digits(score(r, n, best[i]))] : ["", ""])];
+  };
   const row = n => [idOf(n), hasTruth ? classes[truth[n]] : "", VERDICTS[verdict[n]],
-    ...RUNS.map(r => classes[guessOf(r, n)]), ...each((r, k) => digits(score(r, n, k)))];
+    ...RUNS.map(r => classes[guessOf(r, n)]), ...each(r => values(r, n))];
   download("predictions.csv", [names, ...found.map(row)]);
 }
 function downloadMarks() {
@@ -400,12 +323,28 @@ function downloadMarks() {
 }
 
 // ---- Confusion ----
+// What is shown, the most first, of more classes than a matrix has room for.
+const MOST = { pairs: 20, ...allScores ? { guesses: K, truths: K, pictures: count }
+  : { guesses: 20, truths: 8, pictures: 40 } };
+const sum = f => RUNS.reduce((total, r) => total + f(r), 0);
+function tally(list, keyOf) {
+  const counts = new Map();
+  for (const one of list) {
+    const key = keyOf(one);
+    counts.set(key, (counts.get(key) ?? 0) + 1);
+  }
+  return counts;
+}
+function classesIn(maps, total) {  // their keys; of many classes those with the highest total first
+  const keys = [...new Set(maps.flatMap(map => [...map.keys()]))];
+  return keys.sort((a, b) => allScores ? a - b : total(b) - total(a) || a - b);
+}
 function confusion(r) {
   const matrix = new Int32Array(K * K);
   for (let n = 0; n < count; n++) matrix[truth[n] * K + guessOf(r, n)]++;
   return matrix;
 }
-function drawConfusion() {
+function drawMatrix() {
   const all = RUNS.map(confusion), [a, b] = MATRICES[state.matrix], isRun = b === undefined;
   const darkest = Math.max(1, ...all.flatMap(matrix => [...matrix].filter((_, i) => i % (K + 1))));
   const shown = isRun ? all[a] : all[b].map((n, i) => n - all[a][i]);
@@ -429,25 +368,71 @@ function drawConfusion() {
   $("minus").textContent = `${isRun ? "" : `${label(b)} minus ${label(a)}. `}Same shade, same count.`;
 }
 
+let pairs = [], pairCounts = [];  // truth * K + guess, the most frequent first; images of each run
+function countPairs() {  // instead of a matrix of many classes
+  const pairOf = r => n => truth[n] * K + guessOf(r, n);
+  const lists = RUNS.map(r => range(count).filter(n => wrong(r, n)).map(pairOf(r)));
+  const totals = tally(lists.flat(), pair => pair);
+  pairCounts = lists.map(list => tally(list, pair => pair));
+  pairs = [...totals.keys()].sort((a, b) => totals.get(b) - totals.get(a) || a - b);
+}
+function drawPairs() {
+  const cell = (r, pair, t, g) => {
+    const number = comma(pairCounts[r].get(pair) ?? 0), key = `${r},${t},${g}`;
+    return h("td", null, button(`cell-${key}`, number, () => change({ cell: state.cell === key ? "" : key }),
+      { "aria-label": `truth ${classes[t]}, guess ${classes[g]} by ${label(r)}: ${number}`,
+        "aria-pressed": String(state.cell === key) }));
+  };
+  const row = pair => {
+    const t = Math.floor(pair / K), g = pair % K;
+    return [className(t), h("td", null, className(g)), RUNS.map(r => cell(r, pair, t, g))];
+  };
+  const shown = pairs.slice(0, MOST.pairs);
+  const heads = ["truth", "guess", ...RUNS.map(r => runName(r))];
+  fill("confusion", oneTabStop(table("facts pairs", heads, shown.map(row))));
+  const some = shown.length < pairs.length ? `The ${shown.length} most frequent of ` : "";
+  $("minus").textContent = `${some}${comma(pairs.length)} confused pairs.`;
+}
+
 // ---- Wrong guesses, grouped by guess: the runs around one axis of true classes ----
 function drawGroups() {
-  const members = RUNS.map(() => CLASSES.map(() => CLASSES.map(() => [])));  // run, guess, truth -> images
+  const groups = RUNS.map(() => new Map());  // guess -> images
   for (const r of RUNS)
-    for (let n = 0; n < count; n++) if (wrong(r, n)) members[r][guessOf(r, n)][truth[n]].push(n);
-  const longest = members.flat(2).reduce((max, images) => Math.max(max, images.length), 1);
-  const bar = (r, { length }) => h("div", { class: `bar ${runClass(r)}` },
+    for (let n = 0; n < count; n++) {
+      if (!wrong(r, n)) continue;
+      const g = guessOf(r, n);
+      if (!groups[r].has(g)) groups[r].set(g, []);
+      groups[r].get(g).push(n);
+    }
+  const imagesOf = (r, g) => groups[r].get(g) ?? [];
+  const guesses = classesIn(groups, g => sum(r => imagesOf(r, g).length));
+  const shown = guesses.slice(0, MOST.guesses).map(g => {
+    const counts = RUNS.map(r => tally(imagesOf(r, g), n => truth[n]));
+    return { g, counts, truths: classesIn(counts, t => sum(r => counts[r].get(t) ?? 0)) };
+  });
+  const longest = Math.max(1, ...shown.flatMap(({ counts }) => counts.flatMap(map => [...map.values()])));
+  const bar = (r, length) => h("div", { class: `bar ${runClass(r)}` },
     length > 0 && [h("i", { style: `width:${80 * length / longest}%` }), h("span", null, comma(length))]);
-  const pictures = (r, images) => oneTabStop(h("div", { class: `pictures ${runClass(r)}` },
-    h("b", { title: label(r) }, comma(images.length)), images.map(n => opener(n, Math.min(64, rowSide)))));
-  const axisLine = (t, g) => h("div", { class: "line", style: `--runs:${R}` },
-    h("span", { class: "name" }, className(t)), RUNS.map(r => bar(r, members[r][g][t])));
-  const axis = g => CLASSES.filter(t => RUNS.some(r => members[r][g][t].length)).map(t => axisLine(t, g));
+  const more = (number, what) => number > 0 && h("div", { class: "hint" }, `+${comma(number)} ${what}`);
+  const pictures = (r, images, truths) => {  // in the order of their true classes
+    const places = new Map(truths.map((t, i) => [t, i])), place = n => places.get(truth[n]);
+    const some = images.sort((a, b) => place(a) - place(b) || a - b).slice(0, MOST.pictures);
+    return oneTabStop(h("div", { class: `pictures ${runClass(r)}` },
+      h("b", { title: label(r) }, comma(images.length)),
+      some.map(n => opener(n, Math.min(64, rowSide))), more(images.length - MOST.pictures, "images")));
+  };
+  const axisLine = (t, counts) => h("div", { class: "line", style: `--runs:${R}` },
+    h("span", { class: "name" }, className(t)), RUNS.map(r => bar(r, counts[r].get(t) ?? 0)));
   const row = (kind, name, middle, parts) =>
     h("div", { class: `wrongs ${kind}` }, h("b", { class: "name" }, name), h("div", null, middle), parts);
-  const shown = CLASSES.filter(g => RUNS.some(r => members[r][g].some(images => images.length)));
-  const group = g => row("", className(g), axis(g), RUNS.map(r => pictures(r, members[r][g].flat())));
+  const axis = (truths, counts) => [truths.slice(0, MOST.truths).map(t => axisLine(t, counts)),
+    more(truths.length - MOST.truths, "classes")];
+  const group = ({ g, counts, truths }) =>
+    row("", className(g), axis(truths, counts), RUNS.map(r => pictures(r, imagesOf(r, g), truths)));
   const heads = row("heads", "guess", "true class", RUNS.map(r => h("div", null, runName(r))));
-  fill("groups", heads, shown.map(group), !shown.length && h("p", null, "No guess is wrong."));
+  fill("groups", heads, shown.map(group), !shown.length && h("p", null, "No guess is wrong."),
+    shown.length < guesses.length && h("p", { class: "hint" },
+      `The ${shown.length} guesses with the most wrong images, of ${comma(guesses.length)}.`));
 }
 
 // ---- Training dynamics. `map_chart` in charts.py draws the axes of the data map ----
@@ -500,18 +485,20 @@ function step(by) {
 function curves(r, n) {  // the score of each class by epoch, that of the truth in the colour of the run
   const { epochs } = runs[r], end = 288, y = value => 90 - 84 * value;
   const x = e => 8 + (end - 8) * e / Math.max(1, epochs.length - 1), now = x(views[state.epoch].at[r]);
-  const scores = CLASSES.map(k => epochs.map((_, e) => data.runs[r].score(e, n, k)));
-  const shown = CLASSES.filter(k => k === truth[n] || Math.max(...scores[k]) >= 0.02);
-  const points = k => [...scores[k].map((v, e) => [x(e), y(v)]), [end, y(scores[k].at(-1))]];
+  const known = withTruth(n, [...new Set(epochs.flatMap((_, e) => data.runs[r].known(e, n)))]);
+  const scores = new Map(known.map(k => [k, epochs.map((_, e) => data.runs[r].score(e, n, k))]));
+  const shown = known.filter(k => k === truth[n] || Math.max(...scores.get(k)) >= 0.02);
+  const points = k => [...scores.get(k).map((v, e) => [x(e), y(v)]), [end, y(scores.get(k).at(-1))]];
   let lowest = -Infinity;  // the names must not overlap
   const name = ([v, k]) => h("text", { x: end + 4, y: lowest = Math.max(lowest + 11, y(v) + 4),
-    class: k === truth[n] && "truth" }, classes[k].slice(0, 8));
-  const ends = shown.map(k => [scores[k].at(-1), k]).filter(([v]) => v >= 0.08).sort(([a], [b]) => b - a);
+    class: k === truth[n] && "truth" }, shortName(k, 8));
+  const ends = shown.map(k => [scores.get(k).at(-1), k]).filter(([v]) => v >= 0.08).sort(([a], [b]) => b - a);
   return chart(340, 96, "curves", `score of each class by epoch, ${label(r)}`, gridLine(8, end, 90),
     h("line", { class: "ideal", x1: now, x2: now, y1: 4, y2: 90 }),
     shown.map(k => line(r, points(k), k === truth[n] ? "" : "other")), ends.map(name));
 }
-const exact = (r, n, k) => h("td", null, digits(score(r, n, k)));
+const exact = (r, n, k) => knownClasses(r, n).includes(k) ? h("td", null, digits(score(r, n, k)))
+  : h("td", { title: "not among the best" }, "–");
 function drawImage() {
   if (state.image === "") { $("image").close(); return; }
   const n = rowOf(state.image), list = neighbours(n), place = list.indexOf(n);
@@ -525,8 +512,9 @@ function drawImage() {
       complete && h("p", null, `margin of the label ${data.margin[n].toFixed(3)}, best other class `,
         className(data.suggested[n])),
       RUNS.map(r => [h("p", null, runName(r), " ", guessCell(r, n)), hasScores && curves(r, n)])),
-    hasScores && table("facts", ["score", ...RUNS.map(r => runName(r, "span"))], bestClasses(n, 10).map(k =>
-      [[className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => exact(r, n, k))])));
+    hasScores && table("facts", ["score", ...RUNS.map(r => runName(r, "span"))],
+      withTruth(n, bestClasses(n, allScores ? 10 : 10 * R)).map(k =>
+        [[className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => exact(r, n, k))])));
   if (!$("image").open) $("image").showModal();
 }
 
@@ -549,7 +537,8 @@ function draw() {
   redraw(findImages, filters, marked);
   redraw(drawFilters, filters, found.length);
   redraw(drawList, filters, page, gallery, marked);
-  if (hasTruth) redraw(drawConfusion, epoch, matrix, state.cell);
+  if (hasTruth && !allScores) redraw(countPairs, epoch);
+  if (hasTruth) redraw(allScores ? drawMatrix : drawPairs, epoch, matrix, state.cell);
   if (hasTruth) redraw(drawGroups, epoch);
   if (moving.length) redraw(drawMap, epoch, map, state.box);
   redraw(drawImage, image, filters, marked);
@@ -566,6 +555,8 @@ function drawView() {
 }
 
 // ---- Controls ----
+for (const name of ["truth", "guess"])
+  fill(name, option("", "any", ""), classes.map((text, k) => option(k, text)));
 for (const name of ["truth", "guess", "group", "any"])
   $(name).onchange = event => change({ [name]: event.target.value });
 $("mapped").onchange = event => change({ map: Number(event.target.value) });

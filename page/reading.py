@@ -1,20 +1,18 @@
 """Read CSV files of predictions as people write them: which column is which, and what its values mean.
 
-train.py and evaluate.py write id, guess, truth, score_0 ... score_{K-1}. Other programs use other names,
-separators and scales. What is clear is accepted, and a remark says what was changed.
+train.py and evaluate.py write id, guess, truth, and score_0 ... score_{K-1}, or with more than 100 classes
+truth_score and the ten best: best_1, best_1_score ... best_10, best_10_score. Other programs use other
+names, separators and scales. What is clear is accepted, and a remark says what was changed.
 """
 
-import csv
-import io
 import re
-import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
 
-MAX_CLASSES = 100  # more make confusion matrices and score bars unreadable
-MAX_COLUMNS, MAX_HEADER = 5_000, 1_000_000  # columns, and bytes of their names
+from page.scores import MAX_FULL, Scores
+from page.table import MAX_CLASSES, NEEDED, CompareError, Table
+
 ROUNDING, MAX_GAP = 1e-3, 0.02  # how far a score may be outside 0..1, and the sum of an image's from 1
 # Names of columns without capitals, blanks and signs. The first that a file has is taken.
 ALIASES = {
@@ -27,11 +25,9 @@ ALIASES = {
 PREFIX = r"(scores?|prob(?:s|a|as|ability|abilities)?|p|softmax|logits?)"
 SCORE_NAME = re.compile(PREFIX + r"[\s_.:\-\[(]+(.+?)[\])]?", re.IGNORECASE)  # score_3, prob[cat]
 ONE_SCORE = re.compile(r"(?:y_?)?" + PREFIX, re.IGNORECASE)  # of the second of two classes
-NEEDED = "It needs id, guess, truth, and one score per class: score_0, score_1 ..."
-
-
-class CompareError(Exception):
-    """The predictions cannot be compared. The message says what is wrong, where, and what to do."""
+BEST_NAME = re.compile(r"(best|top)[\W_]*(\d{1,3})(?:[\W_]*(.+))?", re.IGNORECASE)  # best_1, top1_prob
+TRUTH_SCORE = re.compile(r"(?:truth|true|label|target)[\W_]*" + PREFIX, re.IGNORECASE)
+GUESS_REMARK = "the guess is the class with the highest score"
 
 
 @dataclass
@@ -41,158 +37,98 @@ class Predictions:
     ids: np.ndarray  # (N,) int64, or text
     guess: np.ndarray  # (N,) int64
     truth: np.ndarray | None  # (N,) int64; None if the file has none
-    scores: np.ndarray | None  # (N, K) float, each row sums to 1; None if the file has none
+    scores: Scores | None  # None if the file has none
     classes: list[str] | None  # K names; None if the file has only numbers for them
     remarks: list[str] = field(default_factory=list)
-
-
-class Table:
-    """The columns of a file. Raises CompareError if it is no CSV file."""
-
-    def __init__(self, name: str, content: bytes):
-        self.name, self.content = name, content
-        self.encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-        lines = content[:MAX_HEADER].decode(self.encoding, errors="replace").splitlines()
-        line = next((line for line in lines if line.strip()), "")
-        if len(lines) < 2 and len(content) >= MAX_HEADER:
-            raise CompareError(f"{name} has a first line of more than {MAX_HEADER:,} bytes. {NEEDED}")
-        self.separator = max(",;\t|", key=line.count)
-        try:
-            self.header = [text.strip() for text in next(csv.reader([line], delimiter=self.separator), [])]
-        except csv.Error as error:
-            raise CompareError(f"{name} cannot be read as CSV: {error}. {NEEDED}") from error
-        if len(self.header) > MAX_COLUMNS:
-            found = f"{name} has {len(self.header):,} columns"
-            raise CompareError(f"{found}. A page has room for {MAX_CLASSES} classes.")
-
-    def read(self, places: list[int]) -> None:
-        """Read the columns at some places of the header."""
-        options = {"sep": self.separator, "encoding": self.encoding, "usecols": places, "index_col": False}
-        options |= {"header": 0, "names": range(len(self.header)), "low_memory": False}
-        options |= {"keep_default_na": False, "na_values": [""], "skipinitialspace": True}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", pd.errors.ParserWarning)  # a separator ends each line
-                self.columns = pd.read_csv(io.BytesIO(self.content), **options)
-            self.check_width()
-        except (OSError, ValueError, ArithmeticError, LookupError, csv.Error) as error:  # also pandas' own
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise CompareError(f"{self.name} cannot be read as CSV: {reason}. Save it as UTF-8.") from error
-
-    def check_width(self) -> None:
-        """Refuse lines with more values than the header has names, of which pandas would drop some."""
-        width = len(self.header)
-        for number, line in enumerate(re.split("\r\n?|\n", self.content.decode(self.encoding)), 1):
-            if line.count(self.separator) >= width:
-                values = next(csv.reader([line.strip()], delimiter=self.separator))
-                if any(values[width:]):
-                    found = f"{self.name}, line {number}: {len(values)} values for {width} columns"
-                    raise CompareError(f"{found}. Put values with a separator into quotes.")
-
-    def refuse(self, row: int, place: int, reason: str = "") -> None:
-        """Raise CompareError for a value."""
-        value = self.columns[place].iloc[row]
-        is_empty = value is None or value != value or value == ""
-        problem = "is empty" if is_empty else f"cannot be '{value!s:.40}'"
-        raise CompareError(f"{self.name}, line {row + 2}: {self.header[place]} {problem}{reason}.")
-
-    def refuse_columns(self, missing: list[str]) -> None:
-        names = [name[:30] or "one without a name" for name in self.header[:20]]
-        found = ", ".join([*names, *(["..."] if len(self.header) > 20 else [])])
-        raise CompareError(f"{self.name} has no column {', '.join(missing)}. It has {found}. {NEEDED}")
-
-    def numbers(self, place: int) -> np.ndarray:
-        """Float values (N,). Percent signs and decimal commas are understood."""
-        column = self.columns[place]
-        try:
-            if not pd.api.types.is_numeric_dtype(column):
-                text = column.astype(str).str.strip().str.removesuffix("%")
-                column = pd.to_numeric(text.str.replace(",", ".", regex=False), errors="coerce")
-            values = column.to_numpy(float)
-        except (ArithmeticError, ValueError) as error:  # integers of hundreds of digits
-            problem = f"{self.name}: {self.header[place]} has a number that is too large"
-            raise CompareError(f"{problem}.") from error
-        if not np.isfinite(values).all():
-            self.refuse(int(np.isfinite(values).argmin()), place)
-        return values
-
-    def ids(self, place: int) -> np.ndarray:
-        """Whole numbers (N,), or text if they are anything else. JavaScript knows integers up to 2^53."""
-        column = self.columns[place]
-        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-            values = column.to_numpy()
-            with np.errstate(invalid="ignore"):  # an infinite value has no remainder
-                bad = ~(values >= 0) | (values % 1 != 0)
-            if bad.any():
-                self.refuse(int(bad.argmax()), place)
-            return values.astype(np.int64) if values.max() <= 2**53 else values.astype(str).astype(object)
-        return self.texts(place)
-
-    def texts(self, place: int) -> np.ndarray:
-        """Text values (N,), objects. None may be empty."""
-        column = self.columns[place]
-        texts = column.astype(str).str.strip().to_numpy(object)
-        empty = column.isna().to_numpy() | (texts == "")
-        if empty.any():
-            self.refuse(int(empty.argmax()), place)
-        return texts
-
-    def labels(self, place: int) -> np.ndarray:
-        """Class numbers (N,) int64, which may be written 3 or 3.0, or class names (N,) as text."""
-        column = self.columns[place]
-        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-            values = column.to_numpy(float)
-            if (np.isfinite(values) & (abs(values) < 2**31) & (np.rint(values) == values)).all():
-                return values.astype(np.int64)
-        return self.texts(place)
 
 
 def read_predictions(name: str, content: bytes) -> Predictions:
     """The predictions in the content of a CSV file, which errors call `name`. Raises CompareError."""
     table = Table(name, content)
-    roles, scores = find_columns(table.header)
+    roles, columns = find_columns(table.header)
+    best = find_best_columns(table, roles) if len(columns) < 2 else {}
+    columns = [] if best else columns
     if "id" not in roles:
         table.refuse_columns([role for role in ALIASES if role not in roles])
-    table.read([*roles.values(), *scores])
+    table.read([*roles.values(), *best], [*best.values(), *columns])
     for role in ("guess", "truth"):
         if role in roles and len(table.columns) and table.columns[roles[role]].isna().all():
-            del roles[role]
-    if not scores and (scores := find_columns_of_classes(table, roles)):
-        table.read([*roles.values(), *scores])
-    if not scores and len(roles) < 3:
+            best.pop(roles.pop(role), None)
+    if not best and not columns and (columns := find_columns_of_classes(table, roles)):
+        table.read([*roles.values()], columns)
+    if not best and not columns and len(roles) < 3:
         table.refuse_columns([*(role for role in ALIASES if role not in roles), "score_0", "score_1"])
-    if len(scores) > MAX_CLASSES:
-        raise CompareError(f"{name} has {len(scores)} classes. A page has room for {MAX_CLASSES}.")
+    if len(columns) > MAX_CLASSES:
+        raise CompareError(f"{name} has {len(columns):,} classes. A page has room for {MAX_CLASSES:,}.")
     if table.columns.empty:
         raise CompareError(f"{name} has no rows. {NEEDED}")
 
-    remarks, names = [], [score_suffix(table.header[place]) for place in scores]
-    ids = table.ids(roles["id"])
-    labels = {role: table.labels(place) for role, place in roles.items() if role != "id"}
-    values = np.stack([table.numbers(place) for place in scores], axis=1) if scores else None  # (N, K)
-    if scores:
-        values = to_probabilities(table, values, scores, remarks)
-    if len(scores) == 1:
-        values, names = two_classes(labels, values, names[0])
-        if values is None:
-            unused = table.header[scores[0]]
-            remarks.append(f"the column {unused} is not used, because there are more than two classes")
-    classes, labels, values = resolve_classes(table, roles, labels, values, names)
-    if "guess" not in labels:
-        if values is None:
-            table.refuse_columns(["guess"])
-        labels["guess"] = values.argmax(1)
-        remarks.append("the guess is the class with the highest score")
-
+    remarks, ids = [], table.ids(roles.pop("id"))
+    if best:
+        classes, labels, scores = read_best_scores(table, roles, best, remarks)
+    else:
+        classes, labels, scores = read_all_scores(table, roles, columns, remarks)
     order = ids.argsort(kind="stable")
     ids = ids[order]
     repeated = ids[1:][ids[1:] == ids[:-1]]
     if len(repeated):
         raise CompareError(f"{name} has id {repeated[0]} twice. Keep one row per image.")
     truth = labels["truth"][order] if "truth" in labels else None
-    return Predictions(
-        ids, labels["guess"][order], truth, None if values is None else values[order], classes, remarks
-    )
+    return Predictions(ids, labels["guess"][order], truth, scores and scores.take(order), classes, remarks)
+
+
+def read_all_scores(table: Table, roles: dict[str, int], places: list[int], remarks: list[str]):
+    """The names of the classes, the labels and the scores, from a column of scores per class.
+
+    No names if the classes are only numbered, no scores without such columns: None.
+    """
+    names = [score_suffix(table.header[place]) for place in places]
+    labels = {role: table.labels(place) for role, place in roles.items()}
+    values = to_probabilities(table, places, remarks) if places else None  # (N, K)
+    if len(places) == 1:
+        values, names = two_classes(labels, values, names[0])
+        if values is None:
+            unused = table.header[places[0]]
+            remarks.append(f"the column {unused} is not used, because there are more than two classes")
+    classes, labels, values = resolve_classes(table, roles, labels, values, names)
+    if "guess" not in labels:
+        if values is None:
+            table.refuse_columns(["guess"])
+        labels["guess"] = values.argmax(1)
+        remarks.append(GUESS_REMARK)
+    scores = values if values is None else Scores(values)
+    if scores and scores.num_classes > MAX_FULL:
+        scores = scores.best()
+        for wanted in labels.values():
+            scores = scores.adding(wanted, Scores(values).of(wanted))
+    return classes, labels, scores
+
+
+def read_best_scores(table: Table, roles: dict[str, int], best: dict[int, int], remarks: list[str]):
+    """The same from columns of the best classes: `best` has the places of classes and of their scores."""
+    ranks = [place for place in best if place != roles.get("truth")]
+    values = to_best_probabilities(table, [*best.values()], len(ranks), remarks)  # (N, M or M + 1)
+    places = roles | {place: place for place in ranks}
+    labels = {role: table.labels(place) for role, place in places.items()}
+    texts = [role for role, values in labels.items() if values.dtype == object]
+    if 0 < len(texts) < len(labels):
+        row = next((n for n, text in enumerate(labels[texts[0]]) if not re.fullmatch(r"\d+(\.0)?", text)), 0)
+        table.refuse(row, places[texts[0]], ": other columns have class numbers")
+    classes, labels, _ = resolve_classes(table, places, labels, None, [])
+    count = len(classes) if classes else 1 + max(1, *(column.max() for column in labels.values()))
+    found = np.stack([labels.pop(place) for place in ranks], axis=1)  # (N, M)
+    repeated = (np.diff(np.sort(found)) == 0).any(1)
+    if repeated.any():
+        line = f"{table.name}, line {int(repeated.argmax()) + 2}"
+        raise CompareError(f"{line}: one class is there twice among the best. Name each once.")
+    order = (-values[:, : len(ranks)]).argsort(1, kind="stable")
+    found, sorted_values = (np.take_along_axis(x, order, 1) for x in (found, values[:, : len(ranks)]))
+    if "guess" not in labels:
+        labels["guess"] = found[:, 0]
+        remarks.append(GUESS_REMARK)
+    scores = Scores(sorted_values, found, count, more_classes=True)
+    has_truth_score = len(ranks) < len(best)
+    return classes, labels, scores.adding(labels["truth"], values[:, -1]) if has_truth_score else scores
 
 
 # ---- Columns ----
@@ -215,6 +151,26 @@ def find_columns(header: list[str]) -> tuple[dict[str, int], list[int]]:
     return roles, single[:1]
 
 
+def find_best_columns(table: Table, roles: dict[str, int]) -> dict[int, int]:
+    """The places of the best classes (best_1 ...) and of their scores, and of the truth and its score."""
+    groups = {}  # prefix -> the places of classes by rank, and of scores by rank
+    for place, name in enumerate(table.header):
+        if match := BEST_NAME.fullmatch(name):
+            of_score = match[3] and re.fullmatch(PREFIX, match[3], re.IGNORECASE)
+            group = groups.setdefault(match[1].lower(), ({}, {}))
+            group[bool(of_score)].setdefault(int(match[2]), place)
+    names, scores = max(groups.values(), key=lambda group: len(group[1]), default=({}, {}))
+    if not scores:
+        return {}
+    missing = [f"best_{rank}" for rank in scores if rank not in names]
+    missing += [f"best_{rank}_score" for rank in names if rank not in scores]
+    if missing:
+        table.refuse_columns(missing)
+    of_truth = [place for place, name in enumerate(table.header) if TRUTH_SCORE.fullmatch(name)]
+    best = {names[rank]: scores[rank] for rank in sorted(scores)}
+    return best | ({roles["truth"]: of_truth[0]} if of_truth and "truth" in roles else {})
+
+
 def find_columns_of_classes(table: Table, roles: dict[str, int]) -> list[int]:
     """The places of scores whose columns have just the classes' names, as from pandas.DataFrame(scores)."""
     seen = {str(label) for role in roles if role != "id" for label in {*table.labels(roles[role])}}
@@ -230,25 +186,31 @@ def score_suffix(name: str) -> str:
 
 
 # ---- Scores ----
-def to_probabilities(table: Table, values: np.ndarray, places: list[int], remarks: list[str]) -> np.ndarray:
+def in_scales(values: np.ndarray) -> dict[int, np.ndarray]:
+    """Which rows (N,) may be in each scale."""
+    lowest, highest = values.min(1), values.max(1)
+    return {scale: (lowest >= -ROUNDING) & (highest <= scale + ROUNDING) for scale in (1, 100)}
+
+
+def to_probabilities(table: Table, places: list[int], remarks: list[str]) -> np.ndarray:
     """Scores (N, K) in 0..1 that sum to 1, from probabilities, percents or logits.
 
     Most rows decide which of them they are, so that a damaged value does not pass as a logit. A single
     column holds the scores of one of two classes.
     """
+    values = table.matrix(places)
     single = values.shape[1] == 1
-    sums = values.sum(1)
-    fits = {  # scale -> rows (N,) that may be in it
-        1: ((values >= -ROUNDING) & (values <= 1 + ROUNDING)).all(1),
-        100: ((values >= -ROUNDING) & (values <= 100 + ROUNDING)).all(1) & (single | (abs(sums - 100) < 2)),
-    }
+    sums, fits = values.sum(1), in_scales(values)
+    fits[100] &= single | (abs(sums - 100) < 2)
     are_logits = table.header[places[0]].lower().startswith("logit")
     scale = next((s for s, rows in fits.items() if rows.mean() > 0.5), None)
     if are_logits or scale is None:
         remarks.append("the scores are logits, and the page shows their softmax")
         logits = np.hstack([0 * values, values]) if single else values
-        exps = np.exp(logits - logits.max(1, keepdims=True))
-        return (exps / exps.sum(1, keepdims=True))[:, -values.shape[1] :]
+        logits -= logits.max(1, keepdims=True)  # in place, as below, because they may take much memory
+        np.exp(logits, out=logits)
+        logits /= logits.sum(1, keepdims=True)
+        return logits[:, -1:] if single else logits
     if scale == 100:
         remarks.append("the scores are in percent")
     if not fits[scale].all():
@@ -257,7 +219,8 @@ def to_probabilities(table: Table, values: np.ndarray, places: list[int], remark
         if distances.max() > ROUNDING:
             table.refuse(row, places[int(distances.argmax())])
         raise CompareError(f"{table.name}, line {row + 2}: the scores sum to {sums[row]:.4g}, not to 100.")
-    values = (values / scale).clip(0, 1)
+    values /= scale
+    values.clip(0, 1, out=values)
     if single:
         return values
     sums = values.sum(1)
@@ -265,12 +228,36 @@ def to_probabilities(table: Table, values: np.ndarray, places: list[int], remark
     if not sums.all():
         row = int(sums.argmin())
         raise CompareError(f"{table.name}, line {row + 2}: all scores are 0. An image needs one above 0.")
-    if off.any():
-        example = f"{sums[off][0]:.4g} in line {int(off.argmax()) + 2}"
-        found = f"warning: the scores of {off.sum():,} images do not sum to 1 ({example})"
-        remarks.append(f"{found}; they are divided by their sum, also for the loss")
-        values = np.where(off[:, None], values / sums[:, None], values)
-    return values
+    return divide_by_sum(values, sums, off, remarks)
+
+
+def to_best_probabilities(table: Table, places: list[int], count: int, remarks: list[str]) -> np.ndarray:
+    """The scores (N, M) of the best classes in 0..1, from probabilities or percents.
+
+    The first `count` columns are of different classes, so that they sum to 1 at most.
+    """
+    values = table.matrix(places)
+    fits = in_scales(values)
+    scale = next((scale for scale, rows in fits.items() if rows.mean() > 0.5), 1)
+    if not fits[scale].all():
+        row = int(fits[scale].argmin())
+        place = int(np.maximum(-values[row], values[row] - scale).argmax())
+        table.refuse(row, places[place], ": scores of the best classes are from 0 to 1 or in percent")
+    if scale == 100:
+        remarks.append("the scores are in percent")
+    values = (values / scale).clip(0, 1)
+    sums = values[:, :count].sum(1)
+    return divide_by_sum(values, sums, sums > 1 + MAX_GAP, remarks)
+
+
+def divide_by_sum(values: np.ndarray, sums: np.ndarray, off: np.ndarray, remarks: list[str]) -> np.ndarray:
+    """The values, those of the images `off` divided by their sum."""
+    if not off.any():
+        return values
+    example = f"{sums[off][0]:.4g} in line {int(off.argmax()) + 2}"
+    found = f"warning: the scores of {off.sum():,} images do not sum to 1 ({example})"
+    remarks.append(f"{found}; they are divided by their sum, also for the loss")
+    return np.where(off[:, None], values / sums[:, None], values)
 
 
 def two_classes(labels: dict[str, np.ndarray], values: np.ndarray, name: str) -> tuple:
@@ -303,12 +290,13 @@ def resolve_classes(table: Table, roles: dict, labels: dict, scores: np.ndarray 
     else:
         numbered = sorted(names) == sorted(map(str, range(len(names))))
     if len(names) > MAX_CLASSES:
-        raise CompareError(f"{table.name} has {len(names)} classes. A page has room for {MAX_CLASSES}.")
+        raise CompareError(f"{table.name} has {len(names):,} classes. A page has room for {MAX_CLASSES:,}.")
     if len({*names}) < len(names):
         raise CompareError(f"{table.name} has two columns of scores for one class. Remove one.")
     if numbered and scores is not None:
-        scores = scores[:, np.argsort([int(name) for name in names])]
-        names = [str(k) for k in range(len(names))]
+        in_order = [str(k) for k in range(len(names))]
+        scores = scores if names == in_order else scores[:, np.argsort([int(name) for name in names])]
+        names = in_order
         if not {*written} <= {*names}:
             names = match_names(table, labels.get("guess"), scores, written)
     by_number = numbered or not all(re.fullmatch(r"-?\d+", name) for name in names)

@@ -14,9 +14,13 @@ from page import charts, figures
 from page.arrays import arrays, base85, sheets
 from page.elements import Element, h, html, run_class, run_name, table
 from page.figures import Run
+from page.scores import MAX_FULL
 
 MAX_PLAIN_PICTURES = 150  # on the page without JavaScript
 SUSPECTS = 12  # on the first screen
+SCRIPTS = ("elements.js", "data.js", "page.js")  # one module, in this order
+# What is shown of more than MAX_FULL classes.
+WORST_CLASSES, PLAIN_PAIRS, PLAIN_GUESSES, PLAIN_TRUTHS = 50, 20, 20, 8
 
 
 def view_section(index: int, shown: bool, runs: list[Run], epochs: list[int]) -> Element:
@@ -53,15 +57,20 @@ def class_section(index: int, shown: bool, runs: list[Run], classes: list[str]) 
         "images",
         *(h("span", run_name(i, run), f" {n}") for i, run in enumerate(runs) for n in names),
     ]
+    listed, hint = range(len(classes)), None
+    if len(classes) > MAX_FULL:
+        worst = np.min([run[:, 2] for run in measures], axis=0) + 1000 * (images == 0)
+        listed = worst.argsort(kind="stable")[: min(WORST_CLASSES, np.count_nonzero(images))]
+        found = f"The {len(listed)} classes with the lowest F1, of {np.count_nonzero(images):,} with images"
+        hint = h("p", f"{found} and {len(classes):,} in all.", class_="hint")
     rows = [
-        [name, f"{n:,}", *(f"{m:.2f}" for run in measures for m in run[k])]
-        for k, (name, n) in enumerate(zip(classes, images))
+        [classes[k], f"{images[k]:,}", *(f"{m:.2f}" for run in measures for m in run[k])] for k in listed
     ]
     if len(runs) > 1:
         heads.append("change of F1")
-        for row, change in zip(rows, measures[-1][:, 2] - measures[0][:, 2]):
+        for row, change in zip(rows, (measures[-1] - measures[0])[listed, 2]):
             row.append(f"{change:+.2f}".replace("-", "−"))
-    parts = [h("h2", "Per class"), h("div", table(heads, rows, class_="facts"), class_="scroll")]
+    parts = [h("h2", "Per class"), hint, h("div", table(heads, rows, class_="facts"), class_="scroll")]
     if len(runs) > 2:
         parts += [h("h2", "Agreement"), h("div", *agreement(runs), class_="pair")]
     return h("section", *parts, data_view=index, hidden=None if shown else "")
@@ -82,23 +91,39 @@ def agreement(runs: list[Run]) -> list[Element]:
     return [*tables, table(names, rows, class_="facts")]
 
 
+def largest(counts: np.ndarray, limit: int) -> np.ndarray:
+    """The classes in order; of more than MAX_FULL those with the most images, at most `limit`."""
+    if len(counts) <= MAX_FULL:
+        return np.arange(len(counts))
+    return (-counts).argsort(kind="stable")[: min(limit, np.count_nonzero(counts))]
+
+
 def plain_groups(runs: list[Run], classes: list[str], pictures: np.ndarray | None) -> Element:
     """Wrong guesses, grouped by guess: counts, true classes, and some of the pictures."""
-    budget = MAX_PLAIN_PICTURES // max(1, sum(len({*run.guess[run.wrong]}) for run in runs))
+    counts = sum(np.bincount(run.guess[run.wrong], minlength=len(classes)) for run in runs)
+    guesses = largest(counts, PLAIN_GUESSES).tolist()
+    budget = MAX_PLAIN_PICTURES // max(1, sum(len({*run.guess[run.wrong]} & {*guesses}) for run in runs))
     rows = []
-    for guess, name in enumerate(classes):
+    for guess in guesses:
         cells = []
         for run in runs:
             indices = np.flatnonzero(run.wrong & (run.guess == guess))
             truths = np.bincount(run.truth[indices], minlength=len(classes))
-            text = ", ".join(f"{classes[k]} ×{truths[k]}" for k in np.flatnonzero(truths))
+            shown = [k for k in largest(truths, PLAIN_TRUTHS) if truths[k]]
+            text = ", ".join(f"{classes[k]} ×{truths[k]}" for k in shown)
+            hidden = np.count_nonzero(truths) - len(shown)
+            text += f" and {hidden:,} more classes" if hidden else ""
             images = (
                 [plain_picture(run, n, pictures) for n in indices[:budget]] if pictures is not None else []
             )
             cells.append(h("div", h("b", len(indices)), f" {text} ", *images))
-        rows.append([name, *cells])
+        rows.append([classes[guess], *cells])
     heads = ["guess", *(run_name(i, run, "span") for i, run in enumerate(runs))]
-    return table(heads, rows, class_="facts left")
+    element = table(heads, rows, class_="facts left")
+    if len(guesses) < min(len(classes), np.count_nonzero(counts)):
+        found = f"The {len(guesses)} guesses with the most wrong images, of {np.count_nonzero(counts):,}"
+        element.insert(0, h("caption", found))
+    return element
 
 
 def plain_picture(run: Run, n: int, pictures: np.ndarray) -> Element:
@@ -106,6 +131,18 @@ def plain_picture(run: Run, n: int, pictures: np.ndarray) -> Element:
     Image.fromarray(pictures[n].squeeze(2) if pictures.shape[3] == 1 else pictures[n]).save(buffer, "webp")
     url = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
     return h("img", src=url, alt=f"image {run.ids[n]}", width=42, height=42)
+
+
+def plain_pairs(runs: list[Run], classes: list[str]) -> Element:
+    """The most frequent of the confused pairs, instead of a matrix of many classes."""
+    truths, guesses, counts = figures.confused_pairs(runs)
+    shown = zip(truths[:PLAIN_PAIRS], guesses[:PLAIN_PAIRS], counts[:PLAIN_PAIRS].tolist())
+    rows = [[classes[truth], classes[guess], *by_run] for truth, guess, by_run in shown]
+    heads = ["truth", "guess", *(run_name(i, run, "span") for i, run in enumerate(runs))]
+    element = table(heads, rows, class_="facts left")
+    some = f"The {len(rows)} most frequent of " if len(rows) < len(truths) else ""
+    element.insert(0, h("caption", f"{some}{len(truths):,} confused pairs"))
+    return element
 
 
 def plain_matrices(runs: list[Run], classes: list[str]) -> list[Element]:
@@ -199,6 +236,7 @@ def render_page(
     record["tiles"], files = (None, []) if pictures is None else sheets(pictures)
     kinds = {
         "many": len(classes) > 12,
+        "ten-best": len(classes) > MAX_FULL,
         "long": max(map(len, classes)) > 3,
         "mirrored": len(runs) == 2,
         "still": len(views) == 1,
@@ -210,9 +248,11 @@ def render_page(
     plain = []
     if runs[0].has_truth:
         plain += [h("h2", "Wrong guesses, grouped by guess"), plain_groups(runs, classes, pictures)]
-        plain += [h("h2", "Confusion"), *plain_matrices(runs, classes)]
+        plain.append(h("h2", "Confusion"))
+        plain += [plain_pairs(runs, classes)] if len(classes) > MAX_FULL else plain_matrices(runs, classes)
     folder = Path(__file__).parent
-    page, style, script = ((folder / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    page, style = ((folder / name).read_text("utf-8") for name in ("page.html", "page.css"))
+    script = "\n".join((folder / name).read_text("utf-8") for name in SCRIPTS)
     tops = (view_section(i, i == start, view, epochs) for i, view in enumerate(views))
     ends = (class_section(i, i == start, view, classes) for i, view in enumerate(views))
     return Template(page).substitute(

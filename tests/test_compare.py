@@ -13,6 +13,7 @@ from programs import run, start
 
 import compare
 from page import figures
+from page.scores import Scores
 
 
 def read(path: Path) -> list[dict]:
@@ -32,7 +33,7 @@ def made_up(wrong: dict[int, int], count: int = 30, name: str = "made up") -> fi
     """Predictions of ten classes, truth id % 10, right but for `wrong`: id -> guess."""
     ids = np.arange(count)
     guess = np.array([wrong.get(i, i % 10) for i in ids])
-    return figures.Run(name, Path(name), ids, ids % 10, guess, np.eye(10)[guess])
+    return figures.Run(name, Path(name), ids, ids % 10, guess, Scores(np.eye(10)[guess]))
 
 
 def test_equal_labels_are_made_unique():

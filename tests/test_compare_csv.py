@@ -102,7 +102,7 @@ def test_what_is_clear_is_read(kind):
     guess = GUESS if kind not in ("no guess", "empty guess") else SCORES.argmax(1)
     assert found.ids.tolist() == [0, 1, 2, 3]
     assert found.guess.tolist() == list(guess) and found.truth.tolist() == TRUTH
-    assert found.scores == pytest.approx(SCORES)
+    assert found.scores.values == pytest.approx(SCORES)
     assert found.classes == CLASSES.get(kind)
     assert [REMARKS[kind] in text for text in found.remarks] == ([True] if kind in REMARKS else [])
 
@@ -116,7 +116,8 @@ def test_one_column_holds_the_scores_of_two_classes(column, high):
     labels = ["neg", "pos", "neg"] if "pos" in column else [0, 1, 0]
     text = table(f"id,guess,truth,{column}", range(3), labels, labels, values)
     found = read_predictions("mine.csv", text.encode())
-    assert found.scores[:, high] == pytest.approx(scores) and found.scores.sum(1) == pytest.approx(1)
+    values = found.scores.values
+    assert values[:, high] == pytest.approx(scores) and values.sum(1) == pytest.approx(1)
     assert found.guess.tolist() == [0, 1, 0]
 
 
@@ -126,7 +127,7 @@ def test_rounding_errors_and_names_as_ids():
     )
     found = read_predictions("mine.csv", text.encode())
     assert found.ids.tolist() == ["img/10.png", "img/2.png"] and found.guess.tolist() == [1, 0]
-    assert found.scores.tolist() == [[0, 1], [1, 0]]
+    assert found.scores.values.tolist() == [[0, 1], [1, 0]]
     found = read_predictions("mine.csv", b"id,guess,truth\n12345678901234567890,0,1\n5,1,1\n")
     assert found.ids.tolist() == ["12345678901234567890", "5"] and found.scores is None
 
@@ -159,11 +160,11 @@ BAD = {  # file, and words of the error
     "decimal commas": (PLAIN.replace("0.7", "0,7"), ["line 2: 7 values for 6 columns"]),
     "200,000 columns": (f"id,guess,truth,{COLUMNS}\n", ["first line of more than 1,000,000 bytes"]),
     "6,003 columns": ("id,guess,truth" + ",x" * 6000 + "\n0,0,0\n", ["6,003 columns"]),
-    "150 scores": (
-        f"id,guess,truth,{','.join(COLUMNS.split(',')[:150])}\n0,0,0,1{',0' * 149}\n",
-        ["150 classes", "room for 100"],
+    "1,001 scores": (
+        f"id,guess,truth,{','.join(COLUMNS.split(',')[:1001])}\n0,0,0,1{',0' * 1000}\n",
+        ["1,001 classes", "room for 1,000"],
     ),
-    "150 labels": (table("id,guess,truth", range(150), range(150), range(150)), ["150 classes"]),
+    "1,001 labels": (table("id,guess,truth", range(1001), range(1001), range(1001)), ["1,001 classes"]),
 }
 
 
