@@ -36,7 +36,15 @@ from model import (
     predict_logits,
     read_intact,
 )
-from program import MAX_FILE, ConfigError, exit_status, keep_freed_memory, pick_device, printable, start_word
+from program import (
+    MAX_FILE,
+    ConfigError,
+    exit_status,
+    keep_freed_memory,
+    pick_device,
+    printable,
+    start_command,
+)
 
 MNIST_LIKE = ("mnist", "mnist-format", "qmnist", "synthetic")  # light digits on black
 DATASETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "cifar10", "synthetic")
@@ -74,8 +82,7 @@ def load(path: str, device: torch.device) -> Exported:
         file = os.path.join(path, "model.pt")
         raise ModelError(f"{path} is a folder. Name the file in it, such as {file}.")
     if not os.path.exists(path):
-        python = start_word()
-        raise ModelError(f"{path} does not exist. Export a model first, with {python} train.py.")
+        raise ModelError(f"{path} does not exist. Export a model first, with {start_command('train')}.")
     if not os.path.isfile(path):
         raise ModelError(f"{path} is a pipe or a device. Copy what it gives into a file, and evaluate that.")
     if os.path.getsize(path) > MAX_FILE:
