@@ -566,10 +566,10 @@ def test_unreadable_folder_is_named(tmp_path, monkeypatch):
 
 # ---- Sets that are too large for the GPU ----
 TOO_LARGE = """
-import sys, torch, train
+import importlib, sys, torch
 if sys.argv.pop(1) == "large":
     torch.cuda.mem_get_info = lambda *_: (1000, 1000)
-sys.exit(train.main())
+sys.exit(importlib.import_module(sys.argv.pop(1)).main())
 """
 
 
@@ -577,8 +577,11 @@ sys.exit(train.main())
 def test_set_that_is_too_large_for_the_gpu_is_moved_batch_by_batch(tmp_path):
     fill(tmp_path / "set", 20)
     for size in ("small", "large"):
-        flags = ("--dataset", "set", "--run_dir", size, "--epochs", 2, *QUICK[2:])
-        result = run_on_gpu("-c", TOO_LARGE, size, *flags, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
+        train = ("train", "--dataset", "set", "--run_dir", size, "--epochs", 2, *QUICK[2:])
+        evaluate = ("evaluate", f"{size}/model.pt", "--dataset", "set", "--predictions", f"{size}.csv")
+        for program in (train, evaluate):
+            result = run_on_gpu("-c", TOO_LARGE, size, *program, cwd=tmp_path)
+            assert result.returncode == 0, result.stderr
     tables = [(tmp_path / size / "predictions/epoch-002.csv").read_text() for size in ("small", "large")]
     assert tables[0] == tables[1]
+    assert (tmp_path / "small.csv").read_text() == (tmp_path / "large.csv").read_text()
