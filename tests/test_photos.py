@@ -121,6 +121,37 @@ def test_digit_is_found_in_any_scene_and_both_polarities_give_one_image():
     assert len(missed) <= 2, missed  # of 100
 
 
+def small_scenes(digit: numpy.ndarray, height: int, seed: int) -> list[Image.Image]:
+    """A digit of so many pixels in 300 x 240: on paper, beside a table, in a shadow, on a blackboard."""
+    rng = numpy.random.default_rng(seed)
+    rows, columns = (numpy.flatnonzero((digit > 60).any(axis)) for axis in (1, 0))
+    crop = Image.fromarray(digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    crop = crop.resize((max(2, crop.width * height // crop.height), height), Image.Resampling.BICUBIC)
+    pen, (down, across) = numpy.zeros((300, 240)), numpy.mgrid[0:300, 0:240]
+    top, left = rng.integers(80, 200), rng.integers(80, 140)
+    pen[top : top + height, left : left + crop.width] = numpy.asarray(crop) / 255
+    paper = numpy.full(pen.shape, 225.0)
+    table = numpy.where((across < 40) | (down < 30), 80 + 8 * rng.random((300, 1)), paper)
+    shadow = paper * numpy.where(across + down / 3 < 120, 0.65, 1)
+    photos = [ground * (1 - pen) + 40 * pen for ground in (paper, table, shadow)] + [40 + 190 * pen]
+    return [Image.fromarray((p + rng.normal(0, 4, p.shape)).clip(0, 255).astype("uint8")) for p in photos]
+
+
+def test_small_digit_is_looked_at_closer_and_a_tiny_one_is_said_to_be():
+    images, _ = draw_digits(10, seed=6)
+    missed = []
+    for i, image in enumerate(images[:, 0].numpy()):
+        expected, _ = like_mnist(Image.fromarray(image).resize((280, 280)))
+        for k, scene in enumerate(small_scenes(image, 24, seed=i)):  # 8 % of the photo
+            found, remark = like_mnist(scene)
+            inverted, _ = like_mnist(Image.fromarray(255 - numpy.asarray(scene)))
+            assert (inverted.int() - found.int()).abs().max() <= 1 and "pixels" not in remark, (i, k)
+            missed += [(i, k)] if likeness(found, expected[0]) < 0.8 else []
+        tiny = small_scenes(image, 8, seed=i)[0]
+        assert "no digit" in (remark := like_mnist(tiny)[1]) or "take the photo from nearer" in remark
+    assert len(missed) <= 2, missed  # of 40
+
+
 def test_two_digits_are_said_so_and_a_broken_one_is_one():
     images, _ = draw_digits(10, seed=4)
     digits = [Image.fromarray(255 - image).resize((140, 140)) for image in images[:, 0].numpy()]
