@@ -238,6 +238,22 @@ def test_all_unreadable_files_are_named_at_once(tmp_path):
     assert not list(tmp_path.rglob("*.p[ai][rx]*"))  # neither a cache nor a part of one
 
 
+def test_links_of_every_kind_are_followed_or_named(tmp_path):
+    fill(tmp_path / "real", 6)
+    (tmp_path / "set").mkdir()
+    for name in CLASSES:
+        (tmp_path / "set" / name).symlink_to(f"../real/{name}")
+    (tmp_path / "real/1/up").symlink_to("../../real")  # to pictures of other classes, and back to itself
+    (tmp_path / "set/gone").symlink_to("nowhere")
+    assert load(tmp_path / "set", val_size=3).train_labels.bincount().tolist() == [5] * 3
+    (tmp_path / "real/1/circle.png").symlink_to("circle.png")
+    (tmp_path / "real/2/gone.png").symlink_to("nowhere")
+    with pytest.raises(
+        data.DataError, match="2 of 20 pictures in .* cannot be read: 1/circle.png, 2/gone.png"
+    ):
+        load(tmp_path / "set")
+
+
 def test_class_without_training_pictures_is_warned_of(tmp_path, capsys):
     make_set(tmp_path)
     (tmp_path / "test" / "11").mkdir()
