@@ -167,10 +167,14 @@ def visible_folders(folder: Path) -> list[Path]:
 
 
 def class_folders(part: Path) -> dict[str, list[Path]]:
-    """Class name -> its folders: several if their names are the same text, written in different bytes."""
+    """Class name -> its folders: several if their names are the same text, written in different bytes.
+
+    Bytes that are no text are escaped, because W&B refuses them.
+    """
     classes = {}
     for path in visible_folders(part):
-        classes.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
+        name = os.fsencode(path.name).decode(errors="backslashreplace")
+        classes.setdefault(unicodedata.normalize("NFC", name), []).append(path)
     return classes
 
 

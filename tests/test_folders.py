@@ -152,6 +152,17 @@ def test_class_names_are_sorted_as_numbers_if_they_are(tmp_path):
     assert load(tmp_path).classes[-1] == "ä" and len(load(tmp_path).classes) == 8
 
 
+def test_class_names_of_any_bytes_are_text(tmp_path):
+    names = ["a\nb", "\u05d0\u05d1", "\U0001f600", os.fsdecode(b"caf\xe9")]
+    fill(tmp_path, 5, classes=names[:3])
+    (tmp_path / names[3]).mkdir()
+    draw(0, 0).save(tmp_path / names[3] / "1.png")
+    (tmp_path / names[3] / "1.png").rename(tmp_path / names[3] / os.fsdecode(b"\xff.png"))
+    loaded = load(tmp_path)
+    assert loaded.classes == ["a\nb", "caf\\xe9", *names[1:3]]
+    assert (loaded.train_labels == 1).sum() + (loaded.eval_labels == 1).sum() == 1
+
+
 def test_a_thousand_classes_are_a_data_set_and_a_thousand_and_one_are_not(tmp_path):
     for name in range(1000):
         (tmp_path / str(name)).mkdir()
