@@ -169,6 +169,26 @@ def test_two_digits_are_said_so_and_a_broken_one_is_one():
     assert "more than one" not in remark and (image[0, 4:8] > 127).any()
 
 
+def test_what_is_unlike_a_photo_of_one_thin_digit_is_told_from_it():
+    images, _ = draw_digits(1, seed=4)
+    digit = Image.fromarray(255 - images[0, 0].numpy()).resize((140, 140))
+    expected, _ = like_mnist(digit)
+    dotted = digit.copy()
+    for corner in ((8, 66), (126, 66), (66, 6)):  # specks around it
+        ImageDraw.Draw(dotted).rectangle([*corner, corner[0] + 4, corner[1] + 4], fill=0)
+    assert likeness(like_mnist(dotted)[0], expected[0].numpy()) > 0.95
+    grey = Image.fromarray(60 + (images[0, 0].numpy() * 0.7).astype("uint8"))  # of MNIST's size, on grey
+    assert like_mnist(grey)[0][0, 0, 0] == 0
+    joined = Image.new("L", (400, 140), 255)  # digits that touch
+    for left in (40, 120, 200):
+        ImageDraw.Draw(joined).ellipse([left, 40, left + 80, 110], outline=0, width=10)
+    assert "more than one digit" in like_mnist(joined)[1]
+    bold = Image.new("L", (60, 100), 0)  # a seven that fills its picture
+    ImageDraw.Draw(bold).polygon([0, 45, 30, 45, 0, 100], fill=255)
+    ImageDraw.Draw(bold).polygon([60, 50, 60, 100, 35, 100], fill=255)
+    assert "no digit" not in like_mnist(bold)[1]
+
+
 def test_table_and_shadow_are_no_parts():
     light = numpy.full((200, 200), 220.0)
     light[:, :40] = 60  # a table
