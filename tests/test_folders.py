@@ -451,6 +451,16 @@ def test_users_cache_is_used_where_the_folder_cannot_hold_it(
     assert torch.equal(load(folder).train_images, first.train_images)
 
 
+def test_caches_of_two_sets_do_not_delete_each_other(tmp_path, user_cache, no_decoding):
+    for name in ("one", "other"):
+        (make_set(tmp_path / name) / ".mnist-tables").touch()
+        load(tmp_path / name)
+    assert len(list(user_cache.rglob("*.pixels"))) == 4
+    no_decoding()
+    for name in ("one", "other"):
+        load(tmp_path / name)
+
+
 def test_without_any_place_for_the_cache_the_pictures_are_decoded_into_memory(tmp_path, user_cache, capsys):
     folder = make_set(tmp_path / "set")
     kept = load(folder)
