@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import DataError, digest, load_split
+from data import DataError, ImageData, digest, load_split
 from logging_utils import MAX_SCORES, compute_metrics, prediction_rows, write_predictions
 from model import (
     FORMAT,
@@ -36,7 +36,15 @@ from model import (
     predict_logits,
     read_intact,
 )
-from program import MAX_FILE, ConfigError, exit_status, keep_freed_memory, pick_device, printable, start_word
+from program import (
+    MAX_FILE,
+    ConfigError,
+    exit_status,
+    keep_freed_memory,
+    pick_device,
+    printable,
+    start_command,
+)
 
 MNIST_LIKE = ("mnist", "mnist-format", "qmnist", "synthetic")  # light digits on black
 DATASETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "cifar10", "synthetic")
@@ -57,6 +65,7 @@ class Exported:
     path: str
     sha256: str  # of the file
     model: nn.Module
+    device: torch.device  # of the model
     classes: list[str]
     shape: tuple[int, ...]  # (C, H, W) of its images
     dataset: str  # what it was trained on; a folder is "folder NAME"
@@ -74,8 +83,7 @@ def load(path: str, device: torch.device) -> Exported:
         file = os.path.join(path, "model.pt")
         raise ModelError(f"{path} is a folder. Name the file in it, such as {file}.")
     if not os.path.exists(path):
-        python = start_word()
-        raise ModelError(f"{path} does not exist. Export a model first, with {python} train.py.")
+        raise ModelError(f"{path} does not exist. Export a model first, with {start_command('train')}.")
     if not os.path.isfile(path):
         raise ModelError(f"{path} is a pipe or a device. Copy what it gives into a file, and evaluate that.")
     if os.path.getsize(path) > MAX_FILE:
@@ -106,7 +114,9 @@ def load(path: str, device: torch.device) -> Exported:
         problem = f"{path} says nothing usable on its classes, input shape, data set or torch version"
         raise ModelError(f"{problem}. {CURE}") from error
     sha256 = hashlib.sha256(content).hexdigest()
-    return Exported(path, sha256, model, classes, (channels, height, width), dataset, *evaluated, version)
+    return Exported(
+        path, sha256, model, device, classes, (channels, height, width), dataset, *evaluated, version
+    )
 
 
 def diagnose(path: str, error: Exception) -> str:
@@ -138,13 +148,21 @@ def diagnose(path: str, error: Exception) -> str:
 
 
 def checked_logits(exported: Exported, images: Tensor, batch_size: int | None) -> Tensor:
-    """Logits (N, K) of images (N, C, H, W), on the CPU. Raises ModelError if the exported program fails."""
-    name, count = exported.path, len(exported.classes)
+    """Logits (N, K) of images (N, C, H, W), on the CPU. Raises ModelError if the exported program fails.
+
+    The images are moved to the model's device batch by batch, so they may be larger than its memory.
+    """
+    name, count, logits = exported.path, len(exported.classes), None
     try:
+        one = images[:1].to(exported.device)
         with torch.inference_mode():
-            answer = exported.model(images[:1])
-        is_tensor = isinstance(answer, Tensor)
-        logits = predict_logits(exported.model, images, batch_size).float().cpu() if is_tensor else None
+            answer = exported.model(one)
+        if isinstance(answer, Tensor):
+            parts = images.split(batch_size or eval_batch_size(one))
+            parts = [
+                predict_logits(exported.model, part.to(exported.device), len(part)).cpu() for part in parts
+            ]
+            logits = torch.cat(parts).float()
     except Exception as error:  # a program of somebody else can raise anything
         raise ModelError(f"{name} fails on these images: {printable(first_reason(error))}.") from error
     if logits is None:
@@ -163,7 +181,7 @@ def checked_logits(exported: Exported, images: Tensor, batch_size: int | None) -
 
 
 # ---- A test set ----
-def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torch.device) -> None:
+def evaluate_test_set(exported: Exported, args: argparse.Namespace) -> None:
     """Print metrics, speed, and precision and recall of each class."""
     name = args.dataset or exported.dataset
     if not (args.dataset or name in (*DATASETS, "mnist-format")):  # no folder is read because a file says so
@@ -189,10 +207,13 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torc
         remark = "so this is all pictures in it, also any that the model was trained on"
         print(f"WARNING: {printable(dataset)} has no test set, {remark}", file=sys.stderr)
 
-    images, batch_size = images.to(device), args.batch_size or eval_batch_size(images)
-    checked_logits(exported, images[: 2 * batch_size], batch_size)  # TorchScript compiles in its first calls
+    # A GPU gets all of them if they need at most half of its free memory.
+    split = ImageData(dataset, classes, images[:0], labels[:0], images, labels).to(exported.device)
+    images, one = split.eval_images, images[:1].to(exported.device)
+    two_batches = images[: 2 * (args.batch_size or eval_batch_size(one))]
+    checked_logits(exported, two_batches, args.batch_size)  # TorchScript compiles in its first calls
     start = time.perf_counter()
-    logits = checked_logits(exported, images, batch_size)
+    logits = checked_logits(exported, images, args.batch_size)
     seconds = time.perf_counter() - start
 
     metrics = compute_metrics(logits, labels)
@@ -204,7 +225,7 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace, device: torc
     print(f"ece       {metrics.pop('ece'):.2f} %, the expected calibration error in 15 bins")
     for metric, value in metrics.items():  # metrics added to compute_metrics
         print(f"{metric:8}  {value:.4g}")
-    print(f"speed     {len(images) / seconds:,.0f} images/s on {device}\n")
+    print(f"speed     {len(images) / seconds:,.0f} images/s on {exported.device}\n")
     print_report(logits.argmax(1), labels, classes)
     if args.predictions is not None:
         write_predictions(args.predictions, prediction_rows(logits, labels), logits.shape[1])
@@ -261,7 +282,7 @@ def shorten(name: str) -> str:
 
 
 # ---- Your own pictures ----
-def evaluate_pictures(exported: Exported, args: argparse.Namespace, device: torch.device) -> None:
+def evaluate_pictures(exported: Exported, args: argparse.Namespace) -> None:
     """Print the guess and the scores for each picture. Raises PictureError for those that cannot be read."""
     paths = list_pictures(args.pictures)
     if args.predictions and os.path.realpath(args.predictions) in map(os.path.realpath, paths):
@@ -278,7 +299,7 @@ def evaluate_pictures(exported: Exported, args: argparse.Namespace, device: torc
             failed[path] = error
     if pictures:
         paths, images, remarks = zip(*pictures)
-        logits = checked_logits(exported, torch.stack(images).to(device), args.batch_size)
+        logits = checked_logits(exported, torch.stack(images), args.batch_size)
         print_scores(exported.classes, paths, logits.softmax(1), remarks)
         if args.predictions is not None:
             rows = prediction_rows(logits, torch.zeros(len(logits), dtype=torch.int64))
@@ -384,9 +405,9 @@ def evaluate(args: argparse.Namespace) -> None:
     print(f"model     {printable(args.model)}, {trained}")
     print(f"sha256    {exported.sha256}")
     if args.pictures:
-        evaluate_pictures(exported, args, device)
+        evaluate_pictures(exported, args)
     else:
-        evaluate_test_set(exported, args, device)
+        evaluate_test_set(exported, args)
 
 
 def check_writable(path: Path) -> None:

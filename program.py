@@ -70,10 +70,14 @@ def parse_settings(config_class: type, argv: list[str] | None, description: str)
 
 def resume_hint(run_dir: Path) -> str:
     """How to go on with a run: the flags, and torchrun's part of the command line if it was used."""
-    flags, launcher = f"--run_dir {shlex.quote(str(run_dir))} --resume", ""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        launcher = f"torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']} {shlex.quote(sys.argv[0])} "
-    return f"continue with {launcher}{flags}"
+    flags = f"--run_dir {shlex.quote(str(run_dir))} --resume"
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return f"continue with {flags}"
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":  # its addresses are not known here
+        return f"continue with the same torchrun commands and {flags}"
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    program = f"-m {module.name}" if module else shlex.quote(sys.argv[0])
+    return f"continue with torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']} {program} {flags}"
 
 
 # ---- Notebooks, and use as a library ----
@@ -86,6 +90,19 @@ def start_word() -> str:
     """What our programs are started with here: the Python that was typed, or %run in IPython."""
     python = next(filter(None, [*sys.orig_argv[:1], sys.executable]), "python")
     return "%run" if ipython() else shlex.quote(python)
+
+
+def start_command(program: str) -> str:
+    """What starts another of our programs, such as "evaluate", from the current directory.
+
+    It is beside this file. In a copy, both may be modules of a package, or have a prefix to their names.
+    """
+    module = __name__.removesuffix("program") + program
+    if __package__:
+        return f"{start_word()} -m {module}"
+    path = Path(__file__).with_name(f"{module}.py")
+    path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"{start_word()} {shlex.quote(str(path))}"
 
 
 @contextmanager

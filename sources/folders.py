@@ -160,15 +160,21 @@ def is_visible(name: str) -> bool:
 
 def visible_folders(folder: Path) -> list[Path]:
     return sorted(
-        Path(entry.path) for entry in os.scandir(folder) if is_visible(entry.name) and entry.is_dir()
+        Path(entry.path)
+        for entry in os.scandir(folder)
+        if is_visible(entry.name) and os.path.isdir(entry.path)  # entry.is_dir() raises for a circular link
     )
 
 
 def class_folders(part: Path) -> dict[str, list[Path]]:
-    """Class name -> its folders: several if their names are the same text, written in different bytes."""
+    """Class name -> its folders: several if their names are the same text, written in different bytes.
+
+    Bytes that are no text are escaped, because W&B refuses them.
+    """
     classes = {}
     for path in visible_folders(part):
-        classes.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
+        name = os.fsencode(path.name).decode(errors="backslashreplace")
+        classes.setdefault(unicodedata.normalize("NFC", name), []).append(path)
     return classes
 
 
@@ -184,7 +190,7 @@ def list_files(
     """The pictures of a part, relative to the root, and their labels. With `report`, warn of other files."""
     files, labels, skipped = [], [], Counter()
     for entry in os.scandir(part):
-        if is_visible(entry.name) and is_picture_name(entry.name) and not entry.is_dir():
+        if is_visible(entry.name) and is_picture_name(entry.name) and not os.path.isdir(entry.path):
             skipped["pictures outside of the classes"] += 1
     folders = class_folders(part)
     for label, name in enumerate(classes):
@@ -203,13 +209,13 @@ def list_files(
 
 def walk(folder: Path, skipped: Counter) -> list[str]:
     """The pictures in a folder and those below. Other files are counted by their kind."""
-    found, seen = [], set()
+    found, seen = [], {str(path) for path in Path(os.path.realpath(folder)).parents}
 
     def fail(error: OSError) -> None:
         raise error
 
     for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        seen.add(os.path.realpath(place))  # a link may lead back
+        seen.add(os.path.realpath(place))  # a link may lead back, or up to other classes
         folders[:] = [
             name for name in folders if is_visible(name) and os.path.realpath(f"{place}/{name}") not in seen
         ]
@@ -235,7 +241,11 @@ def hold_out_order(files: list[str], labels: list[int]) -> list[int]:
 
 def refusal(folder: Path, found: str) -> str:
     """Why a folder is refused: what was found, and what is needed."""
-    names = [entry.name + "/" * entry.is_dir() for entry in os.scandir(folder) if is_visible(entry.name)]
+    names = [
+        entry.name + "/" * os.path.isdir(entry.path)
+        for entry in os.scandir(folder)
+        if is_visible(entry.name)
+    ]
     needed = "train/CLASS/ and test/CLASS/ (or val/), or CLASS/ alone"
     counts = f"{MIN_CLASSES} to {MAX_CLASSES:,} classes"
     return f"{folder} has {found}: it holds {some(sorted(names))}. It needs {needed}, with {counts}."

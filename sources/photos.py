@@ -1,5 +1,7 @@
 """Photos of handwritten digits, made like MNIST's images."""
 
+from dataclasses import dataclass
+
 import numpy
 import torch
 from numpy import ndarray
@@ -7,11 +9,23 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-SIDE = 224  # pixels of the longer side of a photo while the digit is looked for
-WIDEST = 63  # pixels, odd: what is dark over a square of this side is a table or a shadow, not a line
+SIDE = 224  # pixels of the longer side of a photo, or of a part of it, while a digit is looked for
+NEAR = 56  # pixels: a digit that is not so large then is looked at more closely
+SMALLEST = 12  # pixels in the photo itself: too few digits that are smaller are recognized
+WIDEST = 0.28  # of the longer side: what is dark over a larger square is a table or a shadow, not a line
 NEIGHBOURS = numpy.ones((3, 3))  # a pixel and its eight neighbours
 
 Box = tuple[slice, slice]  # rows and columns
+
+
+@dataclass
+class Digit:
+    """A digit in a photo."""
+
+    strokes: ndarray  # (h, w) in 0..1
+    box: Box  # around the strokes, in the pixels in which they were found
+    is_dark: bool  # dark on light
+    is_one: bool  # the only digit in the photo
 
 
 def like_mnist(picture: Image.Image) -> tuple[Tensor, str]:
@@ -22,18 +36,18 @@ def like_mnist(picture: Image.Image) -> tuple[Tensor, str]:
     light. A picture and its negative give the same image.
     """
     picture = picture.convert("F")
-    size = [max(8, round(side * SIDE / max(picture.size))) for side in picture.size]
-    found = find_digit(numpy.asarray(picture.resize(size, reducing_gap=3)))
+    found, side = find_digit(picture)
     if found is None:
         return to_image(picture.resize((28, 28), Image.Resampling.BOX)), "no digit found"
-    strokes, is_dark, is_one = found
-    remarks = ["dark on light: inverted"] if is_dark else []
-    pixels = 255 - numpy.asarray(picture) if is_dark else numpy.asarray(picture)
+    remarks = ["dark on light: inverted"] if found.is_dark else []
+    pixels = 255 - numpy.asarray(picture) if found.is_dark else numpy.asarray(picture)
     if picture.size != (28, 28) or numpy.median(pixels) > 15:
-        pixels = 255 * centred(thicken(strokes))
+        pixels = 255 * centred(thicken(found.strokes))
         remarks.append("centred and scaled as MNIST's digits are")
-    if not is_one:
+    if not found.is_one:
         remarks.append("more than one digit: crop the picture to one")
+    if side < SMALLEST:
+        remarks.append(f"the digit has only {side:.0f} pixels a side: take the photo from nearer")
     return to_image(pixels), "; ".join(remarks)
 
 
@@ -41,13 +55,31 @@ def to_image(pixels: ndarray | Image.Image) -> Tensor:
     return torch.from_numpy(numpy.asarray(pixels).round().clip(0, 255).astype("uint8"))[None]
 
 
-def find_digit(pixels: ndarray) -> tuple[ndarray, bool, bool] | None:
-    """Find the digit in a photo (H, W) of floats in 0..255: the largest part that looks like ink.
+def find_digit(picture: Image.Image) -> tuple[Digit | None, float]:
+    """Find the digit in a photo: closer if it is small. And its longer side in the photo's pixels."""
+    found, scale = find_strokes(resize(picture, SIDE)), max(picture.size) / SIDE
+    if found and max(found.strokes.shape) >= NEAR:
+        return found, max(found.strokes.shape) * scale
+    if whole := find_strokes(resize(picture, 2 * SIDE)):
+        scale, side = scale / 2, max(whole.strokes.shape)
+        rows, columns = whole.box
+        corners = columns.start - side, rows.start - side, columns.stop + side, rows.stop + side
+        corners = [min(max(place * scale, 0), end) for place, end in zip(corners, 2 * picture.size)]
+        found = find_strokes(resize(picture.crop([round(place) for place in corners]), SIDE)) or whole
+        found.is_one &= whole.is_one
+        return found, side * scale
+    found = found or fill_with_digit(resize(picture, SIDE))
+    return found, max(found.strokes.shape) * scale if found else 0
 
-    Returns the strokes (h, w) in 0..1, whether they are dark on light, and whether this is the only digit.
-    Returns None if there is no contrast.
-    """
-    pixels = ndimage.uniform_filter(pixels, 3)  # without grain
+
+def resize(picture: Image.Image, side: int) -> ndarray:
+    """The pixels (H, W) of a picture, without grain, whose longer side becomes `side`."""
+    size = [max(8, round(length * side / max(picture.size))) for length in picture.size]
+    return ndimage.uniform_filter(numpy.asarray(picture.resize(size, reducing_gap=3)), 3)
+
+
+def find_strokes(pixels: ndarray) -> Digit | None:
+    """Find the largest part of a photo (H, W), floats in 0..255, that looks like ink, or None."""
     best = (0, 0)
     for is_dark in (True, False):
         ink, parts = find_parts(pixels if is_dark else 255 - pixels)
@@ -55,19 +87,29 @@ def find_digit(pixels: ndarray) -> tuple[ndarray, bool, bool] | None:
             rank = mask.size, likeness_to_ink(mask)
             if rank > best and rank[1] > 0 and is_thin(mask):
                 best, found = rank, (is_dark, ink, parts, box)
-    if any(best):
-        is_dark, ink, parts, box = found
-        mask, is_one = join_parts(ink.shape, parts, box)
-    else:  # it fills the picture, so that its lines have no paper around them
-        low, high = numpy.percentile(pixels, (2, 98))
-        if high - low < 25:
-            return None
-        ink = ((high - pixels) / (high - low)).clip(0, 1)
-        is_dark, is_one = likeness_to_ink(ink) > 0, True
-        ink = ink if is_dark else 1 - ink
-        mask = ink > 0.4
+    if not any(best):
+        return None
+    is_dark, ink, parts, box = found
+    mask, is_one = join_parts(ink.shape, parts, box)
+    return cut_out(ink, mask, is_dark, is_one)
+
+
+def fill_with_digit(pixels: ndarray) -> Digit | None:
+    """A digit that fills its photo (H, W): no paper is around its lines. None if there is no contrast."""
+    low, high = numpy.percentile(pixels, (2, 98))
+    if high - low < 25:
+        return None
+    ink = ((high - pixels) / (high - low)).clip(0, 1)
+    is_dark = likeness_to_ink(ink) > 0
+    ink = ink if is_dark else 1 - ink
+    return cut_out(ink, ink > 0.4, is_dark)
+
+
+def cut_out(ink: ndarray, mask: ndarray, is_dark: bool, is_one: bool = True) -> Digit:
+    """The digit that is the masked part of some ink (H, W)."""
     strokes = (ink / (0.8 * ink[mask].mean())).clip(max=1) * mask
-    return strokes[ndimage.find_objects(mask.astype(int))[0]], is_dark, is_one
+    (box,) = ndimage.find_objects(mask.astype(int))
+    return Digit(strokes[box], box, is_dark, is_one)
 
 
 def find_parts(pixels: ndarray) -> tuple[ndarray, list[tuple[Box, ndarray]]]:
@@ -77,13 +119,11 @@ def find_parts(pixels: ndarray) -> tuple[ndarray, list[tuple[Box, ndarray]]]:
     each, and its mask (h, w) in there. A part without an edge nearly all around is no part: for example
     the paper between a line and a shadow.
     """
-    paper = ndimage.grey_closing(pixels, (WIDEST, WIDEST), mode="nearest")
+    paper = ndimage.grey_closing(pixels, 2 * [round(WIDEST * max(pixels.shape))], mode="nearest")
     contrast = (paper - pixels).clip(min=0)
     ink = contrast / (paper + 30)  # a stroke in shadow is as strong as one in light
     steepness = ndimage.morphological_gradient(pixels, 5)
-    weakest = max(
-        15, 0.15 * (pixels.max() - pixels.min())
-    )  # ruled lines are weaker, and what is between them
+    weakest = max(25, 0.15 * numpy.ptp(pixels))  # ruled lines are weaker, and what is between them
     is_ink = ink > 0.4 * ink.max()
     is_outline = is_ink & ~ndimage.binary_erosion(is_ink, NEIGHBOURS, border_value=1)
     labels, _ = ndimage.label(is_ink, NEIGHBOURS)

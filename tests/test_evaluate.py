@@ -108,6 +108,30 @@ def test_folder_that_is_not_here_is_asked_for(main, tmp_path):
     assert "\x1b" not in result.stdout
 
 
+def test_set_that_a_gpu_cannot_hold_is_moved_batch_by_batch(small_dir, tmp_path, monkeypatch, capsys):
+    """On a stand-in for a GPU: a CPU that says it is one, and has so much memory."""
+    gpu, moved, to = torch.device("cuda"), [], Tensor.to
+
+    def move(tensor: Tensor, *target, **options) -> Tensor:
+        if target[:1] != (gpu,):
+            return to(tensor, *target, **options)
+        moved.append(len(tensor) if tensor.dim() == 4 else 0)  # not of labels
+        return tensor
+
+    args = evaluate.parse_args([str(export(tmp_path / "model.pt")), "--data_dir", str(small_dir)])
+    exported = evaluate.load(args.model, torch.device("cpu"))
+    exported.device = gpu
+    monkeypatch.setattr(Tensor, "to", move)
+    most, reports = [], []
+    for free in (10**9, 1000):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
+        moved.clear()
+        evaluate.evaluate_test_set(exported, args)
+        most.append(max(moved))
+        reports.append(capsys.readouterr().out.split("speed")[0])
+    assert most == [500, 100] and reports[0] == reports[1]
+
+
 def assert_no_word_in(path: Path, *words: str) -> None:
     with zipfile.ZipFile(path) as file:
         for member in file.namelist():

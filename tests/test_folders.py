@@ -152,6 +152,17 @@ def test_class_names_are_sorted_as_numbers_if_they_are(tmp_path):
     assert load(tmp_path).classes[-1] == "ä" and len(load(tmp_path).classes) == 8
 
 
+def test_class_names_of_any_bytes_are_text(tmp_path):
+    names = ["a\nb", "\u05d0\u05d1", "\U0001f600", os.fsdecode(b"caf\xe9")]
+    fill(tmp_path, 5, classes=names[:3])
+    (tmp_path / names[3]).mkdir()
+    draw(0, 0).save(tmp_path / names[3] / "1.png")
+    (tmp_path / names[3] / "1.png").rename(tmp_path / names[3] / os.fsdecode(b"\xff.png"))
+    loaded = load(tmp_path)
+    assert loaded.classes == ["a\nb", "caf\\xe9", *names[1:3]]
+    assert (loaded.train_labels == 1).sum() + (loaded.eval_labels == 1).sum() == 1
+
+
 def test_a_thousand_classes_are_a_data_set_and_a_thousand_and_one_are_not(tmp_path):
     for name in range(1000):
         (tmp_path / str(name)).mkdir()
@@ -236,6 +247,22 @@ def test_all_unreadable_files_are_named_at_once(tmp_path):
     )
     assert str(error.value).startswith(found) and "test/1/1.png and 4 more. Remove them" in str(error.value)
     assert not list(tmp_path.rglob("*.p[ai][rx]*"))  # neither a cache nor a part of one
+
+
+def test_links_of_every_kind_are_followed_or_named(tmp_path):
+    fill(tmp_path / "real", 6)
+    (tmp_path / "set").mkdir()
+    for name in CLASSES:
+        (tmp_path / "set" / name).symlink_to(f"../real/{name}")
+    (tmp_path / "real/1/up").symlink_to("../../real")  # to pictures of other classes, and back to itself
+    (tmp_path / "set/gone").symlink_to("nowhere")
+    assert load(tmp_path / "set", val_size=3).train_labels.bincount().tolist() == [5] * 3
+    (tmp_path / "real/1/circle.png").symlink_to("circle.png")
+    (tmp_path / "real/2/gone.png").symlink_to("nowhere")
+    with pytest.raises(
+        data.DataError, match="2 of 20 pictures in .* cannot be read: 1/circle.png, 2/gone.png"
+    ):
+        load(tmp_path / "set")
 
 
 def test_class_without_training_pictures_is_warned_of(tmp_path, capsys):
@@ -424,6 +451,16 @@ def test_users_cache_is_used_where_the_folder_cannot_hold_it(
     assert torch.equal(load(folder).train_images, first.train_images)
 
 
+def test_caches_of_two_sets_do_not_delete_each_other(tmp_path, user_cache, no_decoding):
+    for name in ("one", "other"):
+        (make_set(tmp_path / name) / ".mnist-tables").touch()
+        load(tmp_path / name)
+    assert len(list(user_cache.rglob("*.pixels"))) == 4
+    no_decoding()
+    for name in ("one", "other"):
+        load(tmp_path / name)
+
+
 def test_without_any_place_for_the_cache_the_pictures_are_decoded_into_memory(tmp_path, user_cache, capsys):
     folder = make_set(tmp_path / "set")
     kept = load(folder)
@@ -566,10 +603,10 @@ def test_unreadable_folder_is_named(tmp_path, monkeypatch):
 
 # ---- Sets that are too large for the GPU ----
 TOO_LARGE = """
-import sys, torch, train
+import importlib, sys, torch
 if sys.argv.pop(1) == "large":
     torch.cuda.mem_get_info = lambda *_: (1000, 1000)
-sys.exit(train.main())
+sys.exit(importlib.import_module(sys.argv.pop(1)).main())
 """
 
 
@@ -577,8 +614,11 @@ sys.exit(train.main())
 def test_set_that_is_too_large_for_the_gpu_is_moved_batch_by_batch(tmp_path):
     fill(tmp_path / "set", 20)
     for size in ("small", "large"):
-        flags = ("--dataset", "set", "--run_dir", size, "--epochs", 2, *QUICK[2:])
-        result = run_on_gpu("-c", TOO_LARGE, size, *flags, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
+        train = ("train", "--dataset", "set", "--run_dir", size, "--epochs", 2, *QUICK[2:])
+        evaluate = ("evaluate", f"{size}/model.pt", "--dataset", "set", "--predictions", f"{size}.csv")
+        for program in (train, evaluate):
+            result = run_on_gpu("-c", TOO_LARGE, size, *program, cwd=tmp_path)
+            assert result.returncode == 0, result.stderr
     tables = [(tmp_path / size / "predictions/epoch-002.csv").read_text() for size in ("small", "large")]
     assert tables[0] == tables[1]
+    assert (tmp_path / "small.csv").read_text() == (tmp_path / "large.csv").read_text()

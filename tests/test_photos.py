@@ -121,6 +121,37 @@ def test_digit_is_found_in_any_scene_and_both_polarities_give_one_image():
     assert len(missed) <= 2, missed  # of 100
 
 
+def small_scenes(digit: numpy.ndarray, height: int, seed: int) -> list[Image.Image]:
+    """A digit of so many pixels in 300 x 240: on paper, beside a table, in a shadow, on a blackboard."""
+    rng = numpy.random.default_rng(seed)
+    rows, columns = (numpy.flatnonzero((digit > 60).any(axis)) for axis in (1, 0))
+    crop = Image.fromarray(digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    crop = crop.resize((max(2, crop.width * height // crop.height), height), Image.Resampling.BICUBIC)
+    pen, (down, across) = numpy.zeros((300, 240)), numpy.mgrid[0:300, 0:240]
+    top, left = rng.integers(80, 200), rng.integers(80, 140)
+    pen[top : top + height, left : left + crop.width] = numpy.asarray(crop) / 255
+    paper = numpy.full(pen.shape, 225.0)
+    table = numpy.where((across < 40) | (down < 30), 80 + 8 * rng.random((300, 1)), paper)
+    shadow = paper * numpy.where(across + down / 3 < 120, 0.65, 1)
+    photos = [ground * (1 - pen) + 40 * pen for ground in (paper, table, shadow)] + [40 + 190 * pen]
+    return [Image.fromarray((p + rng.normal(0, 4, p.shape)).clip(0, 255).astype("uint8")) for p in photos]
+
+
+def test_small_digit_is_looked_at_closer_and_a_tiny_one_is_said_to_be():
+    images, _ = draw_digits(10, seed=6)
+    missed = []
+    for i, image in enumerate(images[:, 0].numpy()):
+        expected, _ = like_mnist(Image.fromarray(image).resize((280, 280)))
+        for k, scene in enumerate(small_scenes(image, 24, seed=i)):  # 8 % of the photo
+            found, remark = like_mnist(scene)
+            inverted, _ = like_mnist(Image.fromarray(255 - numpy.asarray(scene)))
+            assert (inverted.int() - found.int()).abs().max() <= 1 and "pixels" not in remark, (i, k)
+            missed += [(i, k)] if likeness(found, expected[0]) < 0.8 else []
+        tiny = small_scenes(image, 8, seed=i)[0]
+        assert "no digit" in (remark := like_mnist(tiny)[1]) or "take the photo from nearer" in remark
+    assert len(missed) <= 2, missed  # of 40
+
+
 def test_two_digits_are_said_so_and_a_broken_one_is_one():
     images, _ = draw_digits(10, seed=4)
     digits = [Image.fromarray(255 - image).resize((140, 140)) for image in images[:, 0].numpy()]
@@ -136,6 +167,26 @@ def test_two_digits_are_said_so_and_a_broken_one_is_one():
     ImageDraw.Draw(five).line([80, 65, 80, 100, 130, 100, 130, 150, 70, 150], fill=0, width=12)
     image, remark = like_mnist(five)
     assert "more than one" not in remark and (image[0, 4:8] > 127).any()
+
+
+def test_what_is_unlike_a_photo_of_one_thin_digit_is_told_from_it():
+    images, _ = draw_digits(1, seed=4)
+    digit = Image.fromarray(255 - images[0, 0].numpy()).resize((140, 140))
+    expected, _ = like_mnist(digit)
+    dotted = digit.copy()
+    for corner in ((8, 66), (126, 66), (66, 6)):  # specks around it
+        ImageDraw.Draw(dotted).rectangle([*corner, corner[0] + 4, corner[1] + 4], fill=0)
+    assert likeness(like_mnist(dotted)[0], expected[0].numpy()) > 0.95
+    grey = Image.fromarray(60 + (images[0, 0].numpy() * 0.7).astype("uint8"))  # of MNIST's size, on grey
+    assert like_mnist(grey)[0][0, 0, 0] == 0
+    joined = Image.new("L", (400, 140), 255)  # digits that touch
+    for left in (40, 120, 200):
+        ImageDraw.Draw(joined).ellipse([left, 40, left + 80, 110], outline=0, width=10)
+    assert "more than one digit" in like_mnist(joined)[1]
+    bold = Image.new("L", (60, 100), 0)  # a seven that fills its picture
+    ImageDraw.Draw(bold).polygon([0, 45, 30, 45, 0, 100], fill=255)
+    ImageDraw.Draw(bold).polygon([60, 50, 60, 100, 35, 100], fill=255)
+    assert "no digit" not in like_mnist(bold)[1]
 
 
 def test_table_and_shadow_are_no_parts():
