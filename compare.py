@@ -29,7 +29,7 @@ from page.reading import Predictions, read_predictions
 from page.render import render_page
 from page.scores import certain
 from page.table import CompareError, Table
-from program import atomic_write, exit_status, printable, read_file, start_word
+from program import atomic_write, exit_status, printable, read_file, start_command
 
 MAX_EPOCHS = 20  # a longer run is shown at so many of its epochs
 MIN_SUSPECTS = 100  # rows of the file that --suspects writes, if there are so many images
@@ -65,7 +65,7 @@ def load_run(argument: str) -> Run:
             files[int(number)] = file
     if not files:
         found = f"{path} is not a run: it has no predictions/epoch-001.csv."
-        raise CompareError(f"{found} Train one with {start_word()} train.py.")
+        raise CompareError(f"{found} Train one with {start_command('train')}.")
     pinned, epoch = epoch is not None, max(files) if epoch is None else epoch
     if epoch not in files:
         known = sorted(files)

@@ -214,7 +214,8 @@ def print_ranking(study: optuna.Study, sweep: argparse.Namespace) -> None:
         figures = f"{trial.user_attrs['run']}  {trial.value:9.6g}  {trial.last_step:6}"
         print(f"{rank:4}  {figures}  {describe(trial.params)}")
     best = " ".join(shlex.quote(str(sweep.dir / trial.user_attrs["run"])) for trial in trials[:2])
-    print(f"\nnext  {shlex.quote(sys.orig_argv[0])} compare.py {best}", flush=True)
+    compare = os.path.relpath(Path(__file__).with_name("compare.py"))
+    print(f"\nnext  {shlex.join([sys.orig_argv[0], compare])} {best}", flush=True)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

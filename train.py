@@ -28,7 +28,7 @@ from logging_utils import RunError, RunLogger, holds_run, is_finished
 from model import Classifier, ConvNet, ModelError, export_model, fit_temperature, predict_logits, read_intact
 from program import ConfigError, CudaGraphs, check_settings, exit_status, keep_freed_memory
 from program import own_torch_state, parse_settings, pick_device, pick_precision, printable, progress
-from program import read_file, read_json, resume_hint, setting, start_word, stop_signals, write_tensors
+from program import read_file, read_json, resume_hint, setting, start_command, stop_signals, write_tensors
 
 
 @dataclass(frozen=True)
@@ -231,15 +231,15 @@ def load_checkpoint(run_dir: str, generator: torch.Generator, state: dict) -> in
 
 def print_results(config: Config, num_images: int, log: RunLogger) -> None:
     """Print where everything is, what to do next, and the result."""
-    run_dir, python = shlex.quote(str(log.run_dir)), start_word()
+    run_dir = shlex.quote(str(log.run_dir))
     flags = f" --data_dir {shlex.quote(config.data_dir)}" if config.data_dir != Config.data_dir else ""
     folder = f" --dataset {shlex.quote(config.dataset)}" if os.path.isabs(config.dataset) else ""
     last = log.summary["epoch"]
     runs = f"{run_dir}@1 {run_dir}@{last}" if last > 1 else run_dir
     model = "model.pt" if (log.run_dir / "model.pt").exists() else "model.pt2"
-    print(f"W&B   {log.wandb.address(python)}")
-    print(f"next  {python} evaluate.py {run_dir}/{model}{flags}{folder}")
-    print(f"      {python} compare.py {runs}{flags}")
+    print(f"W&B   {log.wandb.address(start_command('publish'))}")
+    print(f"next  {start_command('evaluate')} {run_dir}/{model}{flags}{folder}")
+    print(f"      {start_command('compare')} {runs}{flags}")
     result = f"{log.summary['wrong']} of {num_images:,} images wrong, accuracy {log.summary['acc']:.2f} %"
     print(f"done  {printable(config.dataset)}: {result}")
 

@@ -314,11 +314,11 @@ class WandbRun:
             os.environ.pop(name, None)
         os.environ.update(dict.fromkeys(self.env_empty, ""))
 
-    def address(self, python: str) -> str:
-        """The run's address on W&B, or the command that sends it there, started with `python`."""
+    def address(self, publish: str) -> str:
+        """The run's address on W&B, or the command that sends it there; `publish` starts publish.py."""
         if self.run.disabled:
             return "disabled by WANDB_MODE"
-        publish = f"{python} publish.py {shlex.quote(self.config['run_dir'])}"
+        publish = f"{publish} {shlex.quote(self.config['run_dir'])}"
         if self.run.offline or self.disabled:
             return publish
         return f"{self.run.url}\n      {publish}" if self.lacks_part else self.run.url

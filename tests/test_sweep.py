@@ -108,7 +108,7 @@ def test_sweep_is_resumed_after_an_interruption_and_ranks_its_runs(small_dir, tm
         shown = dict(zip(line[4::2], map(float, line[5::2])))
         assert set(shown) == set(config["parameters"])
         assert all(settings[name] == pytest.approx(value, rel=1e-3) for name, value in shown.items())
-    best = f" compare.py runs/sweep/{ranked[0][1]} runs/sweep/{ranked[1][1]}"
+    best = f"compare.py runs/sweep/{ranked[0][1]} runs/sweep/{ranked[1][1]}"
     assert result.stdout.splitlines()[-1].endswith(best)
 
     (tmp_path / "small.yaml").write_text((tmp_path / "small.yaml").read_text().replace("0.05", "0.06"))

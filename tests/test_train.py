@@ -450,4 +450,6 @@ def test_next_commands_are_those_that_can_be_typed(tiny_dir, tmp_path):
     arguments = [tmp_path, ROOT / "train.py", tiny_dir]
     env = environment(WANDB_MODE="disabled", PYTHONPATH=":".join(sys.path))
     result = subprocess.run(["sh", "-c", command, *arguments], env=env, capture_output=True, text=True)
-    assert "next  bin/my-python3 evaluate.py runs/001/model.pt" in result.stdout, result.stderr
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("next ")]
+    assert line.startswith(f"next  bin/my-python3 {ROOT}/evaluate.py runs/001/model.pt"), result.stderr
+    assert subprocess.run(["sh", "-c", line.removeprefix("next ")], cwd=tmp_path, env=env).returncode == 0
