@@ -5,7 +5,7 @@
     python train.py --run_dir runs/001 --resume             start a run, or continue it if it was stopped
     torchrun --nproc_per_node=2 train.py                    on two GPUs, or in two CPU processes
 
-README.md lists the files of a run, --help every setting. Two CPU cores: 99.56 % of MNIST right in 98 s.
+README.md lists the files of a run, --help every setting. Two CPU cores: 99.56 % of MNIST right in 90 s.
 """
 
 import io
