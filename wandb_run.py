@@ -119,9 +119,8 @@ class WandbRun:
 
     def start(self, run_id: str | None, again: bool):
         """Start the wandb.Run: offline if there is no API key, or no server that answers."""
-        with silent_stderr():
-            process = self.wandb.setup()
-        self.callers_run = getattr(process, "most_recent_active_run", self.wandb.run)
+        if "WANDB_SERVICE" in os.environ:  # W&B's process runs. If setup() starts it and it dies, setup() hangs
+            self.callers_run = getattr(self.wandb.setup(), "most_recent_active_run", self.wandb.run)
         mode = os.environ.get("WANDB_MODE")
         if mode in (None, "online") and not self.wandb.login(prompt=False, verify=False):
             if mode:
@@ -154,10 +153,12 @@ class WandbRun:
     @contextmanager
     def outside_sweep(self) -> Iterator[None]:
         """A run beside one of the caller's is no trial of its sweep, or W&B would give it the same id."""
+        if not self.callers_run:
+            yield
+            return
         settings = self.wandb.setup().settings
         saved = settings.sweep_id, settings.sweep_param_path
-        if self.callers_run:
-            settings.sweep_id = settings.sweep_param_path = None
+        settings.sweep_id = settings.sweep_param_path = None
         try:
             yield
         finally:

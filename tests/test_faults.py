@@ -286,21 +286,27 @@ def wandb_signalled(name: str) -> int:
     return impatient()
 
 
-def wandb_stopped_at_its_start() -> int:
-    """W&B's process gets SIGSTOP as soon as it is there."""
+def wandb_stopped_at_its_start(seconds: float) -> int:
+    """W&B's process gets SIGSTOP some time after its start: with 0, before it says where to connect to."""
 
-    def stop() -> None:
-        while subprocess.run(["pkill", "-STOP", "-P", str(os.getpid()), "wandb-core"]).returncode:
-            time.sleep(0.01)
+    class Popen(subprocess.Popen):
+        def __init__(self, command, *arguments, **options):
+            super().__init__(command, *arguments, **options)
+            if Path(command[0]).name == "wandb-core":
+                subprocess.Popen = Popen.__base__  # only the first
+                stop = partial(os.kill, self.pid, signal.SIGSTOP)
+                threading.Timer(seconds, stop).start() if seconds else stop()
 
-    threading.Thread(target=stop, daemon=True).start()
+    subprocess.Popen = Popen
     wandb_run.INIT_WAIT = 4
     return impatient()
 
 
-def test_wandb_process_is_stopped_at_its_start(settings, whole, tmp_path, faults):
+@pytest.mark.parametrize("seconds", [0, 0.05])
+def test_wandb_process_is_stopped_at_its_start(seconds, settings, whole, tmp_path, faults):
     with WandbServer() as server:
-        process = start(wandb_stopped_at_its_start, *settings, cwd=tmp_path, **server.env)
+        program = partial(wandb_stopped_at_its_start, seconds)
+        process = start(program, *settings, cwd=tmp_path, **server.env)
         started, lines, error = time.monotonic(), read_times(process), process.stderr.read()
     process.stdout.close(), process.stderr.close()
     assert process.returncode == 0, error
