@@ -303,7 +303,7 @@ def compare(args: argparse.Namespace) -> None:
             raise CompareError(f"{flag} {path} would replace the predictions. Choose another path.")
     make_labels_unique(runs)
     classes = share_classes(runs)
-    for remark in share_test_set(runs):
+    for remark in share_test_set(runs, classes):
         say(remark)
     complete = runs[0].has_truth and runs[0].has_scores
     margins, suggested = label_margins(runs)

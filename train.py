@@ -265,7 +265,7 @@ def resumed_config(run_dir: str, overrides: dict) -> Config:
         raise ConfigError(f"{path} is damaged ({error!r:.100}). Choose another --run_dir.") from error
     before, now = (str(count) for count in (record.get("processes", 1), os.environ.get("WORLD_SIZE", 1)))
     if before != now:
-        cure = f"Use torchrun --nproc_per_node={before} train.py, or choose another --run_dir."
+        cure = f"Resume it with torchrun --nproc_per_node={before}, or choose another --run_dir."
         raise ConfigError(f"{run_dir} was trained in {before} processes, not in {now}. {cure}")
     overrides = {name: value for name, value in overrides.items() if value != "auto"}  # decided by the run
     dataset = os.path.expanduser(overrides.get("dataset", ""))

@@ -119,7 +119,7 @@ class WandbRun:
 
     def start(self, run_id: str | None, again: bool):
         """Start the wandb.Run: offline if there is no API key, or no server that answers."""
-        if "WANDB_SERVICE" in os.environ:  # W&B's process runs. If setup() starts it and it dies, setup() hangs
+        if "WANDB_SERVICE" in os.environ:  # else setup() starts W&B's process, and hangs if it dies
             self.callers_run = getattr(self.wandb.setup(), "most_recent_active_run", self.wandb.run)
         mode = os.environ.get("WANDB_MODE")
         if mode in (None, "online") and not self.wandb.login(prompt=False, verify=False):

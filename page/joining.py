@@ -71,7 +71,7 @@ def share_classes(runs: list[Run]) -> list[str]:
     return names
 
 
-def share_test_set(runs: list[Run]) -> list[str]:
+def share_test_set(runs: list[Run], names: list[str]) -> list[str]:
     """Check that all runs are of the same images and truths. Returns remarks on what some of them lack.
 
     If no run has the truth, the guesses of the first stand for it. If one has no scores, none has.
@@ -88,7 +88,7 @@ def share_test_set(runs: list[Run]) -> list[str]:
         differing = np.flatnonzero(source.truth != run.truth) if run.has_truth else []
         if len(differing):
             n = differing[0]
-            truths = f"{source.truth[n]} in {source.label}, {run.truth[n]} in {run.label}"
+            truths = f"{names[source.truth[n]]} in {source.label}, {names[run.truth[n]]} in {run.label}"
             raise CompareError(f"The test sets differ: the truth of id {source.ids[n]} is {truths}.")
     without_truth = [run.label for run in runs if not run.has_truth]
     if without_truth:

@@ -114,6 +114,9 @@ def read_best_scores(table: Table, roles: dict[str, int], best: dict[int, int], 
     if 0 < len(texts) < len(labels):
         row = next((n for n, text in enumerate(labels[texts[0]]) if not re.fullmatch(r"\d+(\.0)?", text)), 0)
         table.refuse(row, places[texts[0]], ": other columns have class numbers")
+    for role, column in labels.items() if not texts else ():
+        if column.min() < 0:
+            table.refuse(int(column.argmin()), places[role], ": classes are numbered from 0")
     classes, labels, _ = resolve_classes(table, places, labels, None, [])
     count = len(classes) if classes else 1 + max(1, *(column.max() for column in labels.values()))
     found = np.stack([labels.pop(place) for place in ranks], axis=1)  # (N, M)

@@ -89,6 +89,7 @@ BAD = {
     "logits": (columns(scores=[[900, 8, 7], [950, 3, 2], [5, 4, -3]]), ["'900'", "from 0 to 1"]),
     "a damaged score": (columns() | {"best_1_score": [0.7, 6.0, 0.5]}, ["line 3: best_1_score", "'6.0'"]),
     "a damaged truth score": (columns(truth_score=[0.7, -1, 0.3]), ["line 3: truth_score cannot be '-1.0'"]),
+    "a truth below 0": (columns() | {"truth": [2, -1, 1]}, ["line 3: truth cannot be '-1'", "from 0"]),
     "a damaged class": (columns(best=[[2, 2.5, 0], *BEST[1:]]), ["line 2: best_2", "class numbers"]),
 }  # fmt: skip
 
@@ -135,6 +136,14 @@ def test_all_scores_are_reduced_to_the_best(made, scale, tmp_path):
 def lines_of(result) -> list[str]:
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
+
+
+def test_error_about_the_truth_names_the_classes(main, tmp_path):
+    changed = WITH_NAMES | {"truth": named([2, 9, 250])}
+    for name, content in (("a", WITH_NAMES), ("b", changed)):
+        (tmp_path / f"{name}.csv").write_text(table(content))
+    result = main("compare.py", "a.csv", "b.csv", cwd=tmp_path)
+    assert_one_line_error(result, "the truth of id 2 is kind 001 in a, kind 250 in b")
 
 
 def test_runs_epochs_and_files_are_compared(made, main, tmp_path):
