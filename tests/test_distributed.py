@@ -150,7 +150,7 @@ def test_number_of_processes_is_compared_and_torchrun_is_named(finished, tmp_pat
     config = json.loads((tmp_path / "run/config.json").read_text())
     (tmp_path / "run/config.json").write_text(json.dumps(config | {"processes": 2}))
     result = main("train.py", "--run_dir", "run", "--resume", cwd=tmp_path)
-    assert_one_line_error(result, "2 processes, not in 1", "torchrun --nproc_per_node=2 train.py")
+    assert_one_line_error(result, "2 processes, not in 1", "Resume it with torchrun --nproc_per_node=2,")
 
 
 def test_torchrun_is_named_in_the_advice_after_an_interruption(tiny_dir, tmp_path):
