@@ -97,15 +97,20 @@ class WandbRun:
 
         self.wandb = wandb
         self.callers_run = None  # whose service is left alone
-        watchdog = threading.Timer(INIT_WAIT, lambda: self.callers_run or kill_service())
-        watchdog.start()  # W&B would wait for a service that hangs for ever
+        started = threading.Event()
+
+        def watch() -> None:  # W&B would wait long, or for ever, for a service that hangs
+            while not started.wait(INIT_WAIT):
+                self.callers_run or kill_service()
+
+        threading.Thread(target=watch, daemon=True).start()
         try:
             self.run = self.start(run_id, again)
         except Exception as error:
             self.restore_environment()
             raise RunError(f"W&B: {reason(error)}. Fix WANDB_*, or set WANDB_MODE=disabled.") from error
         finally:
-            watchdog.cancel()
+            started.set()
         self.first_step = self.run.starting_step  # W&B has the steps before
         self.log_level = logging.getLogger("wandb").level
         logging.getLogger("wandb").setLevel(logging.CRITICAL)  # else a full disk gives thousands of lines

@@ -286,14 +286,17 @@ def wandb_signalled(name: str) -> int:
     return impatient()
 
 
-def wandb_stopped_at_its_start(seconds: float) -> int:
-    """W&B's process gets SIGSTOP some time after its start: with 0, before it says where to connect to."""
+def wandb_stopped_at_its_start(seconds: float, again: bool = False) -> int:
+    """W&B's process gets SIGSTOP some time after its start: with 0, before it says where to connect to.
+
+    With `again`, so does each one that is started instead.
+    """
 
     class Popen(subprocess.Popen):
         def __init__(self, command, *arguments, **options):
             super().__init__(command, *arguments, **options)
             if Path(command[0]).name == "wandb-core":
-                subprocess.Popen = Popen.__base__  # only the first
+                subprocess.Popen = Popen if again else Popen.__base__
                 stop = partial(os.kill, self.pid, signal.SIGSTOP)
                 threading.Timer(seconds, stop).start() if seconds else stop()
 
@@ -314,6 +317,15 @@ def test_wandb_process_is_stopped_at_its_start(seconds, settings, whole, tmp_pat
     assert lines[0][0] - started < 4 + 10 and lines[-1][0] - lines[-2][0] < 10, lines
     assert contents(tmp_path / "run") == whole
     faults("W&B's process stopped, killed or crashed")
+
+
+def test_wandb_process_that_never_starts_ends_the_program(settings, tmp_path):
+    begin = time.monotonic()
+    program = partial(wandb_stopped_at_its_start, 0, again=True)
+    result = run(program, *settings, cwd=tmp_path, WANDB_MODE="offline")
+    assert result.returncode == 2 and result.stderr.count("\n") == 2, result.stderr
+    assert result.stderr.endswith("or set WANDB_MODE=disabled.\n"), result.stderr
+    assert time.monotonic() - begin < 2 * 4 + 12 and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["STOP", "KILL", "SEGV", "ABRT"])
