@@ -65,7 +65,7 @@ def load_run(argument: str) -> Run:
             files[int(number)] = file
     if not files:
         found = f"{path} is not a run: it has no predictions/epoch-001.csv."
-        raise CompareError(f"{found} Train one with {start_command('train')}.")
+        raise CompareError(f"{found} Train one: {start_command('train')}")
     pinned, epoch = epoch is not None, max(files) if epoch is None else epoch
     if epoch not in files:
         known = sorted(files)

@@ -83,7 +83,7 @@ def load(path: str, device: torch.device) -> Exported:
         file = os.path.join(path, "model.pt")
         raise ModelError(f"{path} is a folder. Name the file in it, such as {file}.")
     if not os.path.exists(path):
-        raise ModelError(f"{path} does not exist. Export a model first, with {start_command('train')}.")
+        raise ModelError(f"{path} does not exist. Export one first: {start_command('train')}")
     if not os.path.isfile(path):
         raise ModelError(f"{path} is a pipe or a device. Copy what it gives into a file, and evaluate that.")
     if os.path.getsize(path) > MAX_FILE:

@@ -69,10 +69,13 @@ def parse_settings(config_class: type, argv: list[str] | None, description: str)
 
 
 def resume_hint(run_dir: Path) -> str:
-    """How to go on with a run: the flags, and torchrun's part of the command line if it was used."""
+    """The command that continues a run. It is only the flags if another program than ours called `train`."""
     flags = f"--run_dir {shlex.quote(str(run_dir))} --resume"
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return f"continue with {flags}"
+        ours = Path(__file__).with_name(Path(__file__).name.replace("program", "train")).resolve()
+        started = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
+        command = [start_command("train")] if started == ours else []
+        return " ".join(["continue with", *command, flags])
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":  # its addresses are not known here
         return f"continue with the same torchrun commands and {flags}"
     module = getattr(sys.modules["__main__"], "__spec__", None)

@@ -312,5 +312,5 @@ def test_nothing_is_created_or_downloaded_for_a_config(main, mailed, monkeypatch
 
 def test_hint_names_the_interpreter_that_was_typed(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.orig_argv", ["/opt/my python3", "compare.py"])
-    with pytest.raises(CompareError, match="Train one with '/opt/my python3' .*train.py"):
+    with pytest.raises(CompareError, match="Train one: '/opt/my python3' .*train.py"):
         compare.load_run(str(tmp_path))

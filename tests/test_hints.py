@@ -82,6 +82,11 @@ def test_printed_command_works_where_it_is_pasted(line, folder, hint, home):
     printed = type_in(line, home / folder, home)
     assert printed == hint.format(home=home)
     assert type_in(f"{printed} model.pt", home / folder, home) == "evaluate model.pt"
+    go_on = type_in(f"{line} --resume", home / folder, home).removeprefix("continue with ")
+    if "script.py" in line:  # which may pass other settings than its arguments
+        assert go_on == "--run_dir 'my run' --resume"
+    else:
+        assert type_in(go_on, home / folder, home) == f"continue with {go_on}"
 
 
 @pytest.mark.parametrize(
@@ -113,4 +118,4 @@ def test_error_names_the_program_where_it_is(main, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["bin/my python3", "evaluate.py"])
     command = f"'bin/my python3' {shlex.quote(str(ROOT / 'train.py'))}"
     result = main("evaluate.py", "missing.pt", cwd=tmp_path)
-    assert_one_line_error(result, f"Export a model first, with {command}.")
+    assert_one_line_error(result, f"Export one first: {command}")

@@ -126,7 +126,7 @@ def test_what_goes_wrong_in_a_cell_is_one_line_and_the_kernel_goes_on(clone, mon
         "stopped: see --help",
         "error: nothing.pt does not exist",
         "error: nothing",
-        "stopped by SIGINT: continue with --run_dir stopped --resume",
+        "stopped by SIGINT: continue with %run train.py --run_dir stopped --resume",
         "error: A resumed run keeps its settings, but --epochs was 999, now 3",
         "",
         "",
