@@ -129,9 +129,22 @@ def read_best_scores(table: Table, roles: dict[str, int], best: dict[int, int], 
     if "guess" not in labels:
         labels["guess"] = found[:, 0]
         remarks.append(GUESS_REMARK)
+    if "truth" in labels:
+        never = np.setdiff1d(labels["truth"], [*np.unique(found), *labels["guess"]])
+        if len(never):
+            example = classes[never[0]] if classes else never[0]
+            remarks.append(f"warning: {len(never)} true classes are never among the best, such as {example}")
     scores = Scores(sorted_values, found, count, more_classes=True)
-    has_truth_score = len(ranks) < len(best)
-    return classes, labels, scores.adding(labels["truth"], values[:, -1]) if has_truth_score else scores
+    if len(ranks) == len(best):
+        return classes, labels, scores
+    truth, truth_score = labels["truth"], values[:, -1]
+    listed = np.where(scores.lacks(truth), truth_score.clip(max=sorted_values[:, -1]), scores.of(truth))
+    off = abs(listed - truth_score) > MAX_GAP
+    if off.any():
+        row = int(off.argmax())
+        limit = "at most " if scores.lacks(truth)[row] else ""
+        table.refuse(row, best[roles["truth"]], f": the best scores say {limit}{listed[row]:.4g}")
+    return classes, labels, scores.adding(truth, truth_score)
 
 
 # ---- Columns ----

@@ -72,7 +72,8 @@ def write_random_best(path: Path, count: int, num_classes: int, seed: int) -> No
     classes = np.column_stack([first, (first[:, None] + steps) % num_classes])
     scores = -np.sort(-rng.dirichlet(np.ones(11), count)[:, :10])
     columns = {"id": range(count), "guess": first, "truth": np.arange(count) % num_classes}
-    columns["truth_score"] = rng.random(count) / 1000
+    is_truth = classes == columns["truth"][:, None]
+    columns["truth_score"] = np.where(is_truth.any(1), (scores * is_truth).sum(1), rng.random(count) / 1000)
     for i in range(10):
         columns |= {f"best_{i + 1}": classes[:, i], f"best_{i + 1}_score": scores[:, i]}
     pd.DataFrame(columns).to_csv(path, index=False, float_format="%.9g")

@@ -89,6 +89,14 @@ BAD = {
     "logits": (columns(scores=[[900, 8, 7], [950, 3, 2], [5, 4, -3]]), ["'900'", "from 0 to 1"]),
     "a damaged score": (columns() | {"best_1_score": [0.7, 6.0, 0.5]}, ["line 3: best_1_score", "'6.0'"]),
     "a damaged truth score": (columns(truth_score=[0.7, -1, 0.3]), ["line 3: truth_score cannot be '-1.0'"]),
+    "another truth score": (
+        columns(truth_score=[0.1, 0.001, 0.3]),
+        ["line 2: truth_score cannot be '0.1': the best scores say 0.7."],
+    ),
+    "a truth score above the best": (
+        columns(truth_score=[0.7, 0.4, 0.3]),
+        ["line 3: truth_score cannot be '0.4': the best scores say at most 0.1."],
+    ),
     "a truth below 0": (columns() | {"truth": [2, -1, 1]}, ["line 3: truth cannot be '-1'", "from 0"]),
     "a damaged class": (columns(best=[[2, 2.5, 0], *BEST[1:]]), ["line 2: best_2", "class numbers"]),
 }  # fmt: skip
@@ -102,10 +110,18 @@ def test_damaged_best_scores_are_refused(kind):
     assert all(word in str(refused.value) for word in words), refused.value
 
 
+def test_true_classes_that_are_never_among_the_best_are_told():
+    for values, name in ((columns(), "9"), (WITH_NAMES, "kind 009")):
+        found = read_predictions("mine.csv", table(values).encode())
+        assert found.remarks == [f"warning: 1 true classes are never among the best, such as {name}"]
+    found = read_predictions("mine.csv", table(columns() | {"truth": GUESS}).encode())
+    assert found.remarks == []
+
+
 def test_sums_above_one_are_divided_and_told():
     found = read_predictions("mine.csv", table(columns(scores=[[0.9, 0.8, 0.7], *SCORES[1:]])).encode())
     assert found.scores.values[:, :3].sum(1) == pytest.approx([1, 0.9, 0.9])
-    assert ["do not sum to 1 (2.4 in line 2)" in remark for remark in found.remarks] == [True]
+    assert "do not sum to 1 (2.4 in line 2)" in found.remarks[0]
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +155,11 @@ def lines_of(result) -> list[str]:
 
 
 def test_error_about_the_truth_names_the_classes(main, tmp_path):
-    changed = WITH_NAMES | {"truth": named([2, 9, 250])}
+    changed = WITH_NAMES | {"truth": named([2, 9, 7])} | {"truth_score": [0.7, 0.001, 0.1]}
     for name, content in (("a", WITH_NAMES), ("b", changed)):
         (tmp_path / f"{name}.csv").write_text(table(content))
     result = main("compare.py", "a.csv", "b.csv", cwd=tmp_path)
-    assert_one_line_error(result, "the truth of id 2 is kind 001 in a, kind 250 in b")
+    assert_one_line_error(result, "the truth of id 2 is kind 001 in a, kind 007 in b")
 
 
 def test_runs_epochs_and_files_are_compared(made, main, tmp_path):
