@@ -158,7 +158,7 @@ def checked_logits(exported: Exported, images: Tensor, batch_size: int | None) -
         with torch.inference_mode():
             answer = exported.model(one)
         if isinstance(answer, Tensor):
-            parts = images.split(batch_size or eval_batch_size(one))
+            parts = images.split(batch_size or eval_batch_size(one, exported.device))
             parts = [
                 predict_logits(exported.model, part.to(exported.device), len(part)).cpu() for part in parts
             ]
@@ -210,7 +210,7 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace) -> None:
     # A GPU gets all of them if they need at most half of its free memory.
     split = ImageData(dataset, classes, images[:0], labels[:0], images, labels).to(exported.device)
     images, one = split.eval_images, images[:1].to(exported.device)
-    two_batches = images[: 2 * (args.batch_size or eval_batch_size(one))]
+    two_batches = images[: 2 * (args.batch_size or eval_batch_size(one, exported.device))]
     checked_logits(exported, two_batches, args.batch_size)  # TorchScript compiles in its first calls
     start = time.perf_counter()
     logits = checked_logits(exported, images, args.batch_size)

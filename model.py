@@ -12,7 +12,7 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import torch
@@ -122,19 +122,42 @@ def predict_logits(model: nn.Module, images: Tensor, batch_size: int | None = No
     """fp32 logits (N, K) of images (N, C, H, W), on the model's device. Leaves the model in eval mode."""
     if getattr(model, "training", False):  # a frozen module has no such attribute
         model.eval()
-    batch_size = batch_size or eval_batch_size(images)
     device = getattr(model, "mean", images).device  # a frozen module has no buffers: it is on the images'
-    # By default a GPU convolves in TF32, which keeps three decimal digits.
-    precise = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-    with torch.inference_mode(), precise:
+    batch_size = batch_size or eval_batch_size(images, device)
+    with torch.inference_mode(), full_precision():
         return torch.cat([model(batch.to(device)) for batch in images.split(batch_size)])
 
 
-def eval_batch_size(images: Tensor) -> int:
-    return max(16, (20 if images.is_cuda else 1) * EVAL_PIXELS // images[0, 0].numel())
+def eval_batch_size(images: Tensor, device: torch.device) -> int:
+    return max(16, (20 if device.type == "cuda" else 1) * EVAL_PIXELS // images[0, 0].numel())
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute in fp32 with all its digits, the same way in every run, whatever the caller has set.
+
+    By default a GPU convolves in TF32, which keeps three decimal digits.
+    """
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    kinds = cudnn.conv, cudnn.rnn, mkldnn.conv, mkldnn.matmul, torch.backends.cuda.matmul
+    saved = [(kind, "fp32_precision", "ieee") for kind in kinds]
+    saved += [(cudnn, "allow_tf32", False), (cudnn, "deterministic", True), (cudnn, "benchmark", False)]
+    with ExitStack() as restore:
+        for where, name, _ in saved:
+            with suppress(RuntimeError):  # allow_tf32 is an older name, unknown if the caller used the newer
+                restore.callback(setattr, where, name, getattr(where, name))
+        with suppress(RuntimeError):
+            restore.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("highest")
+        for where, name, value in reversed(saved):  # the newer names last
+            setattr(where, name, value)
+        for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            restore.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 # ---- Export ----
+@full_precision()
 def export_model(model: Classifier, images: Tensor, metadata: dict, pt2=False) -> dict[str, bytes]:
     """The content of model.pt and, with `pt2`, of model.pt2: fp32, in eval mode, metadata as JSON inside.
 

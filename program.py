@@ -25,7 +25,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 MAX_FILE = 2**30  # bytes that are read of a file in a run directory
-NO_MEMORY = "can't allocate memory"  # in torch's error on a CPU
+NO_MEMORY = (  # in torch's errors: on a CPU, of CUDA, of its libraries
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "_ALLOC_FAILED",
+    "unable to find an engine to execute",
+)
 
 
 class ConfigError(Exception):
@@ -111,20 +116,14 @@ def start_command(program: str) -> str:
 @contextmanager
 def own_torch_state() -> Iterator[None]:
     """Begin with torch's defaults. At the end, restore the caller's settings and random generators."""
-    cudnn, on_gpu = torch.backends.cudnn, torch.cuda.is_initialized()
     with ExitStack() as restore:
         restore.callback(torch.set_default_dtype, torch.get_default_dtype())
         restore.callback(torch.set_rng_state, torch.get_rng_state())
-        restore.callback(setattr, cudnn, "deterministic", cudnn.deterministic)
-        try:
-            restore.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
-        except RuntimeError:  # the caller has used the newer names, and they exclude this one
-            for kind in (cudnn.conv, cudnn.rnn):
-                restore.callback(setattr, kind, "fp32_precision", kind.fp32_precision)
-                kind.fp32_precision = "tf32"  # the default
-        if on_gpu:
+        if torch.cuda.is_initialized():
             restore.callback(torch.cuda.set_device, torch.cuda.current_device())
             restore.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+        else:  # the seed that the GPUs' generators begin with
+            restore.callback(torch.cuda.manual_seed_all, torch.initial_seed())
         torch.set_default_dtype(torch.float32)
         if torch.get_default_device().type != "cpu":  # a mode, which slows every operation down
             restore.enter_context(torch.device("cpu"))
@@ -134,24 +133,24 @@ def own_torch_state() -> Iterator[None]:
 
 # ---- The machine ----
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the GPU if there is one. Raises ConfigError if it is missing.
-
-    A GPU convolves fp32 in full precision from now on, and the same way in every run.
-    """
+    """The device called `name`; "auto" is the GPU if there is one. Raises ConfigError if it is unusable."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     local_rank = os.environ.get("LOCAL_RANK")  # set by torchrun: process i uses GPU i
     if name == "cuda" or (local_rank is not None and name.startswith("cuda")):
         name = f"cuda:{local_rank or 0}"
     try:
+        if name != "cpu" and not torch.backends.cuda.is_built():
+            raise RuntimeError("this torch was built without CUDA")
         if name != "cpu":
             torch.cuda.set_device(name)
-            torch.backends.cudnn.allow_tf32 = False  # by default it convolves with three decimal digits
-            torch.backends.cudnn.deterministic = True
+            torch.ones(1, device=name).sum().item()  # a GPU may be too old or too new for this torch
         return torch.device(name)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"The device {name} is not available: {reason}. Use auto, cpu or cuda.") from error
+        raise ConfigError(
+            f"The device {name} is not available: {reason}. Use cpu, or cuda with a GPU and a torch for it."
+        ) from error
 
 
 def pick_precision(name: str, device: torch.device) -> str:
@@ -219,11 +218,13 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         inputs = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
         try:
-            with torch.cuda.graph(graph):
+            # A stream of this GPU; other threads may use it meanwhile, as those of a DataLoader do.
+            options = {"stream": torch.cuda.Stream(), "capture_error_mode": "thread_local"}
+            with torch.cuda.graph(graph, **options):
                 return graph, inputs, self.step(*inputs)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if lacks_memory(error):
+                raise
             reason = str(error).splitlines()[0]
             cure = "Remove @CudaGraphs in train.py, or what needs a value from the GPU"
             raise ConfigError(f"The training step cannot be recorded: {reason}. {cure}.") from error
@@ -377,7 +378,7 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
     except (RuntimeError, MemoryError) as error:
         if "by peer" in str(error):  # gloo raises it if another process has ended, which says why
             return 1
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and NO_MEMORY not in str(error):
+        if not lacks_memory(error):
             raise
         message = "error: out of memory. Lower --batch_size, or the layers' --l1_size and --l2_size."
     if ipython():
@@ -386,6 +387,11 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
         if is_first_to_fail():
             print(printable(message), file=sys.stderr)
     return status
+
+
+def lacks_memory(error: Exception) -> bool:
+    kinds = MemoryError, torch.OutOfMemoryError
+    return isinstance(error, kinds) or any(text in str(error) for text in NO_MEMORY)
 
 
 def is_first_to_fail() -> bool:

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 
 from data import DataError, ImageData, batches, digest, load_data, pixel_statistics
 from logging_utils import RunError, RunLogger, holds_run, is_finished
-from model import Classifier, ConvNet, ModelError, export_model, fit_temperature, predict_logits, read_intact
+from model import Classifier, ConvNet, ModelError, export_model, fit_temperature, full_precision
+from model import predict_logits, read_intact
 from program import ConfigError, CudaGraphs, check_settings, exit_status, keep_freed_memory
 from program import own_torch_state, parse_settings, pick_device, pick_precision, printable, progress
 from program import read_file, read_json, resume_hint, setting, start_command, stop_signals, write_tensors
@@ -69,6 +70,7 @@ class Config:
 
 
 @own_torch_state()
+@full_precision()
 def train(config: Config) -> Path:
     """Train, evaluate and export. Raises ConfigError, DataError, ModelError, RunError or OSError."""
     # ---- Processes and device ----
@@ -80,7 +82,7 @@ def train(config: Config) -> Path:
             print(f"{config.run_dir} is finished: there is nothing to resume")
         return Path(config.run_dir)
     if world_size > 1:
-        dist.init_process_group()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)  # for order and augmentation
@@ -117,7 +119,8 @@ def train(config: Config) -> Path:
 
     # ---- The step, in mixed precision ----
     amp_dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
-    autocast = torch.autocast(device.type, amp_dtype, enabled=config.precision != "fp32")
+    # Without its cache of weights, which would be stale if the caller is in an autocast of its own.
+    autocast = torch.autocast(device.type, amp_dtype, config.precision != "fp32", cache_enabled=False)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
 
     @CudaGraphs  # on one GPU, what it does is recorded and repeated: several times faster

@@ -21,6 +21,8 @@ import program
 import train
 
 QUICK = {"epochs": 1, "batch_size": 64, "l1_size": 4, "l2_size": 8}
+PRECISIONS = [getattr(torch.backends, name).conv for name in ("cudnn", "mkldnn")]
+PRECISIONS += [getattr(torch.backends, name).matmul for name in ("cuda", "mkldnn")]
 WANDBS_OWN = ("WANDB_SERVICE", "TORCHINDUCTOR_CACHE_DIR")  # for child processes
 
 
@@ -35,7 +37,8 @@ def state_of_the_process() -> dict:
         "device": torch.get_default_device(),
         "gradients": torch.is_grad_enabled(),
         "random": torch.get_rng_state().tolist(),
-        "convolutions": (torch.backends.cudnn.deterministic, torch.backends.cudnn.conv.fp32_precision),
+        "convolutions": (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark),
+        "precision": [kind.fp32_precision for kind in PRECISIONS],
         "threads": (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()),
     }
 
@@ -45,16 +48,18 @@ def trained_under_settings_of_the_caller() -> int:
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
     torch.set_grad_enabled(False)
-    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("medium")
     logging.disable(logging.INFO)
     signal.signal(signal.SIGTERM, lambda *_: None)
     config = train.Config(**json.loads(sys.argv[1]))
-    for pool in (None, ThreadPoolExecutor(1)):
-        if pool:
-            torch.backends.cudnn.conv.fp32_precision = "ieee"
-        before = state_of_the_process()
-        train.train(config) if pool is None else pool.submit(train.train, config).result()
-        assert state_of_the_process() == before
+    with torch.autocast("cpu", torch.bfloat16):
+        for pool in (None, ThreadPoolExecutor(1)):
+            if pool:
+                torch.backends.fp32_precision = "tf32"  # the newer names, which exclude the older ones
+            before = state_of_the_process()
+            train.train(config) if pool is None else pool.submit(train.train, config).result()
+            assert state_of_the_process() == before
     return 0
 
 
