@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 MAX_FILE = 2**30  # bytes that are read of a file in a run directory
+TORCH_STATE = threading.RLock()  # torch has one random generator and one default dtype for all threads
 NO_MEMORY = (  # in torch's errors: on a CPU, of CUDA, of its libraries
     "can't allocate memory",
     "CUDA error: out of memory",
@@ -54,6 +56,8 @@ def check_settings(config) -> None:
     for f in fields(config):
         value, (_, low, high, choices) = getattr(config, f.name), f.metadata.values()
         allowed = value in choices if choices else low is None or low <= value <= high
+        if value == "":
+            raise ConfigError(f"--{f.name} is empty. Give it a value, or leave it out.")
         if isinstance(value, str) and printable(value) != value:
             raise ConfigError(f"--{f.name} must not hold control characters.")
         if not allowed:
@@ -115,8 +119,11 @@ def start_command(program: str) -> str:
 
 @contextmanager
 def own_torch_state() -> Iterator[None]:
-    """Begin with torch's defaults. At the end, restore the caller's settings and random generators."""
-    with ExitStack() as restore:
+    """Begin with torch's defaults. At the end, restore the caller's settings and random generators.
+
+    They belong to all threads, so a second block waits for the first one's end.
+    """
+    with TORCH_STATE, ExitStack() as restore:
         restore.callback(torch.set_default_dtype, torch.get_default_dtype())
         restore.callback(torch.set_rng_state, torch.get_rng_state())
         if torch.cuda.is_initialized():
@@ -151,6 +158,20 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(
             f"The device {name} is not available: {reason}. Use cpu, or cuda with a GPU and a torch for it."
         ) from error
+
+
+def process_group() -> tuple[int, int]:
+    """The rank of this process and the number of processes, as torchrun says. Raises ConfigError."""
+    names = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
+    given = {name: value for name in names if (value := os.environ.get(name))}
+    try:
+        rank, world_size = int(given.get("RANK", 0)), int(given.get("WORLD_SIZE", 1))
+        if 0 <= rank < world_size and (world_size == 1 or len(given) == len(names)):
+            return rank, world_size
+    except ValueError:  # no number
+        pass
+    found = ", ".join(f"{name}={value}" for name, value in given.items())
+    raise ConfigError(f"{', '.join(names)} do not fit together ({found}). Unset them, or use torchrun.")
 
 
 def pick_precision(name: str, device: torch.device) -> str:
@@ -397,8 +418,8 @@ def lacks_memory(error: Exception) -> bool:
 def is_first_to_fail() -> bool:
     """Whether this process is the one of its torchrun job that says why the job ends."""
     rank = os.environ.get("RANK", "0")
-    if not dist.is_initialized():
-        return rank == "0"  # each has the same reason
+    if not dist.is_initialized():  # each has the same reason
+        return rank == "0" or "MASTER_ADDR" not in os.environ
     with suppress(Exception):  # rank 0 may have ended
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         return dist.TCPStore(*address, timeout=timedelta(seconds=5)).add("failed processes", 1) == 1

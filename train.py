@@ -14,6 +14,7 @@ import math
 import os
 import shlex
 import sys
+import textwrap
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, fields, replace
@@ -28,8 +29,9 @@ from logging_utils import RunError, RunLogger, holds_run, is_finished
 from model import Classifier, ConvNet, ModelError, export_model, fit_temperature, full_precision
 from model import predict_logits, read_intact
 from program import ConfigError, CudaGraphs, check_settings, exit_status, keep_freed_memory
-from program import own_torch_state, parse_settings, pick_device, pick_precision, printable, progress
-from program import read_file, read_json, resume_hint, setting, start_command, stop_signals, write_tensors
+from program import own_torch_state, parse_settings, pick_device, pick_precision, printable, process_group
+from program import progress, read_file, read_json, resume_hint, setting, start_command, stop_signals
+from program import write_tensors
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,7 @@ class Config:
 def train(config: Config) -> Path:
     """Train, evaluate and export. Raises ConfigError, DataError, ModelError, RunError or OSError."""
     # ---- Processes and device ----
-    rank = int(os.environ.get("RANK", 0))  # torchrun sets these two
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = process_group()
     resuming = config.resume and holds_run(config.run_dir)
     if resuming and is_finished(Path(config.run_dir), config.epochs):
         if rank == 0:
@@ -140,6 +141,9 @@ def train(config: Config) -> Path:
     details = {**asdict(config), "data_sha256": sha256, "processes": world_size, "parameters": parameters}
     log = RunLogger(config.run_dir, details, data.classes, data.eval_images, resumed_epoch, rank, world_size)
     if rank == 0:
+        if os.path.isabs(data.name):  # a folder, whose layout may mean something else
+            names = textwrap.shorten(printable(", ".join(data.classes)), 90, placeholder=" ...")
+            print(f"{len(data.classes)} classes: {names}")
         sizes = f"{num_images:,} images to train on, {len(data.eval_images):,} to evaluate on"
         print(f"{data.name}: {sizes}; {config.device}, {config.precision}; {log.run_dir}", flush=True)
 
@@ -249,7 +253,7 @@ def print_results(config: Config, num_images: int, log: RunLogger) -> None:
 
 def parse_config(argv: list[str] | None = None) -> Config:
     """The command line as a Config; with --resume, the settings of that run. Raises ConfigError."""
-    overrides = parse_settings(Config, argv, __doc__.split("\n")[0])
+    overrides = parse_settings(Config, argv, (__doc__ or "").partition("\n")[0])
     config = Config(**overrides)
     resuming = config.resume and holds_run(config.run_dir)
     return resumed_config(config.run_dir, overrides) if resuming else config
@@ -266,11 +270,13 @@ def resumed_config(run_dir: str, overrides: dict) -> Config:
         Config(**saved)
     except Exception as error:  # damage of any kind
         raise ConfigError(f"{path} is damaged ({error!r:.100}). Choose another --run_dir.") from error
-    before, now = (str(count) for count in (record.get("processes", 1), os.environ.get("WORLD_SIZE", 1)))
+    before, (_, now) = record.get("processes", 1), process_group()
     if before != now:
         cure = f"Resume it with torchrun --nproc_per_node={before}, or choose another --run_dir."
         raise ConfigError(f"{run_dir} was trained in {before} processes, not in {now}. {cure}")
     overrides = {name: value for name, value in overrides.items() if value != "auto"}  # decided by the run
+    if all(values.get("device", "").startswith("cuda") for values in (saved, overrides)):
+        saved["device"] = overrides["device"]  # any GPU will do
     dataset = os.path.expanduser(overrides.get("dataset", ""))
     if saved["dataset"] == f"{dataset}-format" or os.path.isabs(saved["dataset"]) and os.path.isdir(dataset):
         saved["dataset"] = overrides.pop("dataset")  # train() compares what it holds

@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT, SHORT, assert_one_line_error, contents
 from programs import Program, environment, run, run_python, start
 
+import program
 import train
 
 
@@ -165,3 +166,17 @@ def test_torchrun_is_named_in_the_advice_after_an_interruption(tiny_dir, tmp_pat
     (line,) = [line for line in error.splitlines() if line.startswith("stopped by")]
     assert "continue with torchrun --nproc_per_node=2 " in line
     assert line.endswith("train.py --run_dir run --resume")
+
+
+@pytest.mark.parametrize(
+    "left_over", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "abc"}, {"RANK": "1"}, {"RANK": "-1"}]
+)
+def test_left_over_variables_of_a_group_are_refused(left_over, small_dir, tmp_path):
+    result = run("train.py", "--data_dir", small_dir, cwd=tmp_path, **left_over)
+    assert_one_line_error(result, "RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT do not fit", "Unset them")
+
+
+def test_empty_variables_of_a_group_are_none(small_dir, tmp_path, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "")
+    assert program.process_group() == (0, 1)

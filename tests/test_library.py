@@ -119,7 +119,7 @@ def test_later_run_of_the_caller_is_like_any_other(small_dir, tmp_path):
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
 
 
-def test_two_trainings_at_once(small_dir, tmp_path, monkeypatch):
+def test_two_trainings_at_once_give_what_each_gives_alone(small_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     config, before = train.Config(data_dir=str(small_dir), **QUICK), (sys.stdout, sys.stderr)
@@ -127,6 +127,8 @@ def test_two_trainings_at_once(small_dir, tmp_path, monkeypatch):
         run_dirs = set(pool.map(train.train, [config, config]))
     assert run_dirs == {Path("runs/001"), Path("runs/002")} and (sys.stdout, sys.stderr) == before
     assert all((run_dir / "model.pt").exists() for run_dir in run_dirs)
+    files = [run_dir / "predictions/epoch-001.csv" for run_dir in [train.train(config), *run_dirs]]
+    assert len({file.read_text() for file in files}) == 1
 
 
 def test_handlers_of_the_caller_stay_and_default_ones_come_back():

@@ -132,6 +132,8 @@ BAD_FLAGS = {
     "--epoch 3": "unrecognized",
     "--resume": "--run_dir",
     "--dataset mnist --data_dir README.md": "README.md",
+    "--dataset=": "--dataset is empty",
+    "--run_dir=": "--run_dir is empty",
 }
 
 
@@ -179,6 +181,11 @@ def test_resumed_run_takes_its_data_by_either_name_and_no_damaged_record(main, f
     same = main("train.py", *resume, "--dataset", "mnist", cwd=tmp_path, WANDB_MODE="disabled")
     assert same.returncode == 0 and "is finished" in same.stdout
     (run_dir / "model.pt").unlink()  # or the run would be finished
+    config = (run_dir / "config.json").read_text()
+    (run_dir / "config.json").write_text(config.replace('"device": "cpu"', '"device": "cuda"'))
+    moved = main("train.py", *resume, "--device", "cuda:7", cwd=tmp_path, WANDB_MODE="disabled")
+    assert_one_line_error(moved, "The device cuda:7 is not available")
+    (run_dir / "config.json").write_text(config)
     values = ("[" * 5000, "1e999", '{"epochs": 1e999}', "null")
     others = [("summary.json", "[" * 5000), ("metrics.csv", "step,epoch,loss,acc,test_loss,wrong\n1,1\n")]
     for name, value in [("config.json", value) for value in values] + others:
