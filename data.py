@@ -169,18 +169,20 @@ def batches(
     distorted by up to `augment` times full strength. All random numbers are drawn on the CPU beforehand:
     they are the same on every device, and no step waits for them.
     """
-    order = torch.randperm(len(images), generator=generator).to(images.device)
+    order = torch.randperm(len(images), generator=generator)
     strengths = augment * (2 * torch.rand(len(images), 2, 3, generator=generator) - 1)
-    all_thetas = make_thetas(strengths, *images.shape[2:]).to(labels.device)
-    for indices, thetas in zip(order.split(batch_size), all_thetas.split(batch_size)):
-        if len(indices) < world_size:  # repeat images, because every process must call backward()
-            indices, thetas = indices.repeat(world_size), thetas.repeat(world_size, 1, 1)
-        local, thetas = indices.tensor_split(world_size)[rank], thetas.tensor_split(world_size)[rank]
-        pixels = images[local]
+    thetas = make_thetas(strengths, *images.shape[2:]).to(labels.device)
+    epoch = order.to(images.device), labels[order.to(labels.device)], thetas
+    for batch in zip(*(values.split(batch_size) for values in epoch)):
+        size = len(batch[0])
+        if size < world_size:  # repeat images, because every process must call backward()
+            batch = [values.repeat(world_size, *[1] * (values.dim() - 1)) for values in batch]
+        indices, targets, thetas = (values.tensor_split(world_size)[rank] for values in batch)
+        pixels = images[indices]
         if pixels.device != labels.device:  # copied ahead, while the GPU still works on earlier batches
             pixels = pixels.pin_memory().to(labels.device, non_blocking=True)
         pixels = distort(pixels, thetas) if augment else pixels
-        yield pixels, labels[local], len(local) * world_size / len(indices)
+        yield pixels, targets, len(indices) * world_size / len(batch[0])
 
 
 def make_thetas(strengths: Tensor, height: int, width: int) -> Tensor:
