@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 MAX_MATRIX, MAX_SHIFT = 0.14, 2.0  # see `make_thetas`; chosen on a hold-out of MNIST
+SURE = 2.2  # difference of logits: the second class is a ninth as likely as the first; see `MarginSampler`
 MNIST_DIGESTS = {  # of the training set and the test set, see `digest`
     60_000: "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c",
     10_000: "a0863a96c44e5666edbb30c4071ee79ca0514c621e6349c5967fc78e7305c891",
@@ -159,30 +161,81 @@ def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), std.float()
 
 
-def batches(
-    images: Tensor, labels: Tensor, batch_size: int, generator: Generator, augment=0.0, rank=0, world_size=1
-) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """Yield one epoch in random order: (images (B, C, H, W), labels int64 (B,), weight), where `labels` is.
+class MarginSampler(nn.Module):
+    """Chooses what a round of training takes: all images first, then those that the net is unsure of.
 
-    B is this process's part of `batch_size`; `weight` is local size x world size / batch size, so that the
-    average over processes is the mean over the batch. Images are uint8, or with `augment` float32 in 0..1,
-    distorted by up to `augment` times full strength. All random numbers are drawn on the CPU beforehand:
-    they are the same on every device, and no step waits for them.
+    The margin of an image is the difference of its two highest logits when it was last trained on. Labels
+    play no part, so that wrong ones do no harm. (A Module, because checkpoints hold its state.)
+
+    Args:
+        num_images, batch_size: N, and images per training step.
+        sure: margin from which on the net is sure of an image. Infinity makes every round one of all images.
     """
-    order = torch.randperm(len(images), generator=generator)
-    strengths = augment * (2 * torch.rand(len(images), 2, 3, generator=generator) - 1)
-    thetas = make_thetas(strengths, *images.shape[2:]).to(labels.device)
-    epoch = order.to(images.device), labels[order.to(labels.device)], thetas
-    for batch in zip(*(values.split(batch_size) for values in epoch)):
-        size = len(batch[0])
-        if size < world_size:  # repeat images, because every process must call backward()
-            batch = [values.repeat(world_size, *[1] * (values.dim() - 1)) for values in batch]
-        indices, targets, thetas = (values.tensor_split(world_size)[rank] for values in batch)
-        pixels = images[indices]
-        if pixels.device != labels.device:  # copied ahead, while the GPU still works on earlier batches
-            pixels = pixels.pin_memory().to(labels.device, non_blocking=True)
-        pixels = distort(pixels, thetas) if augment else pixels
-        yield pixels, targets, len(indices) * world_size / len(batch[0])
+
+    def __init__(self, num_images: int, batch_size: int, sure: float = SURE):
+        super().__init__()
+        self.batch_size, self.sure = batch_size, sure
+        self.register_buffer("margins", torch.zeros(num_images))
+        self.register_buffer("latest", torch.full((num_images,), -1.0))  # of this round; -1: not in it
+
+    def choose(self) -> Tensor:
+        """The indices (M,) of the images that the net is unsure of, at least a quarter, in whole batches."""
+        unsure = max(int((self.margins < self.sure).sum()), len(self.margins) // 4)
+        size = math.ceil(unsure / self.batch_size) * self.batch_size
+        return self.margins.argsort(stable=True)[:size].cpu()
+
+    def update(self, indices: Tensor, logits: Tensor) -> None:
+        """Note the logits (B, K) that the net gave for the images at `indices` (B,)."""
+        best, second = logits.topk(2).values.unbind(1)
+        self.latest[indices] = best - second
+
+    def end_round(self) -> None:
+        if dist.is_initialized():  # each process has seen its part
+            dist.all_reduce(self.latest, dist.ReduceOp.MAX)
+        self.margins = torch.where(self.latest < 0, self.margins, self.latest)
+        self.latest.fill_(-1)
+
+
+def batches(
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    generator: Generator,
+    augment: float = 0.0,
+    sampler: MarginSampler | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[tuple[Tensor, Tensor, float, Tensor]]:
+    """Yield as many images as there are: (images (B, C, H, W), labels int64 (B,), weight, indices (B,)).
+
+    They are in random order, or in rounds of those that `sampler` chooses. B is this process's part of
+    `batch_size`; `weight` is local size x world size / batch size, so that the average over processes is
+    the mean over the batch. `indices` are the images' places in the set. Images are uint8, or with `augment`
+    float32 in 0..1, distorted by up to `augment` times full strength. All is where `labels` is. All random
+    numbers of a round are drawn on the CPU beforehand: they are the same on every device, and no step waits
+    for them.
+    """
+    left = len(images)
+    while left > 0:
+        chosen = sampler.choose()[:left] if sampler else torch.arange(left)
+        left -= len(chosen)
+        order = chosen[torch.randperm(len(chosen), generator=generator)].to(labels.device)
+        strengths = augment * (2 * torch.rand(len(order), 2, 3, generator=generator) - 1)
+        thetas = make_thetas(strengths, *images.shape[2:]).to(labels.device)
+        parts = order, labels[order], thetas, order.to(images.device)
+        for batch in zip(*(values.split(batch_size) for values in parts)):
+            size = len(batch[0])
+            if size < world_size:  # repeat images, because every process must call backward()
+                batch = [values.repeat(world_size, *[1] * (values.dim() - 1)) for values in batch]
+            local = (values.tensor_split(world_size)[rank] for values in batch)
+            indices, targets, local_thetas, sources = local
+            pixels = images[sources]
+            if pixels.device != labels.device:  # copied ahead, while the GPU still works on earlier batches
+                pixels = pixels.pin_memory().to(labels.device, non_blocking=True)
+            pixels = distort(pixels, local_thetas) if augment else pixels
+            yield pixels, targets, len(indices) * world_size / len(batch[0]), indices
+        if sampler:
+            sampler.end_round()
 
 
 def make_thetas(strengths: Tensor, height: int, width: int) -> Tensor:

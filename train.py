@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from data import DataError, ImageData, batches, digest, load_data, pixel_statistics
+from data import SURE, DataError, ImageData, MarginSampler, batches, digest, load_data, pixel_statistics
 from logging_utils import RunError, RunLogger, holds_run, is_finished
 from model import Classifier, ConvNet, ModelError, export_model, fit_temperature, full_precision
 from model import predict_logits, read_intact
@@ -38,13 +38,14 @@ from program import write_tensors
 class Config:
     """Every setting: its default, its meaning, its bounds. The command line is built from it."""
 
-    epochs: int = setting(6, "passes over the training set", low=1)
+    epochs: int = setting(5, "passes over the training set", low=1)
     batch_size: int = setting(128, "images per training step", low=1)
     lr: float = setting(0.01, "Adam's learning rate; with one_cycle its maximum", low=1e-12, high=1e3)
     beta2: float = setting(0.95, "decay of Adam's mean of squared gradients", low=0.0, high=0.999999)
     schedule: str = setting("one_cycle", "one_cycle or constant rate", choices=("one_cycle", "constant"))
     label_smoothing: float = setting(0.1, "probability spread over all classes", low=0.0, high=0.99)
     augment: float = setting(1.0, "strength of random shifts, rotations, scalings", low=0.0, high=5.0)
+    margin_sampling: bool = setting(True, "train more often on images that the net is unsure of")
     l1_size: int = setting(32, "channels of the first convolution", low=1, high=4096)
     l2_size: int = setting(64, "channels of the second convolution", low=1, high=4096)
     conv_kernel: int = setting(5, "height and width of both kernels, odd", low=1, high=99)
@@ -107,6 +108,8 @@ def train(config: Config) -> Path:
     data = data.to(device)
     num_images, *image_shape = data.train_images.shape  # N, (C, H, W)
     steps_per_epoch = math.ceil(num_images / config.batch_size)
+    sure = SURE if config.margin_sampling else math.inf
+    sampler = MarginSampler(num_images, config.batch_size, sure).to(device)
 
     # ---- Model and optimizer ----
     net = ConvNet(len(data.classes), image_shape, config.l1_size, config.l2_size, config.conv_kernel)
@@ -135,7 +138,7 @@ def train(config: Config) -> Path:
         return logits.detach(), loss.detach()
 
     # ---- Resume, and the run directory ----
-    state = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    state = {"model": model, "optimizer": optimizer, "scaler": scaler, "sampler": sampler}
     resumed_epoch = load_checkpoint(config.run_dir, generator, state) if resuming else None
     parameters = sum(parameter.numel() for parameter in model.parameters())
     details = {**asdict(config), "data_sha256": sha256, "processes": world_size, "parameters": parameters}
@@ -154,14 +157,17 @@ def train(config: Config) -> Path:
             model.train()
             recent = deque(maxlen=40 if epoch * steps_per_epoch >= 160 else 0)  # for fit_temperature
             train_set = data.train_images, data.train_labels
-            shuffled = batches(*train_set, config.batch_size, generator, config.augment, rank, world_size)
+            options = config.batch_size, generator, config.augment, sampler, rank, world_size
+            shuffled = batches(*train_set, *options)
             shuffled = progress(shuffled, num_images, f"epoch {epoch}/{config.epochs}", log)
-            for step, (images, labels, weight) in enumerate(shuffled, (epoch - 1) * steps_per_epoch + 1):
+            first_step = (epoch - 1) * steps_per_epoch + 1
+            for step, (images, labels, weight, indices) in enumerate(shuffled, first_step):
                 for group, base in zip(optimizer.param_groups, base_rates):
                     group["lr"] = base * rate_factor(config.schedule, step, config.epochs * steps_per_epoch)
                 logits, loss = forward_backward(images, labels, weight)
                 scaler.step(optimizer)
                 scaler.update()
+                sampler.update(indices, logits)
                 log.log_step(epoch, step, loss)
                 recent.append((logits, labels))
                 stop_if_asked()  # only here, so evaluation and export always finish

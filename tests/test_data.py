@@ -1,3 +1,4 @@
+import math
 import shutil
 import subprocess
 import sys
@@ -43,8 +44,9 @@ def test_batches_hold_every_image_once_and_depend_on_the_seed():
     def order(seed):
         generator = torch.Generator().manual_seed(seed)
         epoch = list(data.batches(images, torch.arange(10), 4, generator))
-        assert all((pixels[:, 0, 0, 0] == labels).all() and weight == 1 for pixels, labels, weight in epoch)
-        return torch.cat([labels for _, labels, _ in epoch])
+        for pixels, labels, weight, indices in epoch:
+            assert (pixels[:, 0, 0, 0] == labels).all() and (labels == indices).all() and weight == 1
+        return torch.cat([labels for _, labels, *_ in epoch])
 
     assert order(0).sort().values.tolist() == list(range(10))
     assert (order(0) == order(0)).all() and (order(0) != order(1)).any()
@@ -55,16 +57,50 @@ def test_processes_share_every_batch_of_the_same_order():
 
     def epoch(rank, world):
         generator = torch.Generator().manual_seed(0)
-        return list(data.batches(images, torch.arange(100), 33, generator, 0.0, rank, world))
+        return list(data.batches(images, torch.arange(100), 33, generator, 0.0, None, rank, world))
 
     for world in (2, 3):
         parts = [epoch(rank, world) for rank in range(world)]
         for whole, *shares in zip(epoch(0, 1), *parts):
             count = len(whole[1])
             repeated = whole[1].tolist() * (1 if count >= world else world)  # the last is 1 image
-            assert torch.cat([labels for _, labels, _ in shares]).tolist() == repeated
-            assert sum(weight for *_, weight in shares) == pytest.approx(world)
-            assert all(len(labels) > 0 for _, labels, _ in shares)
+            assert torch.cat([labels for _, labels, *_ in shares]).tolist() == repeated
+            assert sum(weight for _, _, weight, _ in shares) == pytest.approx(world)
+            assert all(len(labels) > 0 for _, labels, *_ in shares)
+
+
+def with_margins(margins: torch.Tensor) -> torch.Tensor:
+    """Logits (B, 3) whose two highest differ by margins (B,)."""
+    return torch.stack([torch.full_like(margins, -9), margins + 0.5, torch.full_like(margins, 0.5)], dim=1)
+
+
+def test_sampler_chooses_what_the_net_is_unsure_of_or_a_quarter():
+    sampler, images = data.MarginSampler(100, batch_size=8), torch.arange(100)
+    assert sorted(sampler.choose().tolist()) == list(range(100))
+    for margins, count in ((images / 10, 32), (images / 30, 72), (3 + images / 10, 32), (0 * images, 100)):
+        sampler.update(images[:50], with_margins(margins[:50]))
+        sampler.update(images[50:], with_margins(margins[50:]))
+        sampler.end_round()
+        assert sampler.choose().tolist() == list(range(count))
+    every = data.MarginSampler(100, 8, math.inf)
+    every.update(images, with_margins(images / 10))
+    every.end_round()
+    assert sorted(every.choose().tolist()) == list(range(100))
+
+
+def test_epoch_with_a_sampler_is_rounds_of_as_many_images_as_there_are():
+    images = torch.zeros(100, 1, 4, 4, dtype=torch.uint8)
+    sampler, generator = data.MarginSampler(100, 8), torch.Generator().manual_seed(0)
+    seen = []
+    for _ in range(2):
+        for *_, indices in data.batches(images, torch.zeros(100).long(), 8, generator, 0, sampler):
+            seen.append(indices.tolist())
+            sampler.update(indices, with_margins(3.0 + indices + 100 * (len(seen) > 13)))
+    first, second = seen[:13], seen[13:]
+    assert sorted(sum(first, [])) == list(range(100)) and [len(batch) for batch in second] == 12 * [8] + [4]
+    # The round that begins the second epoch takes 0 to 31. Those that it makes surer come later.
+    assert sorted(sum(second[:4], [])) == list(range(32))
+    assert sorted(sum(second[4:8], [])) == list(range(32, 64))
 
 
 def test_pixel_statistics_are_exact():

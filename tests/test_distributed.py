@@ -47,6 +47,8 @@ def test_two_processes_leave_one_run(finished, small_dir, tmp_path):
         losses.append([float(row.split(",")[2]) for row in rows if row.split(",")[2]])
     assert len(losses[0]) == len(losses[1])
     assert losses[1][0] == pytest.approx(losses[0][0], rel=0.2)
+    sampler = torch.load(tmp_path / "two/checkpoint.pt")["sampler"]
+    assert (sampler["margins"] > 0).float().mean() > 0.95  # each process has seen half of the images
 
 
 class WithoutNorm(train.ConvNet):

@@ -147,17 +147,6 @@ def test_class_weights_raise_the_scores_of_a_rare_class(copy):
     assert mean_scores[1] > mean_scores[0] + 0.05
 
 
-def test_hard_images_are_trained_on_more_often(copy):
-    flags = ("--schedule", "constant", "--batch_size", 50)
-    cook("Hard images more often", copy, "--epochs", 1, *flags)
-    result = run(changed_program, "train.py", "--epochs", 2, *flags, cwd=copy, WANDB_MODE="disabled")
-    assert result.returncode == 0, result.stderr
-    first, second = (read(copy / f"runs/{name}")[0]["seen"]["losses"] for name in ("001", "002"))
-    hardest_first = first.argsort(descending=True)  # the losses after the epoch that both runs begin with
-    taken = (first != second)[hardest_first]
-    assert taken[:350].all() and not taken[-150:].any()  # a quarter is 350 of 1,500
-
-
 def test_own_dataloader_streams_in_less_than_sixty_lines(copy):
     draw_pictures(copy / "pictures")
     recipe = "Your own DataLoader, for data that does not fit into memory"
