@@ -169,7 +169,7 @@ def find_columns(header: list[str]) -> tuple[dict[str, int], list[int]]:
             groups.setdefault(match[1].lower(), []).append(place)
     if groups:
         largest = max(groups.values(), key=len)
-        numbered = [place for place in largest if score_suffix(header[place]).isdecimal()]
+        numbered = [place for place in largest if re.fullmatch(r"-?\d+", score_suffix(header[place]))]
         return roles, numbered if len(numbered) > 1 else largest  # also with a score_max
     single = [p for p, name in enumerate(header) if p not in roles.values() and ONE_SCORE.fullmatch(name)]
     return roles, single[:1]
@@ -295,6 +295,7 @@ def two_classes(table: Table, place: int, labels: dict, values: np.ndarray, rema
     seen = set().union(*(found.tolist() for found in labels.values()))
     ordered = sorted(seen, key=lambda label: (isinstance(label, str), label))
     names = ["0", "1"] if seen <= {0, 1} else [str(label) for label in ordered]
+    name = next((known for known in names if known.casefold() == name.casefold()), name)
     if len(names) == 1 and name not in names:
         if name == column:  # it names no class
             cure = f"Name it after its class, such as score_{names[0]:.40}"

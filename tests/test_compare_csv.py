@@ -81,12 +81,16 @@ GOOD = {  # what a file may look like
     "classes from one": table(
         "id,guess,truth,score_1,score_2,score_3", range(4), np.add(GUESS, 1), np.add(TRUTH, 1), SCORES
     ),
+    "classes from minus one": table(
+        "id,guess,truth,p(-1),p(0),p(1)", range(4), np.subtract(GUESS, 1), np.subtract(TRUTH, 1), SCORES
+    ),
     "a class called None": with_names("id,guess,truth,p_None,p_a,p_nan", ["None", "a", "nan"], SCORES),
 }  # fmt: skip
 CLASSES = {
     **{kind: NAMES for kind in GOOD if kind.startswith(("names in", "columns called"))},
     "names in an order that the guesses show": NAMES[::-1],
     "classes from one": ["1", "2", "3"],
+    "classes from minus one": ["-1", "0", "1"],
     "a class called None": ["None", "a", "nan"],
 }
 REMARKS = {
@@ -110,13 +114,13 @@ def test_what_is_clear_is_read(kind):
 
 @pytest.mark.parametrize(
     "column, high",
-    [("score_1", 1), ("score_0", 0), ("score", 1), ("prob_pos", 1), ("y_score_neg", 0), ("logit", 1)],
+    [("score_1", 1), ("score_0", 0), ("score", 1), ("prob_pos", 1), ("y_score_Neg", 0), ("logit", 1)],
 )
 def test_one_column_holds_the_scores_of_two_classes(column, high):
     scores = np.array([0.1, 0.8, 0.4])
     values = np.log(scores / (1 - scores)) if column == "logit" else scores
     guess = [high, 1 - high, high] if scores[0] > 0.5 else [1 - high, high, 1 - high]
-    labels = named(guess, ["neg", "pos"]) if column[-3:] in ("neg", "pos") else guess
+    labels = named(guess, ["neg", "pos"]) if column[-3:] in ("Neg", "pos") else guess
     text = table(f"id,guess,truth,{column}", range(3), labels, labels, values)
     found = read_predictions("mine.csv", text.encode())
     values = found.scores.values
