@@ -23,7 +23,7 @@ try:
     import numpy as np
     import pandas as pd
 
-    from data import DataError, load_data, load_split
+    from data import DataError, digest, load_data, load_split
     from page.figures import Run, answer, confused_pairs, label_margins, make_pairs
     from page.joining import is_epoch_of, make_labels_unique, share_classes, share_test_set, with_history
     from page.reading import Predictions, read_predictions
@@ -220,6 +220,12 @@ def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) ->
     if differs or (runs[0].has_truth and (labels.numpy()[ids] != truth).any()):
         found = f"{dataset} in {data_dir} is not the test set of {runs[0].label}."
         raise CompareError(f"There are no pictures for the page: {found} {cure}")
+    first = images[: ids[-1] + 1]
+    for run in naming:
+        sampled = digest(first[:: first.numel() // 2**28 + 1], labels[: len(first)])  # ImageData.fingerprint
+        record = run.config.get("data_sha256")
+        if isinstance(record, list) and sampled not in record:
+            say(f"warning: the pictures of {dataset} are not those that {run.label} was evaluated on")
     pictures, paths = images[ids].permute(0, 2, 3, 1).numpy(), None
     if os.path.isabs(name):  # a folder
         from sources.folders import list_pictures

@@ -98,7 +98,7 @@ def read_all_scores(table: Table, roles: dict[str, int], places: list[int], rema
     values = to_probabilities(table, places, remarks) if places else None  # (N, K)
     if len(places) == 1:
         values, names = two_classes(table, places[0], labels, values[:, 0], remarks)
-    classes, labels, values = resolve_classes(table, roles, labels, values, names)
+    classes, labels, values = resolve_classes(table, roles, labels, values, names, remarks)
     if "guess" not in labels:
         if values is None:
             table.refuse_columns("guess")
@@ -125,7 +125,7 @@ def read_best_scores(table: Table, roles: dict[str, int], best: dict[int, int], 
     for role, column in labels.items() if not texts else ():
         if column.min() < 0:
             table.refuse(int(column.argmin()), places[role], ": classes are numbered from 0")
-    classes, labels, _ = resolve_classes(table, places, labels, None, [])
+    classes, labels, _ = resolve_classes(table, places, labels, None, [], remarks)
     count = len(classes) if classes else 1 + max(1, *(column.max() for column in labels.values()))
     found = np.stack([labels.pop(place) for place in ranks], axis=1)  # (N, M)
     repeated = (np.diff(np.sort(found)) == 0).any(1)
@@ -336,7 +336,9 @@ def match_guesses(guess: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 # ---- Classes ----
-def resolve_classes(table: Table, roles: dict, labels: dict, scores: np.ndarray | None, names: list[str]):
+def resolve_classes(
+    table: Table, roles: dict, labels: dict, scores: np.ndarray | None, names: list[str], remarks: list[str]
+):
     """The classes' names, or None if they are only numbered; the labels as places among them; the scores.
 
     `names` are those of the score columns; without scores the classes are those that the labels name.
@@ -359,6 +361,10 @@ def resolve_classes(table: Table, roles: dict, labels: dict, scores: np.ndarray 
         names = in_order
         if not {*written} <= {*names}:
             names = match_names(table, labels.get("guess"), scores, written)
+    in_name_order = written and names == written and (numbers if scores is None else numbered)
+    if in_name_order and (labels.get("guess") is None or labels["guess"].dtype != object):
+        found = f"classes 0 to {len(names) - 1} are taken for {', '.join(names):.100}, in this order"
+        remarks.append(f"warning: {found}. If it is another, write names in every column")
     by_number = numbered or not all(re.fullmatch(r"-?\d+", name) for name in names)
     places = {name: k for k, name in enumerate(names)}
     for role, values in labels.items():

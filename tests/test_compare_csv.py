@@ -414,3 +414,17 @@ def test_hint_names_the_interpreter_that_was_typed(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.orig_argv", ["/opt/my python3", "compare.py"])
     with pytest.raises(CompareError, match="Train one: '/opt/my python3' .*train.py"):
         compare.load_run(str(tmp_path))
+
+
+@pytest.mark.parametrize("columns", ["guess truth score_0 score_1", "guess truth", "truth score_0 score_1"])
+def test_numbers_beside_names_are_told_to_be_in_the_order_of_the_names(columns):
+    values = {"guess": "0 1 1", "truth": "dog cat dog", "score_0": "0.9 0.2 0.1", "score_1": "0.1 0.8 0.9"}
+    names = columns.split()
+    rows = zip("abc", *(values[name].split() for name in names))
+    text = "\n".join([",".join(["id", *names]), *map(",".join, rows)])
+    found = read_predictions("mine.csv", text.encode())
+    assert found.truth.tolist() == [1, 0, 1] and found.guess.tolist() == [0, 1, 1]
+    assert found.remarks[0].startswith("warning: classes 0 to 1 are taken for cat, dog, in this order.")
+    named = text.replace("score_0", "score_cat").replace("score_1", "score_dog")
+    if named != text:
+        assert not any("in this order" in remark for remark in read_predictions("b", named.encode()).remarks)

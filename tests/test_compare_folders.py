@@ -59,10 +59,11 @@ def test_ids_are_the_paths_of_the_pictures(layout, main, tmp_path):
     val_size = 0 if "a test set" in layout else len(labels)
     assert len(labels) == (40 if val_size == 0 else 8)
     config = {"dataset": data.name, "classes": CLASSES, "image_size": 9, "val_size": val_size}
+    config["data_sha256"] = data.fingerprint()
     write_run(tmp_path / "run", labels, 5, config)
 
     result = main("compare.py", "run", "run@1", "--suspects", "s.csv", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0 and "warning" not in result.stdout, result
     with open(tmp_path / "s.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(Path(row["id"]).stem) for row in rows] == [values[5], *values[:5], *values[6:]]
@@ -79,6 +80,10 @@ def test_ids_are_the_paths_of_the_pictures(layout, main, tmp_path):
     flags = ("--dataset", "elsewhere", "--suspects", "s.csv")
     assert main("compare.py", "run", *flags, cwd=tmp_path).returncode == 0
     assert (tmp_path / "s.csv").read_text().splitlines()[1].startswith(rows[0]["id"])
+
+    Image.new("L", (9, 9), 255).save(tmp_path / "elsewhere" / rows[0]["id"])
+    changed = main("compare.py", "run", "--dataset", "elsewhere", cwd=tmp_path)
+    assert "pictures of elsewhere are not those that run@2 was evaluated on" in changed.stdout
 
 
 def page(folder: Path) -> str:
