@@ -13,7 +13,11 @@ from page.scores import Scores, blocks
 
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
 MIN_SCORE = 1e-4  # a lower score of a label counts as this, so that no single epoch decides
-ABSOLUTE_PATH = re.compile(r"(?:file://|(?<![\w:/.~-]))(?:/|[A-Za-z]:[\\/])[^\s/\\'\",;:][^\s'\",;:]*")
+ABSOLUTE_PATH = (
+    re.compile(  # of Linux, macOS or Windows; not the path of an address such as https://host/path
+        r"(?:file://|(?<![\w:/\\.~-]))(?:/|[A-Za-z]:[\\/]+|\\\\+)[^\s/\\'\",;:][^\s'\",;:]*"
+    )
+)
 # How the runs did on an image, by their number. Of two, "fixed" means that only the second is right.
 VERDICTS = {
     1: ["all right", "wrong"],

@@ -288,7 +288,8 @@ function drawFilters() {
   const query = applied < asked.length ? `query: ${applied} of ${asked.length} conditions` : "query";
   fill("filters", h("span", { id: "shown" }, h("b", null, comma(found.length)), ` of ${comma(count)} images`),
     state.cell && remove("cell", `truth ${classes[t]}, guess ${classes[g]} by ${whose}`, { cell: "" }),
-    state.box && remove("box", `${runs[r].title}: mean ${low}–${high}, spread ${left}–${right}`, { box: "" }),
+    state.box
+      && remove("box", `${runs[r].title}: mean ${low}–${high}, spread ${left}–${right}`, { box: "" }),
     state.query && remove("query", query, { query: "", any: "" }),
     filters && button("clear", "show all images", () => change(clear)));
 }
@@ -365,7 +366,7 @@ function downloadList() {
 }
 function downloadMarks() {
   const marked = range(count).filter(n => marks.has(String(idOf(n))));
-  const suggested = n => isSuspect(n) ? classes[data.suggested[n]] : "";  // else the runs agree with the label
+  const suggested = n => isSuspect(n) ? classes[data.suggested[n]] : "";  // else the runs agree with it
   const margin = n => complete ? Number(data.margin[n].toPrecision(6)) : "";
   download("doubtful.csv", [["id", "truth", "suggested", "margin"],
     ...marked.map(n => [idOf(n), classes[truth[n]], suggested(n), margin(n)])]);
@@ -461,8 +462,9 @@ function drawGroups() {
     return { g, counts, truths: classesIn(counts, t => sum(r => counts[r].get(t) ?? 0)) };
   });
   const longest = Math.max(1, ...shown.flatMap(({ counts }) => counts.flatMap(map => [...map.values()])));
-  const bar = (r, length) => h("div", { class: `bar ${runClass(r)}` }, length > 0 && [
-    h("i", { style: `width:calc((100% - 2rem) * ${length / longest} + 2px)` }), h("span", null, comma(length))]);
+  const wide = length => `width:calc((100% - 2rem) * ${length / longest} + 2px)`;
+  const bar = (r, length) => h("div", { class: `bar ${runClass(r)}` },
+    length > 0 && [h("i", { style: wide(length) }), h("span", null, comma(length))]);
   const more = (number, what) => number > 0 && h("div", { class: "hint" }, `+${comma(number)} ${what}`);
   const pictures = (r, images, truths) => {  // in the order of their true classes
     const places = new Map(truths.map((t, i) => [t, i])), place = n => places.get(truth[n]);
