@@ -64,7 +64,8 @@ def class_section(index: int, shown: bool, runs: list[Run], classes: list[str]) 
         found = f"The {len(listed)} classes with the lowest F1, of {np.count_nonzero(images):,} with images"
         hint = h("p", f"{found} and {len(classes):,} in all.", class_="hint")
     rows = [
-        [classes[k], f"{images[k]:,}", *(f"{m:.2f}" for run in measures for m in run[k])] for k in listed
+        [class_name(classes[k]), f"{images[k]:,}", *(f"{m:.2f}" for run in measures for m in run[k])]
+        for k in listed
     ]
     if len(runs) > 1:
         heads.append("change of F1")

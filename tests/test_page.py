@@ -1032,6 +1032,12 @@ def test_short_names_tell_classes_apart(page, dogs, main, tmp_path):
     # In the list, a long name is cut in its middle.
     ends = page.all("#list .cut > :last-child", "e.scrollWidth <= e.parentElement.clientWidth")
     assert ends and all(ends)
+    resize(page, 720, "print")
+    ends = page.all(
+        "#classes th .cut > :last-child",
+        "e.getBoundingClientRect().right <= e.closest('th').getBoundingClientRect().right",
+    )
+    assert len(ends) == 4 and all(ends)
 
 
 def test_paper_keeps_sections_whole_and_charts_of_one_size(page, two, many):
