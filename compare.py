@@ -19,17 +19,22 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
+try:
+    import numpy as np
+    import pandas as pd
 
-from data import DataError, load_data, load_split
-from page.figures import Run, answer, confused_pairs, label_margins, make_pairs
-from page.joining import is_epoch_of, make_labels_unique, share_classes, share_test_set
-from page.reading import Predictions, read_predictions
-from page.render import render_page
-from page.scores import certain
-from page.table import CompareError, Table
-from program import atomic_write, exit_status, printable, read_file, start_command
+    from data import DataError, digest, load_data, load_split
+    from page.figures import Run, answer, confused_pairs, label_margins, make_pairs
+    from page.joining import is_epoch_of, make_labels_unique, share_classes, share_test_set, with_history
+    from page.reading import Predictions, read_predictions
+    from page.render import render_page
+    from page.scores import certain
+    from page.table import CompareError, Table
+    from program import atomic_write, exit_status, printable, read_file, start_command
+except ModuleNotFoundError as error:
+    needed = "data.py, program.py, the folder page, and the packages of requirements.txt"
+    print(f"error: {error.name} is missing. compare.py needs {needed}.", file=sys.stderr)
+    sys.exit(2)
 
 MAX_EPOCHS = 20  # a longer run is shown at so many of its epochs
 MIN_SUSPECTS = 100  # rows of the file that --suspects writes, if there are so many images
@@ -81,13 +86,7 @@ def load_run(argument: str) -> Run:
         cure = f"Name its CSV file instead: {files[epoch]}"
         raise CompareError(f"{path} is damaged ({error!s:.200}). {cure}") from error
     run = make_run(path.resolve().name, path, read_csv(files[epoch], say))
-    run.epoch, run.config, run.losses, run.seconds, run.pinned = (
-        epoch,
-        config,
-        losses,
-        seconds[epoch],
-        pinned,
-    )
+    run = replace(run, epoch=epoch, config=config, losses=losses, seconds=seconds[epoch], pinned=pinned)
     for e in choose_epochs(sorted(files), epoch):
         if e == epoch:
             run.history[e] = run
@@ -186,10 +185,11 @@ def read_losses(path: Path) -> np.ndarray:
     return np.stack([step[shown], loss[shown]], axis=1)
 
 
-def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) -> np.ndarray | None:
-    """Load the picture of every id: uint8 (N, H, W, 1 or 3). None if no data set is named.
+def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) -> tuple:
+    """Load the picture of every id: uint8 (N, H, W, 1 or 3), and its path (N,) in a folder of pictures.
 
-    The data set is the first that a run names. If all runs are CSV files, it is MNIST.
+    The data set is the first that a run names. If all runs are CSV files, it is MNIST. Without a name there
+    are no pictures, and in other data sets than folders no paths: None.
     Raises CompareError if the data set is not available or is another one.
     """
     with_config = [run for run in runs if run.config is not None]
@@ -202,7 +202,7 @@ def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) ->
         )
         advice = "; --dataset NAME adds them" if numbered else ""
         say(f"no pictures: {(with_config or runs)[0].label} {reason}{advice}")
-        return None
+        return None, None
     config = (naming or with_config)[0].config if with_config else {}
     dataset = dataset or config.get("dataset") or "mnist"
     data_dir = data_dir or config.get("data_dir") or "data"
@@ -211,16 +211,27 @@ def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) ->
     try:
         if val_size:
             data = load_data(dataset, data_dir, val_size, image_size, download=False)
-            images, labels = data.eval_images, data.eval_labels
+            name, images, labels = data.name, data.eval_images, data.eval_labels
         else:
-            _, _, images, labels = load_split(dataset, data_dir, False, image_size, download=False)
+            name, _, images, labels = load_split(dataset, data_dir, False, image_size, download=False)
     except DataError as error:
         raise CompareError(f"There are no pictures for the page: {error} {cure}") from error
     differs = not numbered or ids[-1] >= len(images)
     if differs or (runs[0].has_truth and (labels.numpy()[ids] != truth).any()):
         found = f"{dataset} in {data_dir} is not the test set of {runs[0].label}."
         raise CompareError(f"There are no pictures for the page: {found} {cure}")
-    return images[ids].permute(0, 2, 3, 1).numpy()
+    first = images[: ids[-1] + 1]
+    for run in naming:
+        sampled = digest(first[:: first.numel() // 2**28 + 1], labels[: len(first)])  # ImageData.fingerprint
+        record = run.config.get("data_sha256")
+        if isinstance(record, list) and sampled not in record:
+            say(f"warning: the pictures of {dataset} are not those that {run.label} was evaluated on")
+    pictures, paths = images[ids].permute(0, 2, 3, 1).numpy(), None
+    if os.path.isabs(name):  # a folder
+        from sources.folders import list_pictures
+
+        paths = np.array(list_pictures(Path(name), train=bool(val_size)), object)[ids]
+    return pictures, paths
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -250,9 +261,13 @@ def print_summary(runs: list[Run], classes: list[str]) -> None:
 
 
 def print_suspects(run: Run, classes: list[str], margins: np.ndarray, suggested: np.ndarray) -> None:
+    suspects = [n for n in margins.argsort(kind="stable")[:10] if margins[n] < 0]
+    if not suspects:
+        say("suspected label errors: none")
+        return
     say("suspected label errors: the lowest margins (--suspects FILE writes more)")
-    rows = [("id", "label", "runs say", "margin")]
-    for n in margins.argsort(kind="stable")[:10]:
+    rows = [("id", "label", "suggested", "margin")]
+    for n in suspects:
         names = classes[run.truth[n]], classes[suggested[n]]
         rows.append((str(run.ids[n]), *names, f"{margins[n]:.4f}"))
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -260,11 +275,23 @@ def print_suspects(run: Run, classes: list[str], margins: np.ndarray, suggested:
         say("  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
 
 
-def write_suspects(path: str, run: Run, margins: np.ndarray, suggested: np.ndarray) -> None:
-    """Write the images whose margin is negative, lowest first, or MIN_SUSPECTS images if that is more."""
+def write_suspects(
+    path: str, run: Run, classes: list[str], margins: np.ndarray, suggested: np.ndarray
+) -> None:
+    """Write the images whose margin is negative, lowest first, or MIN_SUSPECTS images if that is more.
+
+    Without a negative margin, the runs agree with the label, and `suggested` is empty.
+    """
     count = max(MIN_SUSPECTS, int((margins < 0).sum()))
     order = margins.argsort(kind="stable")[:count]
-    columns = {"id": run.ids, "truth": run.truth, "suggested": suggested, "margin": margins.round(6)}
+    names = np.array([*classes, ""], object)
+    suggested = np.where(margins < 0, suggested, -1)
+    columns = {
+        "id": run.ids,
+        "truth": names[run.truth],
+        "suggested": names[suggested],
+        "margin": margins.round(6),
+    }
     table = pd.DataFrame({name: values[order] for name, values in columns.items()})
     write_file(path, "--suspects", table.to_csv(index=False))
     say(f"suspects  {path} ({len(order)} images)")
@@ -307,14 +334,17 @@ def compare(args: argparse.Namespace) -> None:
         say(remark)
     complete = runs[0].has_truth and runs[0].has_scores
     margins, suggested = label_margins(runs)
-    print_summary(runs, classes)
-    if complete:
-        print_suspects(runs[0], classes, margins, suggested)
     if args.suspects and not complete:
         raise CompareError(f"--suspects {args.suspects} needs the truth and the scores of every image.")
+    print_summary(runs, classes)
+    pictures, paths = (None, None) if args.no_images else load_pictures(runs, args.dataset, args.data_dir)
+    for run in runs if paths is not None else ():
+        for one in with_history(run):
+            one.ids = paths  # it says more than a number
+    if complete:
+        print_suspects(runs[0], classes, margins, suggested)
     if args.suspects:
-        write_suspects(args.suspects, runs[0], margins, suggested)
-    pictures = None if args.no_images else load_pictures(runs, args.dataset, args.data_dir)
+        write_suspects(args.suspects, runs[0], classes, margins, suggested)
     page = render_page(runs, classes, pictures, margins, suggested)
     write_file(args.out, "--out", page)
     say(f"page  {args.out} ({len(page.encode(errors='backslashreplace')) / 1e6:.1f} MB)")

@@ -200,7 +200,8 @@ def train_run(study: optuna.Study, trial: optuna.Trial, held, sweep: argparse.Na
         print(f"{run}  failed    {''.join(last)} (its output is in {log})", flush=True)
     else:
         verb = "stopped " if pruned else "finished"
-        print(f"{run}  {verb}  {sweep.metric} {values[-1]:.6g} after {len(values)} epochs", flush=True)
+        epochs = f"{len(values)} epoch{'s' * (len(values) != 1)}"
+        print(f"{run}  {verb}  {sweep.metric} {values[-1]:.6g} after {epochs}", flush=True)
 
 
 def print_ranking(study: optuna.Study, sweep: argparse.Namespace) -> None:

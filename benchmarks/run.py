@@ -360,7 +360,7 @@ def table(rounds: int = 3) -> None:
 def processes(seeds: int = 3) -> None:
     """One process and two with the same batches: wrong guesses and seconds of one epoch."""
     data_dir, program, rows = find_mnist(), str(HERE.parent / "train.py"), []
-    for count in (1, 2):
+    for count in (1,) if torch.cuda.device_count() == 1 else (1, 2):  # each process has its GPU
         launcher = [] if count == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={count}"]
         wrong, seconds = [], []
         for seed in range(seeds):

@@ -10,6 +10,7 @@ from page.figures import Run
 
 MAX_CURVE = 80  # points of a curve
 LEFT, RIGHT, TOP, BOTTOM = 36, 8, 8, 30  # the margins of a chart
+LETTER, LINE = 6.5, 13  # width of a letter and height of a line of text
 
 
 def round_ticks(high: float, count: int = 4, whole: bool = False) -> list[float]:
@@ -26,7 +27,7 @@ class Chart:
     def __init__(
         self, xs: list[float], ys: list[float], size: tuple[int, int] = (260, 168), log: bool = False
     ):
-        self.xs, self.ys, self.log, self.parts = xs, ys, log, []
+        self.xs, self.ys, self.log, self.parts, self.curves = xs, ys, log, [], []
         self.size, self.right, self.bottom = size, size[0] - RIGHT, size[1] - BOTTOM
 
     def x(self, value: float) -> float:
@@ -50,23 +51,44 @@ class Chart:
         self.parts.append(h("text", text, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor, class_=kind))
 
     def curve(self, run: int, points: list[tuple[float, float]]) -> None:
-        path = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
+        places = [(self.x(x), self.y(y)) for x, y in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         self.parts.append(h("polyline", points=path, class_=run_class(run)))
+        self.curves.append(np.array(places))
 
     def dot(self, run: int, x: float, y: float, radius: float, title: str, **attributes) -> None:
         place = {"cx": f"{self.x(x):.1f}", "cy": f"{self.y(y):.1f}", "r": f"{radius:.1f}"}
         self.parts.append(h("circle", h("title", title), **place, class_=run_class(run), **attributes))
 
-    def labels(self, texts: dict[int, str]) -> None:
-        """One line of text per run, in the lower right corner."""
-        for line, (run, text) in enumerate(reversed(texts.items())):
-            y = self.bottom - 6 - 13 * line
-            self.text(text, self.right - 2, y, "end", f"label {run_class(run)}")
+    def labels(self, texts: dict[int, str], corner: str) -> None:
+        """One line of text per run: in this corner, or in another one where they hide less of the curves."""
+        wide, high = LETTER * max(map(len, texts.values())) + 4, LINE * len(texts) + 4
+        points = np.concatenate([dense(curve) for curve in self.curves] or [np.empty((0, 2))])
+
+        def place(corner: str) -> tuple[float, float]:
+            left = LEFT if corner.endswith("left") else self.right - wide
+            return left, TOP if corner.startswith("upper") else self.bottom - high
+
+        def hidden(corner: str) -> int:
+            inside = points - place(corner)
+            return ((0 < inside) & (inside < (wide, high))).all(1).sum()
+
+        corner = min((corner, "lower right", "upper left", "upper right", "lower left"), key=hidden)
+        left, top = place(corner)
+        x, anchor = (left + 4, "start") if corner.endswith("left") else (self.right - 2, "end")
+        for line, (run, text) in enumerate(texts.items(), 1):
+            self.text(text, x, top + LINE * line - 1, anchor, f"label {run_class(run)}")
 
     def figure(self, title: str, hint: str, summary: str) -> Element:
         box = f"0 0 {self.size[0]} {self.size[1]}"
         svg = h("svg", *self.parts, viewBox=box, role="img", aria_label=f"{title}: {summary}")
         return h("figure", h("figcaption", title, " ", h("span", hint, class_="hint")), svg)
+
+
+def dense(curve: np.ndarray) -> np.ndarray:
+    """Points (M, 2) of the lines between the points (N, 2) of a curve."""
+    steps = np.linspace(0, 1, 20)[:, None, None]
+    return (curve[:1] if len(curve) == 1 else curve[:-1] + steps * np.diff(curve, axis=0)).reshape(-1, 2)
 
 
 def short(name: str, length: int = 15) -> str:
@@ -75,6 +97,16 @@ def short(name: str, length: int = 15) -> str:
 
 def named(texts: dict[int, str], runs: list[Run]) -> str:
     return ", ".join(f"{runs[r].label} {text}" for r, text in texts.items())
+
+
+def stacked(heights: list[float]) -> list[float]:
+    """Baselines of text from the top down, at least a line apart: raised, but not out of the chart."""
+    raised = heights[:]
+    for i in range(len(raised) - 2, -1, -1):
+        raised[i] = min(raised[i], raised[i + 1] - LINE)
+    for i in range(len(raised)):
+        raised[i] = max(raised[i], raised[i - 1] + LINE if i else TOP + 4)
+    return raised
 
 
 def wrong_chart(runs: list[Run], epochs: list[int]) -> Element | None:
@@ -87,7 +119,8 @@ def wrong_chart(runs: list[Run], epochs: list[int]) -> Element | None:
     if len({epoch for epoch, _ in points}) < 2:
         return None
     last = max(epoch for epoch, _ in points)
-    chart = Chart([min(epoch for epoch, _ in points), last], round_ticks(max(count for _, count in points)))
+    first, most = min(epoch for epoch, _ in points), max(count for _, count in points)
+    chart = Chart([first, last], round_ticks(max(1, 1.1 * most), whole=True))
     ticks = [tick for tick in round_ticks(last, 8, whole=True) if chart.xs[0] <= tick <= last]
     chart.axes("epoch", x_ticks=ticks)
     for path, (i, _) in sorted(curves.items(), key=lambda item: item[1][0]):
@@ -96,22 +129,21 @@ def wrong_chart(runs: list[Run], epochs: list[int]) -> Element | None:
             position = epochs.index(epoch) if epoch in epochs else None
             chart.dot(i, epoch, count, 3, f"epoch {epoch}: {count:,} wrong", data_view=position)
     here = {i: run for i, run in enumerate(runs) if run.history}
-    height = math.inf
-    for i, run in sorted(here.items(), key=lambda item: item[1].wrong.sum()):
-        x, count = chart.x(run.epoch), run.wrong.sum()
+    labelled = sorted(here, key=lambda i: -here[i].wrong.sum())  # from the top
+    for i, y in zip(labelled, stacked([chart.y(here[i].wrong.sum()) - 8 for i in labelled])):
+        run, x, count = here[i], chart.x(here[i].epoch), here[i].wrong.sum()
         chart.dot(i, run.epoch, count, 5, f"{run.label}: {count:,} wrong")
-        height = min(chart.y(count) - 8, height - 13)
         anchor = "end" if x > chart.right / 2 else "start"
-        chart.text(f"{short(run.label)} {count:,}", x, height, anchor, f"label {run_class(i)}")
+        chart.text(f"{short(run.label)} {count:,}", x, y, anchor, f"label {run_class(i)}")
     texts = {i: f"{run.wrong.sum():,}" for i, run in here.items()}
     return chart.figure("Wrong by epoch", "click a point", named(texts, runs))
 
 
 def loss_chart(runs: list[Run]) -> Element | None:
-    curves, seen = {}, set()
-    for i, run in enumerate(runs):
-        if run.losses is not None and len(run.losses) and run.path.resolve() not in seen:
-            seen.add(run.path.resolve())
+    curves, titles = {}, figures.directory_titles(runs)
+    for i in titles:
+        run = runs[i]
+        if run.losses is not None and len(run.losses):
             parts = np.array_split(run.losses, min(len(run.losses), MAX_CURVE))
             curves[i] = [tuple(part.mean(0)) for part in parts]
     if not curves:
@@ -128,9 +160,7 @@ def loss_chart(runs: list[Run]) -> Element | None:
     for i, curve in curves.items():
         chart.curve(i, curve)
     last_values = {i: f"{curve[-1][1]:.3g}" for i, curve in curves.items()}
-    for line, (i, value) in enumerate(last_values.items()):
-        text = f"{short(runs[i].name)} {value}"
-        chart.text(text, chart.right - 2, TOP + 12 + 13 * line, "end", f"label {run_class(i)}")
+    chart.labels({i: f"{short(titles[i])} {value}" for i, value in last_values.items()}, "upper right")
     return chart.figure("Training loss", "by step", named(last_values, runs))
 
 
@@ -150,7 +180,7 @@ def review_chart(runs: list[Run]) -> Element:
             chart.dot(
                 i, marked, 100 * found[marked - 1] / total, 4, f"{marked:,} least sure: {texts[i]} errors"
             )
-    chart.labels({i: f"{short(runs[i].label)} {text}" for i, text in texts.items()})
+    chart.labels({i: f"{short(runs[i].label)} {text}" for i, text in texts.items()}, "lower right")
     return chart.figure("Review curve", f"{marked:,} least sure", named(texts, runs))
 
 
@@ -167,7 +197,7 @@ def reliability_chart(runs: list[Run]) -> Element:
             radius = 1.5 + 3 * math.sqrt(n / len(run.ids))
             chart.dot(i, x, y, radius, f"{n:,} images: score {x:.1f} %, right {y:.1f} %")
         texts[i] = f"ECE {100 * figures.calibration_error(run):.2f} %"
-    chart.labels({i: f"{short(runs[i].label)} {text}" for i, text in texts.items()})
+    chart.labels({i: f"{short(runs[i].label)} {text}" for i, text in texts.items()}, "lower right")
     return chart.figure("Reliability", "right by score", named(texts, runs))
 
 
@@ -179,11 +209,8 @@ def map_chart() -> Element:
     parts = (h("path", id="dots"), h("path", id="crosses"), h("rect", id="box"))
     place = {"x": LEFT, "y": TOP, "width": wide, "height": high, "viewBox": f"0 0 {wide} {high}"}
     chart.parts.append(h("svg", *parts, id="area", **place))
-    for x, y, zone in (
-        (0.005, 0.93, "easy"),
-        (0.42, 0.5, "ambiguous"),
-        (0.005, 0.04, "hard or mislabelled"),
-    ):
-        chart.text(zone, chart.x(x), chart.y(y), "start", "label")
+    # No image is in the two right corners, because a mean m allows a spread of at most sqrt(m (1 - m)).
+    for y, zone in ((0.94, "← easy"), (0.84, "ambiguous ↓"), (0.03, "← hard or mislabelled")):
+        chart.text(zone, chart.right, chart.y(y), "end", "label")
     name = "data map: mean of the truth score against its spread"
     return h("svg", *chart.parts, id="map", viewBox="0 0 560 260", role="img", aria_label=name)

@@ -64,7 +64,8 @@ function unpack(bytes) {
     verdicts: views.map(() => take(count)), runs: runs.map(readRun) };
 }
 const stream = new Blob([decode($("arrays"))]).stream().pipeThrough(new DecompressionStream("deflate"));
-const moving = RUNS.filter(r => complete && runs[r].epochs.length > 1);  // those with a past
+const past = RUNS.filter(r => runs[r].title && runs[r].epochs.length > 1);  // a run directory counts once
+const moving = complete ? past : [];
 const data = unpack(new Uint8Array(await new Response(stream).arrayBuffer()));
 const { truth } = data;  // 65535 if it is unknown
 const rules = new CSSStyleSheet();
@@ -73,5 +74,6 @@ document.querySelectorAll("script.sheet").forEach((script, i) => {
   rules.insertRule(`.sheet${i} { background-image: url("${url}") }`);
 });
 document.adoptedStyleSheets = [rules];
-const suspects = [...data.margin.keys()].sort((a, b) => data.margin[a] - data.margin[b]).slice(0, 100);
+const isSuspect = n => complete && data.margin[n] < 0;
+const suspects = range(count).filter(isSuspect).sort((a, b) => data.margin[a] - data.margin[b]);
 

@@ -35,6 +35,13 @@ def run_name(index: int, run: Run, tag: str = "b") -> Element:
     return h(tag, h("bdi", run.label), class_=run_class(index), title=run.label)
 
 
+def class_name(name: str) -> Element:
+    """A long name is cut in its middle if there is no room, because names often differ at their ends."""
+    if len(name) <= 10:
+        return h("bdi", name, title=name)
+    return h("bdi", h("span", name[:-6]), h("span", name[-6:]), title=name, class_="cut")
+
+
 def table(heads: list, rows: list[list], **attributes) -> Element:
     """A table; the first cell of each row is its head."""
     top = h("tr", *(h("th", head, scope="col") for head in heads))

@@ -1,6 +1,8 @@
 """What the page and the terminal say about predictions: the measures of a run, and runs compared."""
 
 import itertools
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +13,11 @@ from page.scores import Scores, blocks
 
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
 MIN_SCORE = 1e-4  # a lower score of a label counts as this, so that no single epoch decides
+ABSOLUTE_PATH = (
+    re.compile(  # of Linux, macOS or Windows; not the path of an address such as https://host/path
+        r"(?:file://|(?<![\w:/\\.~-]))(?:/|[A-Za-z]:[\\/]+|\\\\+)[^\s/\\'\",;:][^\s'\",;:]*"
+    )
+)
 # How the runs did on an image, by their number. Of two, "fixed" means that only the second is right.
 VERDICTS = {
     1: ["all right", "wrong"],
@@ -19,7 +26,16 @@ VERDICTS = {
 }
 VERDICTS_WITHOUT_TRUTH = ["the same guess", "different guesses"]
 # Keys of config.json that are not compared as settings.
-NOT_SETTINGS = {"run_dir", "data_dir", "classes", "parameters", "resume", "wandb_id", "wandb_lacks_part"}
+NOT_SETTINGS = {
+    "run_dir",
+    "dataset",
+    "data_dir",
+    "classes",
+    "parameters",
+    "resume",
+    "wandb_id",
+    "wandb_lacks_part",
+}
 
 
 @dataclass(eq=False)
@@ -132,6 +148,35 @@ def make_pairs(runs: list[Run]) -> list[Pair]:
         corrected = max(corrected, min(1.0, (len(pairs) - i) * pair.p_value))
         pair.p_value = corrected
     return pairs
+
+
+def directory_titles(runs: list[Run]) -> dict[int, str]:
+    """The first run of each directory: its place in the list -> a name, without epoch if it can be."""
+    places = {run.path.resolve(): i for i, run in reversed(list(enumerate(runs)))}
+    names = [runs[i].name for i in places.values()]
+    return {
+        i: runs[i].name if names.count(runs[i].name) == 1 else runs[i].label for i in sorted(places.values())
+    }
+
+
+def shorten_names(runs: list[Run]) -> None:
+    """Rename runs that are named by absolute paths: to as many of the last parts as tell all names apart."""
+    names = {run.name for run in runs}
+    parts = {name: Path(name).parts if os.path.isabs(name) else [name] for name in names}
+    for length in range(1, max(map(len, parts.values()))):
+        tails = {name: "/".join(parts[name][-length:]) for name in names}
+        if len({*tails.values()}) == len(names):
+            for run in runs:
+                for one in (*run.history.values(), run):
+                    one.name = tails.get(one.name, one.name)
+            return
+
+
+def without_folders(text: str) -> str:
+    """The text with the last part of each absolute path: the page tells nothing of a machine's folders."""
+    if os.path.isabs(text):
+        return Path(text).name
+    return ABSOLUTE_PATH.sub(lambda match: re.split(r"[\\/]", match[0].rstrip("\\/"))[-1], text)
 
 
 def label_margins(runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:
@@ -257,14 +302,20 @@ def differing_settings(runs: list[Run]) -> dict[str, list[str]]:
     rows = {}
     for name in names:
         if len({str(config.get(name, "")) for config in known}) > 1:
-            rows[name] = ["" if config is None else str(config.get(name, "")) for config in configs]
+            texts = ["" if config is None else str(config.get(name, "")) for config in configs]
+            rows[name] = [without_folders(text) for text in texts]
     return rows
+
+
+def data_set_name(name: str) -> str:
+    """What the page calls a data set."""
+    return f"folder {Path(name).name}" if os.path.isabs(name) else without_folders(name)
 
 
 def shared_data_set(runs: list[Run]) -> str:
     """The name of the data set and a comma, if it is one."""
     names = {run.config.get("dataset") for run in runs if run.config}
-    return f"{names.pop()}, " if len(names) == 1 and None not in names else ""
+    return f"{data_set_name(names.pop())}, " if len(names) == 1 and None not in names else ""
 
 
 def measures(runs: list[Run]) -> dict[str, list[str]]:
@@ -283,8 +334,9 @@ def facts(runs: list[Run]) -> dict[str, list[str | None]]:
     configs = [run.config or {} for run in runs]
     parameters = [config.get("parameters") for config in configs]
     data_sets = [config.get("dataset") for config in configs]
+    differ, data_sets = len({*data_sets}) > 1, [name and data_set_name(name) for name in data_sets]
     rows = {
-        **({"data set": data_sets} if len({*data_sets}) > 1 else {}),
+        **({"data set": data_sets} if differ else {}),
         **(measures(runs) if runs[0].has_truth else {}),
         "parameters": [None if count is None else f"{count:,}" for count in parameters],
         "training": [None if run.seconds is None else f"{run.seconds:.1f} s" for run in runs],

@@ -1,5 +1,9 @@
 // What the page draws from the data, and what its controls do.
-const className = k => h("bdi", { title: classes[k] }, classes[k]);
+const className = k => {  // a long name is cut in its middle, because names often differ at their ends
+  const letters = [...classes[k]], end = letters.splice(letters.length > 10 ? -6 : letters.length);
+  const parts = end.length ? [letters, end].map(part => h("span", null, part.join(""))) : classes[k];
+  return h("bdi", { title: classes[k], class: end.length > 0 && "cut" }, parts);
+};
 const label = r => views[state.epoch].labels[r];
 const runName = (r, tag = "b") => h(tag, { class: runClass(r), title: label(r) }, h("bdi", null, label(r)));
 // ---- What is known of an image in the view that is shown ----
@@ -29,33 +33,38 @@ function toggleMark(n) {
 const wrongScore = (r, n) => wrong(r, n) ? guessScore(r, n) : 0;
 
 // ---- Columns: what can be sorted, queried and grouped. `names` if the values are places in a list ----
-const columns = {};
+// `from` is the lowest value of a column of scores or of their differences; the highest is 1.
+const columns = {}, rising = true, from = 0;
 const addColumn = (key, title, value, more) => { columns[key] = { title: () => title, value, ...more }; };
 if (complete && R > 1)
-  addColumn("change", "largest change of truth score", n => most(n, truthScore) - least(n, truthScore));
-if (complete) addColumn("mistake", "most confident wrong guess", n => most(n, wrongScore));
-if (hasScores) addColumn("sure", "least sure guess", n => least(n, guessScore), { rising: true });
-if (complete) addColumn("margin", "margin of the label", n => data.margin[n], { rising: true });
-addColumn("id", "id", idOf, { rising: true });
+  addColumn("change", "largest change of truth score", n => most(n, truthScore) - least(n, truthScore),
+    { from });
+if (complete) addColumn("mistake", "most confident wrong guess", n => most(n, wrongScore), { from });
+if (hasScores) addColumn("sure", "least sure guess", n => least(n, guessScore), { from, rising });
+if (complete) addColumn("margin", "margin of the label", n => data.margin[n], { from: -1, rising });
+addColumn("id", "id", idOf, { rising });
 if (hasTruth) addColumn("truth", "truth", n => truth[n], { names: classes });
 addColumn("verdict", "verdict", n => verdict[n], { names: VERDICTS });
-addColumn("doubtful", "label marked as doubtful", n => Number(marks.has(String(idOf(n)))));
+if (hasTruth)
+  addColumn("doubtful", "label marked as doubtful", n => Number(marks.has(String(idOf(n)))),
+    { names: ["no", "yes"], rising: false });
 for (const r of RUNS) {
   const { learned, forgotten, mean, spread } = data.runs[r];
   const moments = [...runs[r].epochs.map(epoch => `since epoch ${epoch}`), "forgotten", "never right"];
-  const add = (key, title, value, names) =>
-    addColumn(key + r, "", value, { title: () => `${title}, ${label(r)}`, names });
-  add("guess", "guess", n => guessOf(r, n), classes);
-  if (hasScores) add("score", "score of the guess", n => guessScore(r, n));
-  if (complete) add("truth", "truth score", n => truthScore(r, n));
+  const add = (key, title, value, more, name = () => label(r)) =>
+    addColumn(key + r, "", value, { title: () => `${title}, ${name()}`, ...more });
+  add("guess", "guess", n => guessOf(r, n), { names: classes });
+  if (hasScores) add("score", "score of the guess", n => guessScore(r, n), { from });
+  if (complete) add("truth", "truth score", n => truthScore(r, n), { from });
   if (moving.includes(r)) {
-    add("mean", "mean truth score of the epochs", n => mean[n] / 65535);
-    add("spread", "spread of the truth score", n => spread[n] / 65535);
-    add("right", "right", n => learned[n], moments);
-    add("forgotten", "times forgotten", n => forgotten[n]);
+    const addPast = (key, title, value, more) => add(key, title, value, more, () => runs[r].title);
+    addPast("mean", "mean truth score of the epochs", n => mean[n] / 65535, { from });
+    addPast("spread", "spread of the truth score", n => spread[n] / 65535, { from });
+    addPast("right", "right", n => learned[n], { names: moments });
+    addPast("forgotten", "times forgotten", n => forgotten[n]);
   }
   for (const k of hasScores && allScores ? CLASSES : [])
-    add(`class${k}_`, `score of ${classes[k]}`, n => score(r, n, k));
+    add(`class${k}_`, `score of ${classes[k]}`, n => score(r, n, k), { from });
 }
 const GROUPS = ["truth", "verdict", ...RUNS.map(r => `guess${r}`)].filter(key => columns[key]);
 const TESTS = { "=": (a, b) => a === b, "≠": (a, b) => a !== b, "<": (a, b) => a < b,
@@ -63,6 +72,7 @@ const TESTS = { "=": (a, b) => a === b, "≠": (a, b) => a !== b, "<": (a, b) =>
 // Confusion matrices: of each run, and the difference of each later run to the first.
 const MATRICES = [...RUNS.map(r => [r]), ...RUNS.slice(1).map(r => [0, r])];
 const matrixName = ([a, b]) => !b ? label(a) : R === 2 ? "difference" : `${label(b)} − ${label(a)}`;
+const matrixTab = ([a, b]) => b && R > 2 ? `Δ ${label(b)}` : matrixName([a, b]);
 
 // ---- The state: everything that the address holds ----
 const [firstChip] = Object.keys(shows), [firstColumn] = Object.keys(columns);
@@ -111,9 +121,23 @@ function change(changes, push = true) {
 
 // ---- Filter and sort ----
 let found = [];  // the images that pass the filters, in order
-function conditionTest([key, test, value]) {
-  const column = columns[key], wanted = typeof column.value(0) === "number" ? Number(value) : value;
-  return value.trim() === "" || Number.isNaN(wanted) ? () => true : n => TESTS[test](column.value(n), wanted);
+function wantedValue([key, , text]) {  // null if nothing is typed, NaN if it cannot be understood
+  const { names, from: lowest, value } = columns[key], isScore = lowest !== undefined, typed = text.trim();
+  if (typed === "" || typeof value(0) === "string") return typed || null;
+  if (names) return /^\d+$/.test(typed) && Number(typed) < names.length ? Number(typed) : NaN;
+  const number = typed.replace("−", "-").replace(/\s*%$/, "");
+  const plain = isScore ? number.replace(",", ".") : number.replace(/,(?=\d{3}\b)/g, "");  // 0,9 and 10,000
+  const wanted = plain === "" ? NaN : Number(plain) / (typed.endsWith("%") ? isScore ? 100 : NaN : 1);
+  return Number.isFinite(wanted) && !(isScore && (wanted < lowest || wanted > 1)) ? wanted : NaN;
+}
+const unitOf = ({ from: lowest, value }) => lowest === 0 ? "0 to 1" : lowest ? "−1 to 1"
+  : typeof value(0) === "string" ? "text" : "number";
+const WANTED = { "0 to 1": "a number from 0 to 1, or a percentage", "−1 to 1": "a number from −1 to 1",
+  number: "a number" };  // else not applied
+const isApplied = wanted => wanted !== null && !Number.isNaN(wanted);
+function conditionTest(condition) {
+  const [key, test] = condition, { value } = columns[key], wanted = wantedValue(condition);
+  return isApplied(wanted) && (n => TESTS[test](value(n), wanted));
 }
 function cellTest() {
   const [matrix, t, g] = state.cell.split(",").map(Number), [a, b] = MATRICES[matrix];
@@ -141,7 +165,7 @@ function findImages() {
   if (state.guess) tests.push(n => RUNS.some(r => guessOf(r, n) === Number(state.guess)));
   if (state.cell) tests.push(cellTest());
   if (state.box) tests.push(boxTest());
-  const queried = conditions().map(conditionTest), how = state.any ? "some" : "every";
+  const queried = conditions().map(conditionTest).filter(Boolean), how = state.any ? "some" : "every";
   if (queried.length) tests.push(n => queried[how](test => test(n)));
   found = sorted(range(count).filter(n => tests.every(test => test(n))));
 }
@@ -154,9 +178,27 @@ function picture(n, wanted = rowSide, more = {}) {
   const style = `--scale:${wanted / side};--x:${place % across};--y:${Math.floor(place / across)}`;
   return h("span", { class: `picture sheet${sheet}`, style, ...more });
 }
-let prefix = 0;  // of all names of classes; short names leave it out
-while (classes.every(name => name.length > prefix + 1 && name[prefix] === classes[0][prefix])) prefix++;
-const shortName = (k, length) => classes[k].slice(prefix, prefix + length);
+const shortNames = {};  // by length
+function shorten(length) {  // the first letters of each name, or else the first that tell it from others
+  const letters = classes.map(name => [...name]), names = [], taken = new Set();
+  const text = (k, start, end) => letters[k].slice(start, end).join("");
+  const edges = k => range(length).map(i => text(k, 0, i) + text(k, i - length));
+  const same = ([first, ...others], i) => others.every(k => letters[k][i] === letters[first][i]);
+  const groups = [[CLASSES, 0]];  // names that are alike up to a letter
+  for (const [group, start] of groups)
+    for (const [name, alike] of Map.groupBy(group, k => text(k, start, start + length))) {
+      const last = Math.min(...alike.map(k => letters[k].length)) - 1;
+      let end = start;
+      while (end < last && same(alike, end)) end++;
+      if (alike.length > 1 && end > start) groups.push([alike, end]);
+      else for (const k of alike) {
+        names[k] = [name, ...edges(k)].find(one => !taken.has(one)) ?? name;
+        taken.add(names[k]);
+      }
+    }
+  return names;
+}
+const shortName = (k, length) => (shortNames[length] ??= shorten(length))[k];
 const bestClasses = (n, limit, top = k => most(n, r => score(r, n, k))) =>
   [...new Set(RUNS.flatMap(r => knownClasses(r, n)))].sort((a, b) => top(b) - top(a)).slice(0, limit);
 const withTruth = (n, list) => hasTruth && !list.includes(truth[n]) ? [truth[n], ...list] : list;
@@ -172,10 +214,11 @@ const guessCell = (r, n) => [
 function bars(n) {  // the scores of each class, or of the highest ones: a bar per run, the truth underlined
   const shown = K <= 12 ? CLASSES : withTruth(n, bestClasses(n, allScores ? 6 : 10));
   const width = allScores ? 160 : 250, part = width / shown.length, wide = (part - 2) / R;
+  const letters = Math.floor(width / (K <= 12 ? K : allScores ? 7 : 11) / 6);
   const bar = (r, k, i) => `M${i * part + 1 + r * wide} 30v${-29 * score(r, n, k)}h${0.9 * wide}V30`;
   const barsOf = r => h("path", { class: runClass(r), d: shown.map((k, i) => bar(r, k, i)).join("") });
   const name = (k, x) =>
-    h("text", { x, y: 39, class: k === truth[n] && "truth" }, shortName(k, part / 6));
+    h("text", { x, y: 39, class: k === truth[n] && "truth" }, shortName(k, letters));
   const words = shown.map(k => `${classes[k]}: ${RUNS.map(r => percent(score(r, n, k))).join(", ")}`);
   return h("span", { title: words.join("\n") }, chart(width, 42, "bars", `scores ${words.join("; ")}`,
     RUNS.map(barsOf), shown.map((k, i) => name(k, (i + 0.5) * part))));
@@ -190,7 +233,7 @@ function sparkline(n) {
 // ---- The list ----
 const clear = { show: "all", truth: "", guess: "", cell: "", box: "", query: "", any: "" };
 function sortBy(key) {
-  const rising = state.sort === key ? state.down : columns[key].rising || columns[key].names;
+  const rising = state.sort === key ? state.down : columns[key].rising ?? columns[key].names;
   change({ sort: key, down: rising ? "" : "1" });
 }
 function drawChips() {
@@ -216,7 +259,8 @@ function drawTools() {
 function drawQuery() {
   const titles = Object.entries(columns).map(([key, column]) => [key, column.title()]);
   const row = (condition, i) => {
-    const [key, test, value] = condition, { names } = columns[key];
+    const [key, test, value] = condition, column = columns[key], { names } = column, unit = unitOf(column);
+    const isInvalid = Number.isNaN(wantedValue(condition)), invalid = { "aria-invalid": String(isInvalid) };
     const edit = (p, text) => change(queryOf(conditions().with(i, condition.with(p, text))));
     const part = (p, tag, more, ...options) => h(tag, { ...more, "data-key": `query-${i}-${p}`,
       "aria-label": `${["column", "comparison", "value"][p]} of condition ${i + 1}`,
@@ -224,8 +268,9 @@ function drawQuery() {
     return h("div", { class: "tools" },
       part(0, "select", null, titles.map(([other, title]) => option(other, title, key))),
       part(1, "select", null, Object.keys(TESTS).map(other => option(other, other, test))),
-      names ? part(2, "select", null, option("", "…", value), names.map((name, k) => option(k, name, value)))
-        : part(2, "input", { value, inputmode: "decimal", size: 8 }),
+      names ? part(2, "select", invalid, [["", "…"], ...names.entries()].map(one => option(...one, value)))
+        : part(2, "input", { value, placeholder: unit, size: 8, ...invalid }),
+      isInvalid && h("span", { class: "bad" }, `not applied: ${WANTED[unit]} is needed`),
       button(`remove-${i}`, "✕", () => change(queryOf(conditions().toSpliced(i, 1))),
         { "aria-label": `remove condition ${i + 1}` }));
   };
@@ -239,10 +284,13 @@ function drawFilters() {
   const [matrix, t, g] = state.cell.split(","), [r, left, right, low, high] = state.box.split(",");
   const [a, b] = MATRICES[matrix] ?? [], whose = b ? `only one of ${label(a)}, ${label(b)}` : label(a ?? 0);
   const filters = Object.keys(clear).some(name => state[name] !== clear[name]);
+  const asked = conditions(), applied = asked.filter(condition => isApplied(wantedValue(condition))).length;
+  const query = applied < asked.length ? `query: ${applied} of ${asked.length} conditions` : "query";
   fill("filters", h("span", { id: "shown" }, h("b", null, comma(found.length)), ` of ${comma(count)} images`),
     state.cell && remove("cell", `truth ${classes[t]}, guess ${classes[g]} by ${whose}`, { cell: "" }),
-    state.box && remove("box", `${label(r)}: mean ${low}–${high}, spread ${left}–${right}`, { box: "" }),
-    state.query && remove("query", "query", { query: "", any: "" }),
+    state.box
+      && remove("box", `${runs[r].title}: mean ${low}–${high}, spread ${left}–${right}`, { box: "" }),
+    state.query && remove("query", query, { query: "", any: "" }),
     filters && button("clear", "show all images", () => change(clear)));
 }
 const listColumns = () => [
@@ -318,8 +366,10 @@ function downloadList() {
 }
 function downloadMarks() {
   const marked = range(count).filter(n => marks.has(String(idOf(n))));
-  download("doubtful.csv", [["id", "truth", "suggested", "margin"], ...marked.map(n =>
-    [idOf(n), classes[truth[n]], classes[data.suggested[n]], Number(data.margin[n].toPrecision(6))])]);
+  const suggested = n => isSuspect(n) ? classes[data.suggested[n]] : "";  // else the runs agree with it
+  const margin = n => complete ? Number(data.margin[n].toPrecision(6)) : "";
+  download("doubtful.csv", [["id", "truth", "suggested", "margin"],
+    ...marked.map(n => [idOf(n), classes[truth[n]], suggested(n), margin(n)])]);
 }
 
 // ---- Confusion ----
@@ -362,10 +412,11 @@ function drawMatrix() {
   const matrix = table("matrix", [["truth ↓", h("br"), "guess →"], ...CLASSES.map(className)],
     CLASSES.map(t => [className(t), ...CLASSES.map(g => cell(t, g))]));
   matrix.ariaLabel = `confusion, ${matrixName(MATRICES[state.matrix])}`;
-  fill("matrices", MATRICES.map((pair, i) => button(`matrix-${i}`, h("bdi", null, matrixName(pair)),
-    () => change({ matrix: i }), { "aria-pressed": String(i === state.matrix) })));
+  fill("matrices", MATRICES.map((pair, i) => button(`matrix-${i}`, h("bdi", null, matrixTab(pair)),
+    () => change({ matrix: i }), { title: matrixName(pair), "aria-pressed": String(i === state.matrix) })));
   fill("confusion", oneTabStop(matrix, matrix.querySelector("[aria-pressed=true]")));
-  $("minus").textContent = `${isRun ? "" : `${label(b)} minus ${label(a)}. `}Same shade, same count.`;
+  const difference = isRun ? "" : `${label(b)} minus ${label(a)}. `;
+  $("minus").textContent = R > 1 ? `${difference}Same shade, same count.` : "";
 }
 
 let pairs = [], pairCounts = [];  // truth * K + guess, the most frequent first; images of each run
@@ -411,8 +462,9 @@ function drawGroups() {
     return { g, counts, truths: classesIn(counts, t => sum(r => counts[r].get(t) ?? 0)) };
   });
   const longest = Math.max(1, ...shown.flatMap(({ counts }) => counts.flatMap(map => [...map.values()])));
+  const wide = length => `width:calc((100% - 2rem) * ${length / longest} + 2px)`;
   const bar = (r, length) => h("div", { class: `bar ${runClass(r)}` },
-    length > 0 && [h("i", { style: `width:${80 * length / longest}%` }), h("span", null, comma(length))]);
+    length > 0 && [h("i", { style: wide(length) }), h("span", null, comma(length))]);
   const more = (number, what) => number > 0 && h("div", { class: "hint" }, `+${comma(number)} ${what}`);
   const pictures = (r, images, truths) => {  // in the order of their true classes
     const places = new Map(truths.map((t, i) => [t, i])), place = n => places.get(truth[n]);
@@ -421,7 +473,7 @@ function drawGroups() {
       h("b", { title: label(r) }, comma(images.length)),
       some.map(n => opener(n, Math.min(64, rowSide))), more(images.length - MOST.pictures, "images")));
   };
-  const axisLine = (t, counts) => h("div", { class: "line", style: `--runs:${R}` },
+  const axisLine = (t, counts) => h("div", { class: "line" },
     h("span", { class: "name" }, className(t)), RUNS.map(r => bar(r, counts[r].get(t) ?? 0)));
   const row = (kind, name, middle, parts) =>
     h("div", { class: `wrongs ${kind}` }, h("b", { class: "name" }, name), h("div", null, middle), parts);
@@ -455,7 +507,8 @@ function drawMap() {
   ["dots", "crosses"].forEach((id, i) => $(id).setAttribute("d", paths[i]));
   const [boxed, ...sides] = state.box.split(",").map(Number);
   setBox(...state.box && boxed === shown ? sides : [0, 0, 0, 0]);
-  fill("mapped", moving.map(r => option(r, label(r), shown)));
+  $("mapped").parentElement.hidden = moving.length < 2;
+  fill("mapped", moving.map(r => option(r, runs[r].title, shown)));
 }
 let dragStart = null;
 function pointed({ clientX, clientY }) {  // the spread and the mean where the pointer is
@@ -483,8 +536,8 @@ function step(by) {
   if (to !== undefined) change({ image: String(idOf(to)) }, false);
 }
 function curves(r, n) {  // the score of each class by epoch, that of the truth in the colour of the run
-  const { epochs } = runs[r], end = 288, y = value => 90 - 84 * value;
-  const x = e => 8 + (end - 8) * e / Math.max(1, epochs.length - 1), now = x(views[state.epoch].at[r]);
+  const { epochs, title } = runs[r], end = 288, y = value => 90 - 84 * value;
+  const x = e => 8 + (end - 8) * e / (epochs.length - 1), now = x(views[state.epoch].at[r]);
   const known = withTruth(n, [...new Set(epochs.flatMap((_, e) => data.runs[r].known(e, n)))]);
   const scores = new Map(known.map(k => [k, epochs.map((_, e) => data.runs[r].score(e, n, k))]));
   const shown = known.filter(k => k === truth[n] || Math.max(...scores.get(k)) >= 0.02);
@@ -493,10 +546,11 @@ function curves(r, n) {  // the score of each class by epoch, that of the truth 
   const name = ([v, k]) => h("text", { x: end + 4, y: lowest = Math.max(lowest + 11, y(v) + 4),
     class: k === truth[n] && "truth" }, shortName(k, 8));
   const ends = shown.map(k => [scores.get(k).at(-1), k]).filter(([v]) => v >= 0.08).sort(([a], [b]) => b - a);
-  return chart(340, 96, "curves", `score of each class by epoch, ${label(r)}`, gridLine(8, end, 90),
+  return chart(340, 96, "curves", `score of each class by epoch, ${title}`, gridLine(8, end, 90),
     h("line", { class: "ideal", x1: now, x2: now, y1: 4, y2: 90 }),
     shown.map(k => line(r, points(k), k === truth[n] ? "" : "other")), ends.map(name));
 }
+const signed = value => value.toFixed(3).replace("-", "−");
 const exact = (r, n, k) => knownClasses(r, n).includes(k) ? h("td", null, digits(score(r, n, k)))
   : h("td", { title: "not among the best" }, "–");
 function drawImage() {
@@ -509,12 +563,14 @@ function drawImage() {
   fill("detail", tiles && picture(n, Math.max(280, side), { role: "img", "aria-label": about(n) }),
     h("div", null, h("h2", { id: "image-title" }, `image ${idOf(n)}`,
       hasTruth && [": truth ", className(truth[n])]),
-      complete && h("p", null, `margin of the label ${data.margin[n].toFixed(3)}, best other class `,
+      complete && h("p", null, `margin of the label ${signed(data.margin[n])}, best other class `,
         className(data.suggested[n])),
-      RUNS.map(r => [h("p", null, runName(r), " ", guessCell(r, n)), hasScores && curves(r, n)])),
-    hasScores && table("facts", ["score", ...RUNS.map(r => runName(r, "span"))],
-      withTruth(n, bestClasses(n, allScores ? 10 : 10 * R)).map(k =>
-        [[className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => exact(r, n, k))])));
+      RUNS.map(r => [h("p", null, runName(r), " ", guessCell(r, n)),
+        hasScores && past.includes(r) && curves(r, n)])),
+    hasScores && h("div", { class: "scroll" },
+      table("facts", ["score", ...RUNS.map(r => runName(r, "span"))],
+        withTruth(n, bestClasses(n, allScores ? 10 : 10 * R)).map(k =>
+          [[className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => exact(r, n, k))]))));
   if (!$("image").open) $("image").showModal();
 }
 
@@ -569,7 +625,7 @@ const clicks = {
   gallery: () => change({ gallery: state.gallery ? "" : "1" }),
   csv: downloadList, marks: downloadMarks, close: () => $("image").close(),
   "by-margin": () => change({ ...clear, sort: "margin", down: "" }),
-  before: () => step(-1), after: () => step(1), doubt: () => toggleMark(rowOf(state.image)),
+  before: () => step(-1), after: () => step(1), doubt: () => hasTruth && toggleMark(rowOf(state.image)),
   answers: ({ target: { dataset } }) => { if (dataset.view) change({ epoch: Number(dataset.view) }); },
   learned: ({ target: { dataset: { run, learned } } }) =>
     run && change({ ...clear, ...queryOf([[`right${run}`, "=", learned]]) }),

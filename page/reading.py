@@ -23,8 +23,11 @@ ALIASES = {
     "y",
 }
 PREFIX = r"(scores?|prob(?:s|a|as|ability|abilities)?|p|softmax|logits?)"
-SCORE_NAME = re.compile(PREFIX + r"[\s_.:\-\[(]+(.+?)[\])]?", re.IGNORECASE)  # score_3, prob[cat]
-ONE_SCORE = re.compile(r"(?:y_?)?" + PREFIX, re.IGNORECASE)  # of the second of two classes
+SEPARATORS = r"\s_.:\-\[("
+SCORE_NAME = re.compile(  # score_3, prob[cat], y_score_-1
+    rf"(?:y_?)?{PREFIX}[{SEPARATORS}]+?(-\d+|[^{SEPARATORS}].*?)[\])]?", re.IGNORECASE
+)
+ONE_SCORE = re.compile(r"(?:y_?)?" + PREFIX, re.IGNORECASE)  # of one of two classes, see `two_classes`
 BEST_NAME = re.compile(r"(best|top)[\W_]*(\d{1,3})(?:[\W_]*(.+))?", re.IGNORECASE)  # best_1, top1_prob
 TRUTH_SCORE = re.compile(r"(?:truth|true|label|target)[\W_]*" + PREFIX, re.IGNORECASE)
 GUESS_REMARK = "the guess is the class with the highest score"
@@ -49,7 +52,7 @@ def read_predictions(name: str, content: bytes) -> Predictions:
     best = find_best_columns(table, roles) if len(columns) < 2 else {}
     columns = [] if best else columns
     if "id" not in roles:
-        table.refuse_columns([role for role in ALIASES if role not in roles])
+        table.refuse_columns("id")
     table.read([*roles.values(), *best], [*best.values(), *columns])
     for role in ("guess", "truth"):
         if role in roles and len(table.columns) and table.columns[roles[role]].isna().all():
@@ -57,7 +60,8 @@ def read_predictions(name: str, content: bytes) -> Predictions:
     if not best and not columns and (columns := find_columns_of_classes(table, roles)):
         table.read([*roles.values()], columns)
     if not best and not columns and len(roles) < 3:
-        table.refuse_columns([*(role for role in ALIASES if role not in roles), "score_0", "score_1"])
+        missing = ", ".join(role for role in ALIASES if role not in roles)
+        table.refuse_columns(f"{missing}, and no scores")
     if len(columns) > MAX_CLASSES:
         raise CompareError(f"{name} has {len(columns):,} classes. A page has room for {MAX_CLASSES:,}.")
     if table.columns.empty:
@@ -68,6 +72,13 @@ def read_predictions(name: str, content: bytes) -> Predictions:
         classes, labels, scores = read_best_scores(table, roles, best, remarks)
     else:
         classes, labels, scores = read_all_scores(table, roles, columns, remarks)
+    if scores and "guess" in roles:
+        against = np.count_nonzero(scores.of(labels["guess"]) < scores.values.max(1) - ROUNDING)
+        if against > len(ids) / 2:
+            found = (
+                f"the guess is not the class with the highest score for {against:,} of {len(ids):,} images"
+            )
+            remarks.append(f"warning: {found}. Check which class each column of scores belongs to")
     order = ids.argsort(kind="stable")
     ids = ids[order]
     repeated = ids[1:][ids[1:] == ids[:-1]]
@@ -86,14 +97,11 @@ def read_all_scores(table: Table, roles: dict[str, int], places: list[int], rema
     labels = {role: table.labels(place) for role, place in roles.items()}
     values = to_probabilities(table, places, remarks) if places else None  # (N, K)
     if len(places) == 1:
-        values, names = two_classes(labels, values, names[0])
-        if values is None:
-            unused = table.header[places[0]]
-            remarks.append(f"the column {unused} is not used, because there are more than two classes")
-    classes, labels, values = resolve_classes(table, roles, labels, values, names)
+        values, names = two_classes(table, places[0], labels, values[:, 0], remarks)
+    classes, labels, values = resolve_classes(table, roles, labels, values, names, remarks)
     if "guess" not in labels:
         if values is None:
-            table.refuse_columns(["guess"])
+            table.refuse_columns("guess")
         labels["guess"] = values.argmax(1)
         remarks.append(GUESS_REMARK)
     scores = values if values is None else Scores(values)
@@ -117,7 +125,7 @@ def read_best_scores(table: Table, roles: dict[str, int], best: dict[int, int], 
     for role, column in labels.items() if not texts else ():
         if column.min() < 0:
             table.refuse(int(column.argmin()), places[role], ": classes are numbered from 0")
-    classes, labels, _ = resolve_classes(table, places, labels, None, [])
+    classes, labels, _ = resolve_classes(table, places, labels, None, [], remarks)
     count = len(classes) if classes else 1 + max(1, *(column.max() for column in labels.values()))
     found = np.stack([labels.pop(place) for place in ranks], axis=1)  # (N, M)
     repeated = (np.diff(np.sort(found)) == 0).any(1)
@@ -161,7 +169,7 @@ def find_columns(header: list[str]) -> tuple[dict[str, int], list[int]]:
             groups.setdefault(match[1].lower(), []).append(place)
     if groups:
         largest = max(groups.values(), key=len)
-        numbered = [place for place in largest if score_suffix(header[place]).isdecimal()]
+        numbered = [place for place in largest if re.fullmatch(r"-?\d+", score_suffix(header[place]))]
         return roles, numbered if len(numbered) > 1 else largest  # also with a score_max
     single = [p for p, name in enumerate(header) if p not in roles.values() and ONE_SCORE.fullmatch(name)]
     return roles, single[:1]
@@ -181,7 +189,7 @@ def find_best_columns(table: Table, roles: dict[str, int]) -> dict[int, int]:
     missing = [f"best_{rank}" for rank in scores if rank not in names]
     missing += [f"best_{rank}_score" for rank in names if rank not in scores]
     if missing:
-        table.refuse_columns(missing)
+        table.refuse_columns(", ".join(missing))
     of_truth = [place for place, name in enumerate(table.header) if TRUTH_SCORE.fullmatch(name)]
     best = {names[rank]: scores[rank] for rank in sorted(scores)}
     return best | ({roles["truth"]: of_truth[0]} if of_truth and "truth" in roles else {})
@@ -276,23 +284,61 @@ def divide_by_sum(values: np.ndarray, sums: np.ndarray, off: np.ndarray, remarks
     return np.where(off[:, None], values / sums[:, None], values)
 
 
-def two_classes(labels: dict[str, np.ndarray], values: np.ndarray, name: str) -> tuple:
-    """The scores (N, 2) of both classes, from those of the class called `name`, and the classes' names.
+def two_classes(table: Table, place: int, labels: dict, values: np.ndarray, remarks: list[str]) -> tuple:
+    """The scores (N, 2) of both classes, from a column (N,) for one of them, and the classes' names.
 
-    None and no names if there are more than two classes. A name that is no class's means the second.
+    If the column is not called after a class, the guesses show which class it belongs to. Without guesses it
+    is the second one, as in scikit-learn. None and no names if there are more than two classes.
     """
-    seen = set().union(*(column.tolist() for column in labels.values()))
+    column = table.header[place]
+    name = score_suffix(column)
+    seen = set().union(*(found.tolist() for found in labels.values()))
     ordered = sorted(seen, key=lambda label: (isinstance(label, str), label))
     names = ["0", "1"] if seen <= {0, 1} else [str(label) for label in ordered]
-    names = sorted([*names, name]) if len(names) == 1 and name not in names else names
+    name = next((known for known in names if known.casefold() == name.casefold()), name)
+    if len(names) == 1 and name not in names:
+        if name == column:  # it names no class
+            cure = f"Name it after its class, such as score_{names[0]:.40}"
+            raise CompareError(f"{table.name} has one class, and {column} may be of another. {cure}.")
+        names = sorted([*names, name])
     if len(names) != 2:
+        remarks.append(f"the column {column} is not used, because there are more than two classes")
         return None, []
-    is_first = name == names[0] or (name == "0" and name not in names)
-    return np.hstack([values, 1 - values] if is_first else [1 - values, values]), names
+    if name in names:
+        is_second = np.full(len(values), name == names[1])
+    elif "guess" in labels:
+        is_second = match_guesses(labels["guess"].astype(str) == names[1], values)
+        owner = names[int(is_second[0])] if len({*is_second}) == 1 else "the guess"
+        remarks.append(f"{column} is taken for the score of {owner:.40}, because that fits the guesses")
+    else:
+        is_second = np.full(len(values), name != "0")
+        owner, other = names[::-1] if name != "0" else names
+        remark = f"{column} is taken for the score of {owner:.40}"
+        guess = np.where(is_second == (values > 0.5), names[1], names[0])
+        wrong = np.count_nonzero(guess != labels["truth"].astype(str)) if "truth" in labels else 0
+        if wrong > len(values) / 2:
+            remark = f"warning: {remark}, and so {wrong:,} of {len(values):,} guesses are wrong"
+        remarks.append(f"{remark}. If it is that of {other:.40}, name the column score_{other:.40}")
+    values = np.where(is_second, values, 1 - values)
+    return np.stack([1 - values, values], axis=1), names
+
+
+def match_guesses(guess: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Whether each of the scores (N,) is of the second of two classes: (N,).
+
+    They all are or none is, or each is of the guess (N,), which is true for the second class.
+    """
+    if guess.all() or not guess.any():
+        return guess == (values.mean() >= 0.5)
+    if values.min() >= 0.5 - ROUNDING:  # what only the score of the guess can be
+        return guess
+    return np.full(len(values), values[guess].mean() >= values[~guess].mean())
 
 
 # ---- Classes ----
-def resolve_classes(table: Table, roles: dict, labels: dict, scores: np.ndarray | None, names: list[str]):
+def resolve_classes(
+    table: Table, roles: dict, labels: dict, scores: np.ndarray | None, names: list[str], remarks: list[str]
+):
     """The classes' names, or None if they are only numbered; the labels as places among them; the scores.
 
     `names` are those of the score columns; without scores the classes are those that the labels name.
@@ -315,6 +361,10 @@ def resolve_classes(table: Table, roles: dict, labels: dict, scores: np.ndarray 
         names = in_order
         if not {*written} <= {*names}:
             names = match_names(table, labels.get("guess"), scores, written)
+    in_name_order = written and names == written and (numbers if scores is None else numbered)
+    if in_name_order and (labels.get("guess") is None or labels["guess"].dtype != object):
+        found = f"classes 0 to {len(names) - 1} are taken for {', '.join(names):.100}, in this order"
+        remarks.append(f"warning: {found}. If it is another, write names in every column")
     by_number = numbered or not all(re.fullmatch(r"-?\d+", name) for name in names)
     places = {name: k for k, name in enumerate(names)}
     for role, values in labels.items():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from page import charts, figures
 from page.arrays import arrays, base85, sheets
-from page.elements import Element, h, html, run_class, run_name, table
+from page.elements import Element, class_name, h, html, run_class, run_name, table
 from page.figures import Run
 from page.scores import MAX_FULL
 
@@ -37,11 +37,11 @@ def view_section(index: int, shown: bool, runs: list[Run], epochs: list[int]) ->
     if runs[0].has_truth and runs[0].has_scores:
         svgs += [charts.review_chart(runs), charts.reliability_chart(runs)]
     width = f"min-width:{5.8 + 4.4 * len(runs):.1f}rem"
-    top = [h("div", table(heads, cells, class_="facts", style=width), class_="scroll"), *svgs]
+    facts = h("div", table(heads, cells, class_="facts", style=width), class_="scroll") if cells else None
     return h(
         "section",
         h("h1", h("strong", headline), rest, class_="answer"),
-        h("div", *top, class_="top"),
+        h("div", facts, *svgs, class_="top"),
         data_view=index,
         hidden=None if shown else "",
     )
@@ -64,7 +64,8 @@ def class_section(index: int, shown: bool, runs: list[Run], classes: list[str]) 
         found = f"The {len(listed)} classes with the lowest F1, of {np.count_nonzero(images):,} with images"
         hint = h("p", f"{found} and {len(classes):,} in all.", class_="hint")
     rows = [
-        [classes[k], f"{images[k]:,}", *(f"{m:.2f}" for run in measures for m in run[k])] for k in listed
+        [class_name(classes[k]), f"{images[k]:,}", *(f"{m:.2f}" for run in measures for m in run[k])]
+        for k in listed
     ]
     if len(runs) > 1:
         heads.append("change of F1")
@@ -88,7 +89,8 @@ def agreement(runs: list[Run]) -> list[Element]:
     pairs = figures.make_pairs(runs)
     names = ["first, second", "fixed", "broken", "wrong in both", "p"]
     rows = [[p.names, f"{p.fixed:,}", f"{p.broken:,}", f"{p.both_wrong:,}", p.p_text] for p in pairs]
-    return [*tables, table(names, rows, class_="facts")]
+    tables.append(table(names, rows, class_="facts"))
+    return [h("div", one, class_="scroll") for one in tables]
 
 
 def largest(counts: np.ndarray, limit: int) -> np.ndarray:
@@ -163,10 +165,12 @@ def plain_matrices(runs: list[Run], classes: list[str]) -> list[Element]:
 
 
 def suspects_gallery(run: Run, classes: list[str], margins: np.ndarray, suggested: np.ndarray) -> Element:
-    """The images with the lowest margins. page.js puts their pictures into the elements with data-row."""
-    cards = []
-    for n in margins.argsort(kind="stable")[:SUSPECTS]:
-        label, other = (h("b", h("bdi", classes[k])) for k in (run.truth[n], suggested[n]))
+    """The images with the lowest margins below 0. page.js puts their pictures where data-row is."""
+    cards, suspects = [], np.flatnonzero(margins < 0)
+    if not len(suspects):
+        return h("p", "None: the runs give every label more than all other classes together.")
+    for n in suspects[margins[suspects].argsort(kind="stable")][:SUSPECTS]:
+        label, other = (h("b", class_name(classes[k])) for k in (run.truth[n], suggested[n]))
         text = h("div", "label ", label, h("br"), "runs ", other)
         cards.append(h("div", h("span", run.ids[n], data_row=n), text, class_="card"))
     return h("div", *cards, class_="gallery")
@@ -174,7 +178,8 @@ def suspects_gallery(run: Run, classes: list[str], margins: np.ndarray, suggeste
 
 def learned_table(runs: list[Run]) -> Element:
     """How many images each run gets right since an epoch, for good; how many it forgot or never learned."""
-    moving = {i: run for i, run in enumerate(runs) if len(run.history) > 1}
+    titles = figures.directory_titles(runs)
+    moving = {i: runs[i] for i in titles if len(runs[i].history) > 1}
     ends = ["forgotten", "never right"]
     epochs = sorted({epoch for run in moving.values() for epoch in run.history})
     rows = [[f"since epoch {epoch}"] for epoch in epochs] + [[end] for end in ends]
@@ -184,9 +189,8 @@ def learned_table(runs: list[Run]) -> Element:
         for row, moment in zip(rows, [*epochs, *ends]):
             place = places.index(moment) if moment in places else None
             row.append("" if place is None else learned_bar(i, place, counts[place]))
-    return table(
-        ["right", *(run_name(i, run, "span") for i, run in moving.items())], rows, class_="facts learned"
-    )
+    names = (h("span", h("bdi", titles[i]), class_=run_class(i), title=titles[i]) for i in moving)
+    return table(["right", *names], rows, class_="facts learned")
 
 
 def learned_bar(run: int, place: int, count: int) -> Element:
@@ -205,9 +209,10 @@ def binary(data: bytes, **attributes) -> Element:
     return h("script", base85(data), type=kind, data_bytes=len(data), **attributes)
 
 
-def run_record(run: Run) -> dict:
+def run_record(run: Run, title: str | None) -> dict:
+    """What data.js needs to know of a run. It has a title if it is the first of its directory."""
     epochs = list(run.history) or [None]
-    return {"name": run.name, "epochs": epochs, "exact": epochs.index(run.epoch)}
+    return {"title": title, "epochs": epochs, "exact": epochs.index(run.epoch)}
 
 
 def render_page(
@@ -218,15 +223,19 @@ def render_page(
     suggested: np.ndarray,
 ) -> str:
     """The page as one HTML text. Margins (N,) and suggested classes (N,) are those of `label_margins`."""
+    figures.shorten_names(runs)
     epochs, views, start = figures.make_views(runs)
     record, data = arrays(runs, views, margins, suggested)
     ids = None if np.array_equal(runs[0].ids, np.arange(len(runs[0].ids))) else runs[0].ids.tolist()
     shown = [[list(run.history or [None]).index(run.epoch) for run in view] for view in views]
     labels = [[run.label for run in view] for view in views]
-    record |= {"classes": classes, "ids": ids, "runs": [run_record(run) for run in runs], "start": start}
+    titles = figures.directory_titles(runs)
+    record |= {"classes": classes, "ids": ids, "start": start}
+    record["runs"] = [run_record(run, titles.get(i)) for i, run in enumerate(runs)]
     record |= {
         "views": [{"epoch": e, "at": at, "labels": names} for e, at, names in zip(epochs, shown, labels)]
     }
+    suspected = np.count_nonzero(margins < 0)
     has_truth, has_scores = runs[0].has_truth, runs[0].has_scores
     complete = has_truth and has_scores
     record |= {"hasTruth": has_truth, "hasScores": has_scores, "complete": complete}
@@ -260,9 +269,11 @@ def render_page(
         style=style,
         kind=" ".join(name for name, holds in kinds.items() if holds),
         tiles=";".join(f"--{name}:{value}" for name, value in (record["tiles"] or {}).items()),
+        runs=len(runs),
         last=len(views) - 1,
         answers=html(*tops),
         plain=html(*plain),
+        suspected=f"{suspected:,}" if suspected <= SUSPECTS else f"{SUSPECTS} of {suspected:,}",
         suspects=html(suspects_gallery(runs[0], classes, margins, suggested)),
         map=html(charts.map_chart()),
         learned=html(learned_table(runs)),

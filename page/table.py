@@ -13,8 +13,7 @@ MAX_CLASSES = 1_000
 MAX_COLUMNS, MAX_HEADER = 5_000, 1_000_000  # columns, and bytes of their names
 CHUNK = 1_000_000  # values of a wide file that are parsed at a time
 NEEDED = (
-    "It needs id, guess, truth, and a score per class: score_0, score_1 ... "
-    "or the best: best_1, best_1_score ..."
+    "It needs id, and guess and truth, or scores: score_0, score_1 ... or the best: best_1, best_1_score ..."
 )
 
 
@@ -82,10 +81,11 @@ class Table:
         problem = "is empty" if is_empty else f"cannot be '{value!s:.40}'"
         raise CompareError(f"{self.name}, line {row + 2}: {self.header[place]} {problem}{reason}.")
 
-    def refuse_columns(self, missing: list[str]) -> None:
+    def refuse_columns(self, missing: str) -> None:
+        """Raise CompareError for columns that the file lacks."""
         names = [name[:30] or "one without a name" for name in self.header[:20]]
         found = ", ".join([*names, *(["..."] if len(self.header) > 20 else [])])
-        raise CompareError(f"{self.name} has no column {', '.join(missing)}. It has {found}. {NEEDED}")
+        raise CompareError(f"{self.name} has no column {missing}. It has {found}. {NEEDED}")
 
     def numbers(self, place: int, dtype: type = float) -> np.ndarray:
         """Values (N,). Percent signs and decimal commas are understood."""

@@ -69,7 +69,8 @@ def resolve_dataset(dataset: str, data_dir: Path, download: bool = True) -> str:
     missing = [root / file for file in expected_files(name) if not os.path.lexists(root / file)]
     if not missing:
         return name
-    cure = f"Put its files into {missing[0].parent}, or choose another data set."
+    place = missing[0].parent
+    cure = f"Put its files into {place}, name the folder with --data_dir, or choose another data set."
     found = visible_names(data_dir)
     if found:
         cure += f" ({data_dir} holds {', '.join(found[:5])}{' ...' * (len(found) > 5)}, which is not that."

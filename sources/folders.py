@@ -59,8 +59,7 @@ def read_folder(
     try:
         layout = find_layout(folder)
         part = layout.train if train else layout.test or layout.train
-        names = {name for place in (layout.train, layout.test) if place for name in class_folders(place)}
-        classes = sorted(names, key=class_order)
+        classes = list_classes(layout)
         if part is None or not (MIN_CLASSES if train else 1) <= len(classes) <= MAX_CLASSES:
             found = "no training pictures" if part is None else f"{len(classes)} classes"
             raise SourceError(refusal(folder, found))
@@ -94,6 +93,18 @@ def read_folder(
         problem = f"{error.filename} cannot be read: {error.strerror}"
         raise SourceError(f"{problem}. Check its permissions.") from error
     return classes, to_channels(images, channels or images.shape[1]), torch.tensor(labels)
+
+
+def list_pictures(folder: Path, train: bool) -> list[str]:
+    """The paths, relative to a folder, of the pictures that `read_folder` reads, in their order.
+
+    Bytes that are no text are escaped. Raises OSError, and SourceError as `read_folder` does.
+    """
+    layout = find_layout(folder)
+    part = layout.train if train else layout.test or layout.train
+    files, _ = list_files(layout, part, list_classes(layout))
+    paths = [os.path.relpath(layout.root / file, folder) for file in files]
+    return [os.fsencode(path).decode(errors="backslashreplace") for path in paths]
 
 
 def has_test_set(folder: Path) -> bool:
@@ -176,6 +187,12 @@ def class_folders(part: Path) -> dict[str, list[Path]]:
         name = os.fsencode(path.name).decode(errors="backslashreplace")
         classes.setdefault(unicodedata.normalize("NFC", name), []).append(path)
     return classes
+
+
+def list_classes(layout: Layout) -> list[str]:
+    """The names of all classes, in the order of the labels."""
+    names = {name for place in (layout.train, layout.test) if place for name in class_folders(place)}
+    return sorted(names, key=class_order)
 
 
 def class_order(name: str) -> tuple:

@@ -30,15 +30,19 @@ def open_picture(path: str | Path, min_side: int | None = None) -> Image.Image:
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, if its sides are `min_side` pixels or more then.
     """
+    if not os.path.exists(path):
+        raise SourceError(f"{path} does not exist. Check its name.")
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise SourceError(f"{path} is not a file. Save the picture in a file.")
     try:
-        if not os.path.isfile(path):
-            raise OSError("not a file")  # opening a pipe would wait for ever
         Image.init()
         formats = [name for name in FORMATS if name in Image.OPEN]
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as file:
             if min_side is not None:
                 file.draft(None, (min_side, min_side))
             return ImageOps.exif_transpose(file)  # the camera's orientation
+    except PermissionError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
     except Exception as error:  # Pillow raises many types for damaged files
         problem = f"{path} cannot be read as a picture: {error}"
         raise SourceError(f"{problem}. Remove it or save it again.") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 
 for name in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[name]  # the user's account
-os.environ.setdefault("VISIBLE_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))  # for test_gpu.py
+os.environ.setdefault("VISIBLE_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "0,1"))  # for test_gpu.py
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the other tests are of the CPU
 # One thread a process, because several run at once.
 os.environ |= {"NETRC": os.devnull, "WANDB_CONFIG_DIR": os.devnull, "OMP_NUM_THREADS": "1"}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -80,12 +81,16 @@ GOOD = {  # what a file may look like
     "classes from one": table(
         "id,guess,truth,score_1,score_2,score_3", range(4), np.add(GUESS, 1), np.add(TRUTH, 1), SCORES
     ),
+    "classes from minus one": table(
+        "id,guess,truth,p(-1),p(0),p(1)", range(4), np.subtract(GUESS, 1), np.subtract(TRUTH, 1), SCORES
+    ),
     "a class called None": with_names("id,guess,truth,p_None,p_a,p_nan", ["None", "a", "nan"], SCORES),
 }  # fmt: skip
 CLASSES = {
     **{kind: NAMES for kind in GOOD if kind.startswith(("names in", "columns called"))},
     "names in an order that the guesses show": NAMES[::-1],
     "classes from one": ["1", "2", "3"],
+    "classes from minus one": ["-1", "0", "1"],
     "a class called None": ["None", "a", "nan"],
 }
 REMARKS = {
@@ -108,17 +113,86 @@ def test_what_is_clear_is_read(kind):
 
 
 @pytest.mark.parametrize(
-    "column, high", [("score_1", 1), ("score_0", 0), ("score", 1), ("prob_pos", 1), ("logit", 1)]
+    "column, high",
+    [("score_1", 1), ("score_0", 0), ("score", 1), ("prob_pos", 1), ("y_score_Neg", 0), ("logit", 1)],
 )
 def test_one_column_holds_the_scores_of_two_classes(column, high):
     scores = np.array([0.1, 0.8, 0.4])
     values = np.log(scores / (1 - scores)) if column == "logit" else scores
-    labels = ["neg", "pos", "neg"] if "pos" in column else [0, 1, 0]
+    guess = [high, 1 - high, high] if scores[0] > 0.5 else [1 - high, high, 1 - high]
+    labels = named(guess, ["neg", "pos"]) if column[-3:] in ("Neg", "pos") else guess
     text = table(f"id,guess,truth,{column}", range(3), labels, labels, values)
     found = read_predictions("mine.csv", text.encode())
     values = found.scores.values
     assert values[:, high] == pytest.approx(scores) and values.sum(1) == pytest.approx(1)
-    assert found.guess.tolist() == [0, 1, 0]
+    assert found.guess.tolist() == guess
+
+
+TWO = ["defect", "ok"]  # the column of a detector is of the first class of these
+
+
+@pytest.mark.parametrize(
+    "scores, guess, owner, of_second",
+    [
+        ([0.9, 0.2, 0.3, 0.8], [0, 1, 1, 0], "defect", [0.1, 0.8, 0.7, 0.2]),
+        ([0.9, 0.2, 0.3, 0.8], [1, 0, 0, 1], "ok", [0.9, 0.2, 0.3, 0.8]),
+        ([0.3, 0.02, 0.01, 0.2], [0, 1, 1, 0], "defect", [0.7, 0.98, 0.99, 0.8]),  # a threshold of 0.1
+        ([0.9, 0.8, 0.7, 0.5], [0, 1, 1, 0], "the guess", [0.1, 0.8, 0.7, 0.5]),
+        ([0.9, 0.8, 0.7, 0.5], [1, 1, 1, 1], "ok", [0.9, 0.8, 0.7, 0.5]),
+        ([0.1, 0.2, 0.3, 0.5], [1, 1, 1, 1], "defect", [0.9, 0.8, 0.7, 0.5]),
+    ],
+)
+def test_guesses_show_whose_scores_one_column_holds(scores, guess, owner, of_second):
+    text = table(
+        "filename,y_true,y_score,y_pred", "abcd", named([0, 1, 1, 1], TWO), scores, named(guess, TWO)
+    )
+    found = read_predictions("mine.csv", text.encode())
+    assert found.classes == TWO and found.scores.values[:, 1] == pytest.approx(np.array(of_second))
+    assert f"y_score is taken for the score of {owner}, because that fits the guesses" in found.remarks
+
+
+def test_without_guesses_one_column_is_of_the_second_class_and_that_is_said():
+    scores = [0.9, 0.2, 0.3, 0.8]
+    for labels, classes, owner, other in (
+        ([1, 0, 0, 1], None, "1", "0"),
+        (["yes", "no", "no", "yes"], ["no", "yes"], "yes", "no"),
+        ([1, -1, -1, 1], ["-1", "1"], "1", "-1"),
+        ([0, 1, 1, 0], None, "1", "0"),
+        (["defect", "ok", "ok", "defect"], TWO, "ok", "defect"),
+    ):
+        text = table("id,truth,score", range(4), labels, scores)
+        found = read_predictions("mine.csv", text.encode())
+        assert found.classes == classes and found.scores.values[:, 1] == pytest.approx(scores)
+        remark, cure = found.remarks[0].split(". ")
+        assert f"score is taken for the score of {owner}" in remark
+        assert cure == f"If it is that of {other}, name the column score_{other}"
+        assert remark.startswith("warning: ") == (labels[0] in (0, "defect"))
+        assert ("and so 4 of 4 guesses are wrong" in remark) == (labels[0] in (0, "defect"))
+
+        cured = read_predictions("mine.csv", text.replace("score", f"score_{other}").encode())
+        assert cured.scores.values[:, 0] == pytest.approx(scores) and len(cured.remarks) == 1
+    with pytest.raises(
+        CompareError, match="has one class, and score may be of another. Name it .* score_ok"
+    ):
+        read_predictions("mine.csv", table("id,truth,score", range(4), ["ok"] * 4, scores).encode())
+
+
+BEST = "id,guess,truth,best_1,best_1_score,best_2,best_2_score"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        scored(SCORES[:, [1, 2, 0]]),
+        with_names("id,guess,truth,p_bee,p_cat,p_ant", NAMES, SCORES),
+        table("id,guess,truth,score_pos", range(4), ["neg", "pos"] * 2, ["neg"] * 4, [0.9, 0.1, 0.9, 0.5]),
+        table(BEST, range(4), GUESS, TRUTH, [1, 2, 0, 0], [0.9] * 4, [2, 0, 1, 1], [0.1] * 4),
+    ],
+)
+def test_guesses_that_contradict_most_scores_are_warned_of(text):
+    (remark,) = read_predictions("mine.csv", text.encode()).remarks
+    found = "warning: the guess is not the class with the highest score for [34] of 4 images. Check which"
+    assert re.match(found, remark), remark
 
 
 def test_rounding_errors_and_names_as_ids():
@@ -134,8 +208,12 @@ def test_rounding_errors_and_names_as_ids():
 
 COLUMNS = ",".join(f"score_{k}" for k in range(200_000))
 BAD = {  # file, and words of the error
-    "no id": (PLAIN.replace("id,", ",", 1), ["no column id", "without a name", "It needs id, guess, truth"]),
-    "other columns": ("a,b\n1,2\n", ["no column id, guess, truth", "It has a, b"]),
+    "no id": (PLAIN.replace("id,", ",", 1), ["no column id. ", "without a name", "It needs id, and"]),
+    "other columns": ("a,b\n1,2\n", ["no column id. It has a, b. It needs id, and guess and truth, or"]),
+    "no truth": (
+        "filename,pred\na,b\n",
+        ["no column truth, and no scores. It has filename, pred. It needs"],
+    ),
     "a short header": ("i.1\n1,bee,bee,0\n", ["no column id"]),
     "both kinds of lines": (PLAIN.replace("0,0,0,", "0,0,0,1,1,1\r1,1,1,1,"), ["line 3: 7 values"]),
     "an empty guess": (PLAIN.replace("\n1,1,", "\n1,,"), ["line 3", "guess is empty"]),
@@ -227,6 +305,28 @@ def test_predictions_of_pictures_have_no_truth(main, tmp_path):
     )
 
 
+def test_suspects_have_the_names_of_the_input_and_no_suggestion_if_the_label_is_likely(main, tmp_path):
+    ids = [f"img/{n}.jpg" for n in range(4)]
+    text = table("filename,pred,label,p_ant,p_bee,p_cat", ids, named(GUESS), named(TRUTH), SCORES)
+    agreed = text.replace("3.jpg,bee,cat,0.25,0.5,0.25", "3.jpg,cat,cat,0,0.5,0.5")
+    write(tmp_path, mine=text, agreed=agreed)
+    result = main("compare.py", "mine.csv", "--suspects", "s.csv", cwd=tmp_path)
+    header, *rows, suspects, _ = result.stdout.split("(--suspects FILE writes more)\n")[1].splitlines()
+    assert header.split() == ["id", "label", "suggested", "margin"] and suspects.startswith(
+        "suspects  s.csv"
+    )
+    assert [row.split() for row in rows] == [["img/3.jpg", "cat", "bee", "-0.5000"]]
+    assert (tmp_path / "s.csv").read_text().splitlines() == [
+        "id,truth,suggested,margin",
+        "img/3.jpg,cat,bee,-0.5",
+        "img/0.jpg,ant,,0.4",
+        "img/1.jpg,bee,,0.6",
+        "img/2.jpg,cat,,0.8",
+    ]
+    result = main("compare.py", "agreed.csv", cwd=tmp_path)
+    assert "\nsuspected label errors: none\n" in result.stdout
+
+
 def test_nothing_that_is_named_is_replaced_or_waited_for(main, tmp_path):
     write(tmp_path, mine=PLAIN)
     os.mkfifo(tmp_path / "pipe.csv")
@@ -314,3 +414,17 @@ def test_hint_names_the_interpreter_that_was_typed(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.orig_argv", ["/opt/my python3", "compare.py"])
     with pytest.raises(CompareError, match="Train one: '/opt/my python3' .*train.py"):
         compare.load_run(str(tmp_path))
+
+
+@pytest.mark.parametrize("columns", ["guess truth score_0 score_1", "guess truth", "truth score_0 score_1"])
+def test_numbers_beside_names_are_told_to_be_in_the_order_of_the_names(columns):
+    values = {"guess": "0 1 1", "truth": "dog cat dog", "score_0": "0.9 0.2 0.1", "score_1": "0.1 0.8 0.9"}
+    names = columns.split()
+    rows = zip("abc", *(values[name].split() for name in names))
+    text = "\n".join([",".join(["id", *names]), *map(",".join, rows)])
+    found = read_predictions("mine.csv", text.encode())
+    assert found.truth.tolist() == [1, 0, 1] and found.guess.tolist() == [0, 1, 1]
+    assert found.remarks[0].startswith("warning: classes 0 to 1 are taken for cat, dog, in this order.")
+    named = text.replace("score_0", "score_cat").replace("score_1", "score_dog")
+    if named != text:
+        assert not any("in this order" in remark for remark in read_predictions("b", named.encode()).remarks)

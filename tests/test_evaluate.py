@@ -5,6 +5,7 @@ import os
 import socket
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ import evaluate
 from data import load_split
 from model import Classifier, ConvNet, export_model
 from sources.drawn import draw_digits
+from sources.errors import SourceError
+from sources.pictures import open_picture
 
 
 def test_export_reproduces_the_last_epoch(finished, small_dir, tmp_path):
@@ -313,6 +316,10 @@ def test_bad_input_ends_in_one_line(main, finished, small_dir, tmp_path):
     assert_one_line_error(
         main("evaluate.py", model, "--data_dir", damaged, cwd=tmp_path), "t10k-labels-idx1-ubyte"
     )
+    elsewhere = main("evaluate.py", export(tmp_path / "mnist.pt"), cwd=tmp_path)
+    assert_one_line_error(
+        elsewhere, "name the folder with --data_dir, or", "Or download it: --dataset mnist."
+    )
     before = model.read_bytes()
     arguments = ("--data_dir", small_dir, "--predictions", model)
     assert_usage_error(main("evaluate.py", model, *arguments, cwd=tmp_path), "replace the model")
@@ -370,13 +377,24 @@ def test_folder_of_pictures_stands_for_the_pictures_in_it(finished, tmp_path):
     assert_one_line_error(result, "none has no pictures in it")
 
 
-def test_picture_that_cannot_be_read_is_named(finished, tmp_path):
+def test_picture_that_cannot_be_read_is_named(finished, tmp_path, monkeypatch):
     (tmp_path / "notes.png").write_text("hello")
     Image.new("L", (300, 300), 200).save(tmp_path / "blank.png")
     model = finished / "model.pt"
-    for name, words in (("notes.png", "notes.png cannot be read"), ("none.png", "none.png")):
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    for name, words in (
+        ("notes.png", "notes.png cannot be read as a picture: "),
+        ("none.png", "error: none.png does not exist. Check its name."),
+        ("gone.png", "error: gone.png does not exist. Check its name."),
+        ("/dev/null", "error: /dev/null is not a file. Save the picture in a file."),
+    ):
         result = run("evaluate.py", model, name, cwd=tmp_path)
         assert_one_line_error(result, words)
+    # The tests' user may be root, who may read everything.
+    monkeypatch.setattr(Image, "open", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(SourceError, match="blank.png cannot be read: Permission denied. Check its perm"):
+        open_picture(tmp_path / "blank.png")
+    monkeypatch.undo()
     both = run("evaluate.py", model, "blank.png", "--predictions", "blank.png", cwd=tmp_path)
     assert_usage_error(both, "replace the model or a picture")
     blank = run("evaluate.py", model, "blank.png", cwd=tmp_path)

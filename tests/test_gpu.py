@@ -23,7 +23,9 @@ def run(*arguments, cwd: Path) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_run_is_repeatable_resumes_and_its_model_is_the_same_on_the_cpu(precision, tmp_path):
     folder = write_mnist_files(tmp_path / "data", train=4000, test=1000)
-    settings = ("--data_dir", folder, "--precision", precision, "--schedule", "constant", "--resume")
+    # 200 steps in two epochs, so that a temperature is fitted.
+    settings = ("--data_dir", folder, "--precision", precision, "--batch_size", 40)
+    settings += ("--schedule", "constant", "--resume")
     for name, epochs in (("one", 2), ("two", 2), ("three", 1), ("three", 2)):
         result = run(ROOT / "train.py", *settings, "--epochs", epochs, "--run_dir", name, cwd=tmp_path)
         assert result.returncode == 0 and result.stderr == "", result.stderr
@@ -46,6 +48,7 @@ from model import Classifier, ConvNet
 from program import CudaGraphs
 from sources.drawn import draw_digits
 
+torch.backends.cudnn.deterministic = True
 images, labels = (values.cuda() for values in draw_digits(300, seed=0))
 ends = []
 for graph in (False, True):
@@ -83,6 +86,65 @@ try:
 except ConfigError as error:
     print(error)
 """
+
+
+STEP = """
+import sys, torch, train
+
+count, record = 0, torch.cuda.graph.__enter__
+
+def counted(self):
+    global count
+    count += 1
+    return record(self)
+
+torch.cuda.graph.__enter__ = counted
+for device in sys.argv[2:]:
+    config = train.Config(data_dir=sys.argv[1], epochs=2, batch_size=128, device=device)
+    summary = (train.train(config) / "summary.json").read_text()
+    assert '"wrong": ' in summary and int(summary.split('"wrong": ')[1].split(",")[0]) < 100, summary
+print(count)
+"""
+# The images are in the CPU's memory, as of a set that the GPU cannot hold.
+WAITS = """
+import torch
+from data import batches
+
+images, labels = torch.zeros(1000, 1, 28, 28, dtype=torch.uint8), torch.zeros(1000).long().cuda()
+steps = batches(images, labels, 100, torch.Generator(), augment=1.0)
+next(steps)
+torch.cuda.set_sync_debug_mode("error")
+assert all(pixels.is_cuda and len(pixels) == 100 for pixels, *_ in steps)
+"""
+
+
+def count_gpus(cwd: Path) -> int:
+    return int(run("-c", "import torch; print(torch.cuda.device_count())", cwd=cwd).stdout)
+
+
+def test_training_records_its_step_on_each_gpu(tmp_path):
+    devices = [f"cuda:{i}" for i in range(count_gpus(tmp_path))]
+    folder = write_mnist_files(tmp_path / "data", train=4000, test=1000)
+    result = run("-c", STEP, folder, *devices, cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert result.stdout.splitlines()[-1] == str(2 * len(devices))  # of batches of 128 and of the last one
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_torchrun_uses_the_device_that_is_asked_for(device, tmp_path):
+    folder = write_mnist_files(tmp_path / "data", train=4000, test=1000)
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", ROOT / "train.py")
+    flags = ("--data_dir", folder, "--epochs", 1, "--device", device)
+    result = run(*torchrun, *flags, cwd=tmp_path)
+    if device == "cuda" and count_gpus(tmp_path) == 1:
+        assert "The device cuda:1 is not available" in result.stderr
+    else:
+        assert result.returncode == 0 and "warn" not in result.stderr.lower(), result.stderr
+
+
+def test_batches_from_the_memory_of_the_cpu_do_not_wait_for_the_gpu(tmp_path):
+    result = run("-c", WAITS, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
 
 
 def test_recorded_step_trains_the_same_net(tmp_path):

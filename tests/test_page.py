@@ -224,7 +224,7 @@ def test_page_shows_names_as_text_and_asks_for_nothing(page, two):
     page.click("gallery")
     page.js("document.querySelector('#list .open').click()")
     assert page.js("return document.title") == f"first@2 vs {HOSTILE}@2"
-    assert page.all("img, bdi *") == []  # names are text
+    assert page.all("img, bdi :not(.cut > span), .cut > span > *") == []  # names are text
     assert page.all("#truth option")[1:] == CLASSES
     assert HOSTILE * 20 in page.text("#answers section:not([hidden]) table")
     assert [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
@@ -804,3 +804,253 @@ def test_colours_of_both_themes_can_be_read():
             for back in ("back", "card"):
                 assert contrast(theme[name], theme[back]) >= 4.5, (name, back)
         assert contrast(theme["axis"], theme["back"]) >= 3
+
+
+def compare(main, folder: Path, *arguments, out: str = "compare.html") -> Path:
+    result = main("compare.py", *arguments, "--no_images", "--out", out, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder / out
+
+
+def resize(page: Page, width: int, media: str = "") -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
+
+
+@pytest.fixture(scope="module")
+def poor(tmp_path_factory) -> Path:
+    """Three files of guesses that are hardly better than chance."""
+    folder = tmp_path_factory.mktemp("poor")
+    for seed, name in enumerate("abc"):
+        make_csv(folder / f"{name}.csv", 300, 10, seed)
+    return folder
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3])
+def test_a_group_of_wrong_guesses_is_a_row_of_columns_that_do_not_overlap(page, poor, main, runs):
+    path = compare(main, poor, *(f"{name}.csv" for name in "abc"[:runs]))
+    box = "(({ left, right, top, bottom }) => [left, right, top, bottom])(e.getBoundingClientRect())"
+    for width in (1400, 800):
+        resize(page, width)
+        page.open(path)
+        name, middle, *pictures = page.all("#groups .wrongs:nth-child(2) > *", box)
+        columns = [name, pictures[0], middle, pictures[1]] if runs == 2 else [name, middle, pictures[0]]
+        assert all(a[1] <= b[0] for a, b in zip(columns, columns[1:]))
+        assert all(a[3] <= b[2] for a, b in zip(pictures, pictures[1:])) or runs == 2
+        parts = page.all("#groups .wrongs:nth-child(2) .line > *", box)
+        assert all(middle[0] - 1 <= left and right <= middle[1] + 1 for left, right, *_ in parts)
+        (row,) = page.all("#groups .wrongs:nth-child(2)", box)
+        assert row[3] - max(column[3] for column in (name, middle, *pictures)) < 8  # no empty lines below
+
+
+def test_charts_labels_and_scores_can_be_read_on_a_phone_and_of_a_poor_run(page, poor, main):
+    path = compare(main, poor, "a.csv", "b.csv")
+    resize(page, 1400)
+    page.open(path)
+    hidden = """
+      return [...document.querySelectorAll("section:not([hidden]) figure svg")].slice(0, 1).flatMap(svg =>
+        [...svg.querySelectorAll(".label")].map(label => label.getBBox()).flatMap(box =>
+          [...svg.querySelectorAll("polyline")].flatMap(line => [...line.points].filter(({ x, y }) =>
+            x > box.x && x < box.x + box.width && y > box.y && y < box.y + box.height))))"""
+    assert page.text("section:not([hidden]) figcaption").startswith("Review curve")
+    assert page.js(hidden) == []
+    chosen = """
+      const [e] = [document.getElementById("sort")], pen = document.createElement("canvas").getContext("2d");
+      pen.font = getComputedStyle(e).font;
+      return e.clientWidth - pen.measureText(e.selectedOptions[0].textContent).width"""
+    assert page.js(chosen) > 0
+    resize(page, 390)
+    page.open(path, "#image=3")
+    assert page.js(
+        "const e = document.querySelector('#groups .heads .name'); return e.scrollWidth <= e.clientWidth"
+    )
+    right = page.js("return document.getElementById('image').getBoundingClientRect().right")
+    assert all(edge <= right for edge in page.all("#detail td", "e.getBoundingClientRect().right"))
+
+
+def write_certain(path: Path, guesses: list[list[int]], classes: list[str] | None = None, **config) -> None:
+    """A run directory with an epoch for each list of guesses, of images whose truth is 0."""
+    (path / "predictions").mkdir(parents=True)
+    for epoch, guess in enumerate(guesses, 1):
+        rows = [f"{n},{g},0,{0.99 - 0.98 * g:.2f},{0.01 + 0.98 * g:.2f}" for n, g in enumerate(guess)]
+        text = "\n".join(["id,guess,truth,score_0,score_1", *rows])
+        (path / f"predictions/epoch-{epoch:03d}.csv").write_text(text + "\n")
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "summary.json").write_text("{}")
+
+
+def test_labels_of_runs_that_are_all_wrong_stay_below_the_title(tmp_path, main):
+    for name in "abcde":
+        write_certain(tmp_path / name, [[1] * 8, [1] * 4 + [0] * 4])
+    page = compare(main, tmp_path, *(f"{name}@1" for name in "abcde")).read_text()
+    chart = page[page.index("Wrong by epoch") : page.index("Review curve")]
+    heights = sorted(float(y) for y in re.findall(r'y="([\d.]+)"[^>]*class="label', chart))
+    assert len(heights) == 5 and heights[0] >= 12 and min(np.diff(heights)) >= 12
+    write_certain(tmp_path / "right", [[0] * 8, [0] * 8])
+    assert "right@2 0" in compare(main, tmp_path, "right").read_text()
+
+
+def test_two_epochs_of_a_run_have_one_past(page, tmp_path, main):
+    write_certain(tmp_path / "one", [[1] * 8, [1] * 4 + [0] * 4])
+    page.open(compare(main, tmp_path, "one@1", "one@2"), "#image=3")
+    assert page.all("#learned th") == ["right", "one", *page.all("#learned tbody th")]
+    assert page.all("#mapped option") == ["one"]
+    assert len(page.all("#list tr[data-id]:first-child .spark polyline")) == 1
+    assert len(page.all("#detail .curves")) == 1
+    assert [title for title in page.all("#sort option") if title.startswith("right")] == ["right, one"]
+    page.js("document.querySelector(\"[data-learned='3']\").click()")
+    assert page.shown == 4
+    write_certain(tmp_path / "elsewhere/one", [[1] * 8, [0] * 8, [0] * 8])
+    page.open(compare(main, tmp_path, "one", "elsewhere/one"))
+    assert page.all("#learned thead th") == ["right", "one@2", "one@3"]
+
+
+def test_the_data_map_names_its_zones_where_no_image_can_be(page, tmp_path, main):
+    write_certain(tmp_path / "one", [[1] * 8, [0] * 8])
+    path = compare(main, tmp_path, "one")
+    for width in (1400, 390):
+        resize(page, width)
+        page.open(path)
+        corners = page.js("""
+          const { left, width, top, height } = document.getElementById("area").getBoundingClientRect();
+          const boxes = [...document.querySelectorAll("#map .label")].map(e => e.getBoundingClientRect());
+          const mean = y => 1 - (y - top) / height;
+          return boxes.map(box => [(box.left - left) / width / 2, mean(box.top), mean(box.bottom)])""")
+        assert len(corners) == 3
+        for spread, *means in corners:
+            assert all(spread**2 > mean * (1 - mean) for mean in means)
+        assert min(page.all("#map text", "e.getBoundingClientRect().height")) >= 10
+
+
+def test_the_page_names_no_folder_of_the_machine(tmp_path, main):
+    for name, teacher in (("a", "t1"), ("b", "t2")):
+        secret = f"/home/someone/{name}"
+        config = {
+            "dataset": str(tmp_path / "own"),
+            "data_dir": secret,
+            "run_dir": secret,
+            "note": f"of {name}",
+        }
+        config |= {
+            "teacher": f"{secret}/my models/{teacher}.pt",
+            "list": [f"{secret}/1.png", "C:\\me\\2.png"],
+        }
+        config |= {"link": f"file://{secret}/x", "ratio": f"{name}/2", "site": f"https://example.org/{name}"}
+        write_certain(tmp_path / name / "run", [[1, 0, 0], [0, 0, 1]], **config)
+    page = compare(main, tmp_path, tmp_path / "a/run", tmp_path / "b/run").read_text()
+    assert str(tmp_path) not in page and "someone" not in page and "C:\\\\me" not in page
+    assert "folder own, 3 images" in page and "t1.pt" in page and "a/run@2" in page and "b/run@2" in page
+    assert "https://example.org/a" in page and ">a/2<" in page
+    text = (tmp_path / "b/run/config.json").read_text().replace(str(tmp_path), "/home/someone")
+    (tmp_path / "b/run/config.json").write_text(text.replace("/own", "/other"))
+    page = compare(main, tmp_path, "a/run", "b/run").read_text()
+    assert "folder other" in page and "folder own" in page and "someone" not in page
+
+
+WORDNET = ["n02085620", "n02085782", "n02085936", "n01440764", "n01443537", "background"]
+
+
+@pytest.fixture
+def dogs(tmp_path, main) -> Path:
+    """Images of six classes. The runs disagree with the label of image 0, and with no other one."""
+    rows = ["id,guess,truth," + ",".join(f"score_{name}" for name in WORDNET)]
+    for n in range(30):
+        score = 0.8 if n % 2 else 0.95
+        scores = [score if k == n % 6 else (1 - score) / 5 for k in range(6)]
+        rows.append(
+            f"{n},{WORDNET[n % 6]},{WORDNET[n % 6 if n else 1]}," + ",".join(f"{s:.4f}" for s in scores)
+        )
+    (tmp_path / "dogs.csv").write_text("\n".join(rows) + "\n")
+    return compare(main, tmp_path, "dogs.csv")
+
+
+def test_only_negative_margins_are_suspected(page, dogs, main, tmp_path):
+    page.open(dogs)
+    assert page.all("#suspects [data-row]", "e.dataset.row") == ["0"]
+    assert page.text("#suspects-title") == "Suspected label errors 1"
+    page.js("localStorage.clear()")
+    page.open(dogs, "#show=all")
+    for image in (0, 7):  # the reader doubts two labels, the runs one of them
+        page.address(f"show=all&image={image}")
+        page.click("doubt")
+    page.address("show=all")
+    rows = downloaded(page, tmp_path / "marks", "marks")
+    assert [(row["id"], row["suggested"]) for row in rows] == [("0", WORDNET[0]), ("7", "")]
+    assert float(rows[0]["margin"]) < 0 < float(rows[1]["margin"])
+    lines = dogs.with_name("dogs.csv").read_text().splitlines()
+    (tmp_path / "clean.csv").write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+    page.open(compare(main, tmp_path, "clean.csv"))
+    assert page.text("#suspects").startswith("None") and page.text("#suspects-title").endswith(" 0")
+
+
+def test_a_query_understands_percent_and_says_what_it_does_not(page, dogs):
+    page.open(dogs, "#show=all")
+    page.click("add")
+    page.choose("query-0-0", "score0")
+    assert page.text("#filters").startswith("30 of 30") and "query: 0 of 1" in page.text("#filters")
+    field = "[e.placeholder, e.ariaInvalid]"
+    for typed, shown in {"0.9": 15, "0,9": 15, "90%": 15, " 90 % ": 15, ".96": 0, "1": 0}.items():
+        page.choose("query-0-2", typed)
+        assert page.shown == shown, typed
+        assert page.all("#conditions input", field) == [["0 to 1", "false"]]
+        assert "query ✕" in page.text("#filters")
+    for typed in ("90", "abc", "0.9.1", "-0.1", "150%", "%", "Infinity"):
+        page.choose("query-0-2", typed)
+        assert page.shown == 30 and page.all("#conditions input", field) == [["0 to 1", "true"]], typed
+        assert "query: 0 of 1 conditions" in page.text("#filters")
+        assert "a number from 0 to 1, or a percentage" in page.text("#conditions")
+    assert page.all("#conditions input", "getComputedStyle(e).outlineStyle") == ["solid"]
+    page.click("add")
+    page.choose("query-1-0", "id")
+    page.choose("query-1-2", "20")
+    page.choose("any", 1)
+    assert page.shown == 10  # the other condition is not applied
+    page.choose("query-1-2", "90%")
+    assert page.shown == 30
+    page.choose("query-1-2", "1,000")
+    assert page.shown == 0
+    page.choose("query-1-0", "margin")
+    page.choose("query-1-1", "<")
+    page.choose("query-1-2", "−0.5")
+    assert page.shown == 1
+
+
+def test_short_names_tell_classes_apart(page, dogs, main, tmp_path):
+    page.open(dogs)
+    names = page.all("#list tr:first-child .bars text")
+    assert len({*names}) == len(names) == 6 and "back" in names
+    groups = [f"{kind} of {size} dogs" for kind in ("sleeping", "running") for size in ("small", "large")]
+    long = [*groups, "sleeping", "cat", "cats", "dog"]
+    rows = [f"{n},{n % 8},{n // 2 % 8}," + ",".join("0.125" for _ in long) for n in range(16)]
+    (tmp_path / "long.csv").write_text(
+        "\n".join(["id,guess,truth," + ",".join(f"score_{name}" for name in long), *rows]) + "\n"
+    )
+    page.open(compare(main, tmp_path, "long.csv"))
+    names = page.all("#list tr:first-child .bars text")
+    assert len({*names}) == len(names) == 8 and all(names)
+    # In the list, a long name is cut in its middle.
+    ends = page.all("#list .cut > :last-child", "e.scrollWidth <= e.parentElement.clientWidth")
+    assert ends and all(ends)
+    resize(page, 720, "print")
+    ends = page.all(
+        "#classes th .cut > :last-child",
+        "e.getBoundingClientRect().right <= e.closest('th').getBoundingClientRect().right",
+    )
+    assert len(ends) == 4 and all(ends)
+
+
+def test_paper_keeps_sections_whole_and_charts_of_one_size(page, two, many):
+    resize(page, 720, "print")
+    page.open(two)
+    shown = "getComputedStyle(e).display !== 'none' && e.textContent.length > 0"
+    assert page.all("#minus", shown) == [True]
+    whole = page.all(".split > div > section", "getComputedStyle(e).breakInside")
+    assert whole == ["avoid", "avoid"]
+    widths = page.all("section:not([hidden]) figure svg", "e.getBoundingClientRect().width")
+    assert len(widths) == 4 and max(widths) - min(widths) < 1
+    edges = page.all("#list th, .facts td", "e.getBoundingClientRect().right")
+    assert max(edges) <= 720
+    page.open(many)
+    assert page.all(".pairs", "e.getBoundingClientRect().height > 0") == [True]
+    assert max(page.all("#list th", "e.getBoundingClientRect().right")) <= 720

@@ -100,6 +100,7 @@ def test_without_download_the_missing_file_is_named_and_nothing_is_created(name,
     with pytest.raises(SourceError) as error:
         resolve_dataset(name, tmp_path / "data", download=False)
     assert str(error.value).startswith(str(first)) and " is missing. Put its files into " in str(error.value)
+    assert ", name the folder with --data_dir, or choose another data set." in str(error.value)
     assert not any(tmp_path.iterdir())
 
 

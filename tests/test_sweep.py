@@ -197,8 +197,9 @@ def test_hopeless_run_is_stopped_early_but_not_in_its_last_epoch(stub):
 
 def test_failed_run_is_reported_and_does_not_stop_the_sweep(stub):
     (stub / "sweep.yaml").write_text("method: grid\nparameters:\n  lr: {values: [0.2, 7, 0.3]}\n")
-    result = run_python("sweep.py", cwd=stub)
+    result = run_python("sweep.py", "--", "--epochs", 1, cwd=stub)
     assert result.returncode == 0 and result.stderr == ""
+    assert "001  finished  acc 21 after 1 epoch" in result.stdout.splitlines()
     line = "002  failed    error: the loss is nan (its output is in runs/sweep/002.log)"
     assert line in result.stdout.splitlines()
     assert [line[1] for line in ranking(result.stdout)] == ["003", "001"]  # by acc, the more the better
