@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 MAX_MATRIX, MAX_SHIFT = 0.14, 2.0  # see `make_thetas`; chosen on a hold-out of MNIST
-SURE = 2.2  # difference of logits: the second class is a ninth as likely as the first; see `MarginSampler`
+MIN_ROUND = 3000  # images that a round takes at least: fewer are too much alike; see `MarginSampler`
 MNIST_DIGESTS = {  # of the training set and the test set, see `digest`
     60_000: "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c",
     10_000: "a0863a96c44e5666edbb30c4071ee79ca0514c621e6349c5967fc78e7305c891",
@@ -162,37 +162,37 @@ def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class MarginSampler(nn.Module):
-    """Chooses what a round of training takes: all images first, then those that the net is unsure of.
+    """Chooses what each round of training takes: all images first, then those that the net is unsure of.
 
     The margin of an image is the difference of its two highest logits when it was last trained on. Labels
-    play no part, so that wrong ones do no harm. (A Module, because checkpoints hold its state.)
+    play no part, so wrong ones are not taken more often. (A Module, so that a checkpoint can hold it.)
 
     Args:
         num_images, batch_size: N, and images per training step.
-        sure: margin from which on the net is sure of an image. Infinity makes every round one of all images.
+        part: of the images, in a round after the first. 1 takes all.
     """
 
-    def __init__(self, num_images: int, batch_size: int, sure: float = SURE):
+    def __init__(self, num_images: int, batch_size: int, part: float):
         super().__init__()
-        self.batch_size, self.sure = batch_size, sure
-        self.register_buffer("margins", torch.zeros(num_images))
+        size = max(part * num_images, MIN_ROUND)
+        self.size = math.ceil(size / batch_size) * batch_size  # whole batches
+        self.register_buffer("margins", torch.full((num_images,), -1.0))  # (N,); -1: never seen
         self.register_buffer("latest", torch.full((num_images,), -1.0))  # of this round; -1: not in it
 
     def choose(self) -> Tensor:
-        """The indices (M,) of the images that the net is unsure of, at least a quarter, in whole batches."""
-        unsure = max(int((self.margins < self.sure).sum()), len(self.margins) // 4)
-        size = math.ceil(unsure / self.batch_size) * self.batch_size
-        return self.margins.argsort(stable=True)[:size].cpu()
+        """The indices (M,) of the images of the next round, on the CPU."""
+        unseen = int((self.margins < 0).sum())
+        return self.margins.argsort(stable=True)[: max(self.size, unseen)].cpu()
 
     def update(self, indices: Tensor, logits: Tensor) -> None:
-        """Note the logits (B, K) that the net gave for the images at `indices` (B,)."""
+        """Note the logits (B, K) of the images at `indices` (B,)."""
         best, second = logits.topk(2).values.unbind(1)
         self.latest[indices] = best - second
 
     def end_round(self) -> None:
         if dist.is_initialized():  # each process has seen its part
             dist.all_reduce(self.latest, dist.ReduceOp.MAX)
-        self.margins = torch.where(self.latest < 0, self.margins, self.latest)
+        self.margins.copy_(torch.where(self.latest < 0, self.margins, self.latest))
         self.latest.fill_(-1)
 
 

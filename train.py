@@ -18,13 +18,14 @@ import textwrap
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from data import SURE, DataError, ImageData, MarginSampler, batches, digest, load_data, pixel_statistics
+from data import DataError, ImageData, MarginSampler, batches, digest, load_data, pixel_statistics
 from logging_utils import RunError, RunLogger, holds_run, is_finished
 from model import Classifier, ConvNet, ModelError, export_model, fit_temperature, full_precision
 from model import predict_logits, read_intact
@@ -108,8 +109,8 @@ def train(config: Config) -> Path:
     data = data.to(device)
     num_images, *image_shape = data.train_images.shape  # N, (C, H, W)
     steps_per_epoch = math.ceil(num_images / config.batch_size)
-    sure = SURE if config.margin_sampling else math.inf
-    sampler = MarginSampler(num_images, config.batch_size, sure).to(device)
+    part = 0.25 if config.margin_sampling else 1
+    sampler = MarginSampler(num_images, config.batch_size, part).to(device)
 
     # ---- Model and optimizer ----
     net = ConvNet(len(data.classes), image_shape, config.l1_size, config.l2_size, config.conv_kernel)
@@ -171,6 +172,11 @@ def train(config: Config) -> Path:
                 log.log_step(epoch, step, loss)
                 recent.append((logits, labels))
                 stop_if_asked()  # only here, so evaluation and export always finish
+            if config.margin_sampling and epoch > 1:  # batch norms' averages are of mostly hard images
+                every_image = batches(*train_set, config.batch_size, generator, config.augment)
+                with torch.no_grad(), autocast:
+                    for images, *_ in islice(every_image, 30):
+                        model(images)
             log.flush()
             seconds = time.perf_counter() - start
 

@@ -1,4 +1,3 @@
-import math
 import shutil
 import subprocess
 import sys
@@ -74,24 +73,26 @@ def with_margins(margins: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.full_like(margins, -9), margins + 0.5, torch.full_like(margins, 0.5)], dim=1)
 
 
-def test_sampler_chooses_what_the_net_is_unsure_of_or_a_quarter():
-    sampler, images = data.MarginSampler(100, batch_size=8), torch.arange(100)
-    assert sorted(sampler.choose().tolist()) == list(range(100))
-    for margins, count in ((images / 10, 32), (images / 30, 72), (3 + images / 10, 32), (0 * images, 100)):
-        sampler.update(images[:50], with_margins(margins[:50]))
-        sampler.update(images[50:], with_margins(margins[50:]))
+def test_sampler_chooses_the_images_of_the_smallest_margins(monkeypatch):
+    monkeypatch.setattr(data, "MIN_ROUND", 20)
+    for part, batch_size, count in ((0.25, 8, 32), (0.1, 8, 24), (0.5, 100, 100), (1, 8, 100)):
+        sampler, images = data.MarginSampler(100, batch_size, part), torch.arange(100)
+        assert sampler.choose().tolist() == list(range(100))
+        sampler.update(images[:90], with_margins(99.0 - images[:90]))
         sampler.end_round()
-        assert sampler.choose().tolist() == list(range(count))
-    every = data.MarginSampler(100, 8, math.inf)
-    every.update(images, with_margins(images / 10))
-    every.end_round()
-    assert sorted(every.choose().tolist()) == list(range(100))
+        first = sampler.choose().tolist()
+        assert first == [*range(90, 100), *range(89, -1, -1)][:count]  # those never seen first
+        sampler.update(images, with_margins(99.0 - images))
+        sampler.update(images[:3], with_margins(torch.zeros(3)))
+        sampler.end_round()
+        assert sampler.choose().tolist() == [0, 1, 2, *range(99, 2, -1)][:count]
+    assert data.MarginSampler(7, 4, 0.25).choose().tolist() == list(range(7))
 
 
-def test_epoch_with_a_sampler_is_rounds_of_as_many_images_as_there_are():
-    images = torch.zeros(100, 1, 4, 4, dtype=torch.uint8)
-    sampler, generator = data.MarginSampler(100, 8), torch.Generator().manual_seed(0)
-    seen = []
+def test_epoch_with_a_sampler_is_rounds_of_as_many_images_as_there_are(monkeypatch):
+    monkeypatch.setattr(data, "MIN_ROUND", 1)
+    images, generator = torch.zeros(100, 1, 4, 4, dtype=torch.uint8), torch.Generator().manual_seed(0)
+    sampler, seen = data.MarginSampler(100, 8, 0.25), []
     for _ in range(2):
         for *_, indices in data.batches(images, torch.zeros(100).long(), 8, generator, 0, sampler):
             seen.append(indices.tolist())
