@@ -27,7 +27,7 @@ def test_every_command_in_the_readme_is_understood():
 
 
 def test_every_flag_in_the_readme_exists():
-    flags = set(re.findall(r"--([a-z0-9_]+)", README)) - {"help"}
+    flags = set(re.findall(r"--(?:no-)?([a-z0-9_]+)", README)) - {"help"}
     known = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint"}  # torchrun's
     known |= set(train.Config.__dataclass_fields__) | set(vars(evaluate.parse_args(["model.pt"])))
     known |= set(vars(compare.parse_args(["runs/001"]))) | set(vars(sweep.parse_args([])))
