@@ -172,7 +172,7 @@ def train(config: Config) -> Path:
                 log.log_step(epoch, step, loss)
                 recent.append((logits, labels))
                 stop_if_asked()  # only here, so evaluation and export always finish
-            if config.margin_sampling and epoch > 1:  # batch norms' averages are of mostly hard images
+            if config.margin_sampling and epoch > 1:  # renew the averages of the batch norms
                 every_image = batches(*train_set, config.batch_size, generator, config.augment)
                 with torch.no_grad(), autocast:
                     for images, *_ in islice(every_image, 30):
