@@ -300,6 +300,14 @@ def main() -> int:
                 time.sleep(0.2)  # other processes train the last runs; if one is killed, we take over
         print_ranking(study, sweep)
     except (SweepError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            place = sweep.dir  # its journal or a lock
+            try:
+                print(flush=True)
+            except OSError:
+                place = "the output"
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes again at exit
+            error = f"{place}: {error.strerror}. The same command resumes the sweep."
         print(f"error: {error}".replace("\n", " "), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:

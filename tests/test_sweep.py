@@ -390,6 +390,14 @@ def test_damaged_journal_is_refused_in_one_line(line, is_last, sweep_main, stub)
     assert_one_line_error(sweep_main("--count", 2), "study.journal is damaged", "new --dir")
 
 
+def test_error_without_a_name_gets_that_of_the_folder(sweep_main, monkeypatch):
+    def fail(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(sweep, "take_trial", fail)
+    assert_one_line_error(sweep_main(), "error: runs/sweep: No locks available. The same command resumes")
+
+
 def test_mistakes_of_the_user_are_one_line(stub):
     for flag in ("--lr=1", "--resume"):
         refused = run_python("sweep.py", "--", flag, cwd=stub)
