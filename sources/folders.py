@@ -171,12 +171,19 @@ def warn_of_layout(folder: Path, layout: Layout, part: Path, classes: list[str])
     if inner := shared_subfolders(part):
         problem = f"the classes are taken to be {some(classes)}, not the folders in each of them"
         warn(f"{part}: {problem}: {some(inner)}")
+    elif sets := [name for name, places in class_folders(part).items() if any(map(holds_parts, places))]:
+        warn(f"{part}: {some(sets)} holds a training and a test set, and is taken to be a class")
 
 
 def holds_picture(path: Path) -> bool:
     """Whether a path is a picture, or a folder with a picture anywhere in it."""
     names = [path] if os.path.isfile(path) else (name for _, _, names in os.walk(path) for name in names)
     return any(map(is_picture_name, names))
+
+
+def holds_parts(place: Path) -> bool:
+    names = {name.lower() for name in os.listdir(place)}
+    return not names.isdisjoint(TRAIN_NAMES) and not names.isdisjoint(TEST_NAMES)
 
 
 def shared_subfolders(part: Path) -> list[str]:

@@ -80,6 +80,9 @@ def test_test_set_is_preferred_to_a_validation_set_in_one_line(tmp_path, capsys)
     fill(make_set(tmp_path) / "val", 2)
     assert len(load(tmp_path).eval_images) == 12
     assert capsys.readouterr().err == f"WARNING: evaluating on {tmp_path}/test, not on val\n"
+    fill(tmp_path / "dev", 1)
+    load(tmp_path)
+    assert "those of train and test; not used: dev\n" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "test")
     (tmp_path / "test").mkdir()  # of pictures without a class
     draw(0, 0).save(tmp_path / "test" / "1.png")
@@ -200,7 +203,15 @@ def test_what_the_classes_are_taken_to_be_is_said_if_it_is_not_clear(outer, inne
     )
     draw(0, 0).save(tmp_path / part / outer[0] / "0.png")
     load(tmp_path)
-    assert capsys.readouterr().err.count("\n") == 1
+    assert "the classes are taken" not in capsys.readouterr().err
+
+
+def test_class_that_is_a_data_set_of_its_own_is_told(tmp_path, capsys):
+    make_set(tmp_path / "data", "Train", "Test")
+    fill(tmp_path / "masks", 5)
+    assert load(tmp_path).classes == ["data", "masks"]
+    problem = "data holds a training and a test set, and is taken to be a class"
+    assert capsys.readouterr().err.splitlines()[0] == f"WARNING: {tmp_path}: {problem}"
 
 
 def test_one_folder_in_each_class_is_clear(tmp_path, capsys):

@@ -16,14 +16,30 @@ ERROR = "error: the output: No space left on device. Check the name, the space a
 TABLE = "id,guess,truth\n0,0,0\n1,1,1\n"
 
 
-@pytest.mark.parametrize("text", ["short", "long" * 10_000])
-def test_full_output_is_named(text, monkeypatch, capsys):
+def fill_output(monkeypatch, text: str, error: Exception | None = None) -> None:
+    """Print to a full device, in a program that perhaps ends with an error of its own."""
+
+    def main() -> None:
+        print(text)
+        if error:
+            raise error
+
     with open(FULL, "w") as full:
         for name in ("stdout", "__stdout__"):
             monkeypatch.setattr(sys, name, full)
-        assert program.exit_status(lambda: print(text), {}) == 2
+        assert program.exit_status(main, {program.ConfigError: ""}) == 2
         full.flush()  # as Python does at exit
+
+
+@pytest.mark.parametrize("text", ["short", "long" * 10_000])
+def test_full_output_is_named(text, monkeypatch, capsys):
+    fill_output(monkeypatch, text)
     assert capsys.readouterr().err == ERROR
+
+
+def test_error_of_the_program_is_the_one_line_though_the_output_is_full(monkeypatch, capsys):
+    fill_output(monkeypatch, "short", program.ConfigError("--lr is wrong."))
+    assert capsys.readouterr().err == "error: --lr is wrong.\n"
 
 
 def test_other_errors_do_not_blame_the_output(capsys, tmp_path):
@@ -34,11 +50,11 @@ def test_other_errors_do_not_blame_the_output(capsys, tmp_path):
 
 
 def test_full_stderr_leaves_the_status(monkeypatch):
-    with open(FULL, "w", buffering=1) as full, monkeypatch.context() as patch:
-        patch.setattr(sys, "stderr", full)
+    with open(FULL, "w", buffering=1) as full:
+        for name in ("stderr", "__stderr__"):
+            monkeypatch.setattr(sys, name, full)
         assert program.exit_status(lambda: open("/no/such/file"), {}) == 2
-        with pytest.raises(OSError):
-            full.close()
+        full.flush()  # as Python does at exit
 
 
 def start(name: str, *arguments, cwd: Path, stdout, unbuffered="") -> subprocess.CompletedProcess:
