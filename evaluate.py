@@ -284,10 +284,12 @@ def shorten(name: str) -> str:
 # ---- Your own pictures ----
 def evaluate_pictures(exported: Exported, args: argparse.Namespace) -> None:
     """Print the guess and the scores for each picture. Raises PictureError for those that cannot be read."""
-    paths = list_pictures(args.pictures)
+    paths, remarks = list_pictures(args.pictures)
     if args.predictions and os.path.realpath(args.predictions) in map(os.path.realpath, paths):
         raise PictureError(f"--predictions would replace the picture {args.predictions}. Name another file.")
-    import_sources()  # may be missing
+    errors, _, _ = import_sources()  # may be missing
+    for remark in remarks:
+        errors.warn(remark)
     if exported.shape[0] not in (1, 3):
         found = f"{exported.shape[0]} channels, and a picture has 1 or 3"
         raise PictureError(f"{exported.path} takes images of {found}. Evaluate it on a test set.")
@@ -345,18 +347,22 @@ def import_sources():
     return errors, folders, photos
 
 
-def list_pictures(arguments: list[str]) -> list[str]:
-    """The paths of pictures: a folder stands for the picture files in it. Raises PictureError."""
-    paths = []
+def list_pictures(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The paths of pictures, and remarks on files left out. A folder stands for the picture files in it.
+
+    Raises PictureError if a folder has none.
+    """
+    paths, remarks = [], []
     for path in arguments:
-        found = [path]
+        found, skipped = [path], ""
         if os.path.isdir(path):
-            names = sorted(entry.name for entry in os.scandir(path) if entry.is_file())
-            found = [os.path.join(path, name) for name in filter(import_sources()[1].is_picture_name, names)]
+            found, skipped = import_sources()[1].list_plain_folder(path)
         if not found:
-            raise PictureError(f"{path} has no pictures in it. Name the folder that holds them.")
+            holds = f", but {skipped}" if skipped else ""
+            raise PictureError(f"{path} has no pictures in it{holds}. Name the folder that holds them.")
+        remarks += [f"{path}: skipped: {skipped}"] if skipped else []
         paths += found
-    return paths
+    return paths, remarks
 
 
 def read_picture(path: str, exported: Exported) -> tuple[Tensor, str]:

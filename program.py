@@ -387,11 +387,11 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
         cure = next(cures[kind] for kind in cures if isinstance(error, kind))
         message = " ".join(f"error: {error} {cure}".split())
     except BrokenPipeError:  # `| head` closed it
-        if sys.stdout is sys.__stdout__:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         message, status = "stopped: nothing reads the output any more", 128 + signal.SIGPIPE
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
+        if error.filename is None and error.errno and output_fails():
+            where = "the output: "
         message = f"error: {where}{error.strerror or error}. Check the name, the space and the permissions."
     except KeyboardInterrupt as stop:
         number, hint = stop.args or (signal.SIGINT, "")
@@ -404,10 +404,23 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
         message = "error: out of memory. Lower --batch_size, or the layers' --l1_size and --l2_size."
     if ipython():
         raise CellError(printable(message))
-    with suppress(BrokenPipeError):  # stderr may be closed too
-        if is_first_to_fail():
-            print(printable(message), file=sys.stderr)
+    line = printable(message) + "\n" if is_first_to_fail() else ""
+    for stream, text in ((sys.stdout, ""), (sys.stderr, line)):
+        try:
+            print(text, end="", file=stream, flush=True)
+        except OSError:  # it is closed or full, and Python flushes it again at exit
+            if stream in (sys.__stdout__, sys.__stderr__):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return status
+
+
+def output_fails() -> bool:
+    """Whether stdout takes no more. What was written before may be lost or waiting, so it writes a line."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
 
 
 def lacks_memory(error: Exception) -> bool:

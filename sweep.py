@@ -5,7 +5,8 @@
     python sweep.py -- --device cuda:1 --data_dir mnist     flags of train.py that every run gets
 
 Each run is an ordinary run directory. The same command resumes the sweep after an interruption. Start it in
-several processes, also on machines that share the folder, and they work on one sweep.
+several processes, also on machines that share the folder, and they work on one sweep. All need the same
+flags of train.py, so that their runs can be ranked; --device and --data_dir may differ.
 """
 
 import argparse
@@ -45,6 +46,7 @@ DISTRIBUTIONS = {  # W&B's name -> Optuna's distribution
     "log_uniform": lambda min, max: FloatDistribution(math.exp(min), math.exp(max), log=True),
     "log_uniform_values": lambda min, max: FloatDistribution(float(min), float(max), log=True),
 }
+OF_THE_MACHINE = ("device", "data_dir")  # flags of train.py that may differ among the starts of a sweep
 
 
 class SweepError(Exception):
@@ -95,6 +97,18 @@ def to_pruner(type: str, eta: int = 3, min_iter: int = 0, max_iter: int = 0, s: 
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=index(first), reduction_factor=index(eta))
 
 
+def parse_flags(flags: list[str]) -> dict[str, str]:
+    """The settings that flags of train.py give: their values by their names."""
+    settings, name = {}, ""
+    for word in flags:
+        if word.startswith("--"):
+            name, _, value = word[2:].partition("=")
+            settings[name] = value
+        else:
+            settings[name] = f"{settings.get(name, '')} {word}".strip()
+    return settings
+
+
 def lock(path: Path, wait: bool = False):
     """Lock a file until every process has closed it. None if another process holds it."""
     file = open(path, "a")
@@ -111,16 +125,43 @@ def open_study(sweep: argparse.Namespace) -> optuna.Study:
     with lock(sweep.dir / ".lock", wait=True):
         if not os.path.exists(journal) and os.listdir(sweep.dir) != [".lock"]:
             raise SweepError(f"{sweep.dir} holds other files. Choose a new --dir.")
+        flags = {name: value for name, value in sweep.settings.items() if name not in OF_THE_MACHINE}
         try:
+            cut_half_line(journal)
             backend = JournalFileBackend(journal, JournalFileOpenLock(journal))
             options = {"storage": optuna.storages.JournalStorage(backend), **sweep.options}
             study = optuna.create_study(study_name="sweep", load_if_exists=True, **options)
-        except (ValueError, LookupError, TypeError) as error:
+            if study.user_attrs.get("sweep", sweep.content) != sweep.content:
+                raise SweepError(f"{sweep.dir} holds another sweep than {sweep.config}. Choose a new --dir.")
+            saved = study.user_attrs.get("flags", flags)
+            if saved != flags:
+                found = f"{sweep.dir} holds a sweep with {show_flags(saved)} after --"
+                cure = "Give the same flags, or choose a new --dir."
+                raise SweepError(f"{found}, not {show_flags(flags)}. {cure}")
+            study.set_user_attr("sweep", sweep.content)
+            study.set_user_attr("flags", flags)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise SweepError(f"{journal} is damaged. Choose a new --dir.") from error
-        if study.user_attrs.get("sweep", sweep.content) != sweep.content:
-            raise SweepError(f"{sweep.dir} holds another sweep than {sweep.config}. Choose a new --dir.")
-        study.set_user_attr("sweep", sweep.content)
     return study
+
+
+def cut_half_line(journal: str) -> None:
+    """Cut off the last line of a journal if a process was killed while it wrote that.
+
+    Optuna leaves out such a line when it reads, but would write the next one behind it.
+    """
+    writing = JournalFileOpenLock(journal)
+    writing.acquire()  # what is half written now stays so
+    try:
+        with open(journal, "ab+") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+    finally:
+        writing.release()
+
+
+def show_flags(flags: dict[str, str]) -> str:
+    return " ".join(f"--{name}={shlex.quote(value)}" for name, value in sorted(flags.items())) or "no flags"
 
 
 def take_trial(study: optuna.Study, sweep: argparse.Namespace):
@@ -167,11 +208,15 @@ def train_run(study: optuna.Study, trial: optuna.Trial, held, sweep: argparse.Na
     run = trial.user_attrs["run"]
     run_dir, log = sweep.dir / run, sweep.dir / f"{run}.log"
     config = run_dir / "config.json"
-    verb, resume = ("resumed", ["--resume"]) if config.exists() else ("started", [])
-    print(f"{run}  {verb}  {describe(trial.params)}", flush=True)
-    flags = [f"--{name}={value}" for name, value in sorted(trial.params.items())] + sweep.flags
+    resumed = config.exists()
+    print(f"{run}  {'resumed' if resumed else 'started'}  {describe(trial.params)}", flush=True)
+    if resumed:  # the run has its settings, but this machine may have the data elsewhere
+        places = [value for name, value in sweep.settings.items() if name == "data_dir"]
+        flags = ["--resume", *(f"--data_dir={place}" for place in places)]
+    else:
+        flags = [f"--{name}={value}" for name, value in sorted(trial.params.items())] + sweep.flags
     program = Path(__file__).with_name("train.py")
-    command = [sys.executable, program, "--run_dir", run_dir, *(resume or flags)]
+    command = [sys.executable, program, "--run_dir", run_dir, *flags]
     # The child inherits the lock: if only this process is killed, no other one takes its run.
     options = {"pass_fds": [held.fileno()], "start_new_session": True, "stdin": subprocess.DEVNULL}
     values, pruned = [], False
@@ -244,8 +289,8 @@ def main() -> int:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         vars(sweep).update(load_sweep(sweep.config))
-        names = {flag.split("=")[0].removeprefix("--") for flag in sweep.flags}
-        if clash := names & {*sweep.space, "run_dir", "resume", "help"}:
+        sweep.settings = parse_flags(sweep.flags)
+        if clash := sweep.settings.keys() & {*sweep.space, "run_dir", "resume", "help"}:
             raise SweepError(f"--{min(clash)} cannot be given, because the sweep sets it.")
         study = open_study(sweep)
         while (taken := take_trial(study, sweep)) or study.get_trials(states=[TrialState.RUNNING]):
@@ -256,6 +301,14 @@ def main() -> int:
                 time.sleep(0.2)  # other processes train the last runs; if one is killed, we take over
         print_ranking(study, sweep)
     except (SweepError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            place = sweep.dir  # its journal or a lock
+            try:
+                print(flush=True)
+            except OSError:
+                place = "the output"
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes again at exit
+            error = f"{place}: {error.strerror}. The same command resumes the sweep."
         print(f"error: {error}".replace("\n", " "), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:

@@ -147,13 +147,16 @@ class WandbRun:
         except ValueError:  # a variable of the wrong type
             raise
         except Exception as error:  # W&B has many types for a service that is dead
-            print(f"W&B: offline, because of {reason(error)}", file=sys.stderr)
             options["id"] = secrets.token_hex(4)  # W&B does not give up the id of the run that failed
             if not self.callers_run:
                 with silent_stderr(), suppress(Exception, SystemExit):
                     self.wandb.teardown()  # of a service that is dead
             with silent_stderr(), self.outside_sweep():
-                return self.wandb.init(mode="offline", **options)
+                run = self.wandb.init(
+                    mode="offline", **options
+                )  # raises the same error if a variable is wrong
+            print(f"W&B: offline, because of {reason(error)}", file=sys.stderr)
+            return run
 
     @contextmanager
     def outside_sweep(self) -> Iterator[None]:

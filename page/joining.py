@@ -4,7 +4,7 @@ import numpy as np
 
 from page.figures import Run
 from page.scores import MAX_FULL, Scores, certain
-from page.table import MAX_CLASSES, CompareError
+from page.table import MAX_CLASSES, CompareError, to_nfc
 
 
 def make_labels_unique(runs: list[Run]) -> None:
@@ -49,7 +49,10 @@ def share_classes(runs: list[Run]) -> list[str]:
     every = [one for run in runs for one in with_history(run)]
     written = sorted({name for one in every for name in one.classes or []}, key=natural)
     configured = [run.config["classes"] for run in runs if run.config and run.config.get("classes")]
-    lists = [*([str(name) for name in names] for names in configured), *(run.classes for run in full)]
+    lists = [
+        *([to_nfc(str(name)) for name in names] for names in configured),
+        *(run.classes for run in full),
+    ]
     lists = [names for names in lists if names and (not full or len(names) == full[0].scores.num_classes)]
     names = lists[0] if lists else written
     largest = max(one.scores.num_classes for one in every)

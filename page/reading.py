@@ -130,7 +130,7 @@ def read_best_scores(table: Table, roles: dict[str, int], best: dict[int, int], 
     found = np.stack([labels.pop(place) for place in ranks], axis=1)  # (N, M)
     repeated = (np.diff(np.sort(found)) == 0).any(1)
     if repeated.any():
-        line = f"{table.name}, line {int(repeated.argmax()) + 2}"
+        line = f"{table.name}, line {table.line(int(repeated.argmax()))}"
         raise CompareError(f"{line}: one class is there twice among the best. Name each once.")
     order = (-values[:, : len(ranks)]).argsort(1, kind="stable")
     found, sorted_values = (np.take_along_axis(x, order, 1) for x in (found, values[:, : len(ranks)]))
@@ -242,7 +242,9 @@ def to_probabilities(table: Table, places: list[int], remarks: list[str]) -> np.
         distances = np.maximum(-values[row], values[row] - scale)
         if distances.max() > ROUNDING:
             table.refuse(row, places[int(distances.argmax())])
-        raise CompareError(f"{table.name}, line {row + 2}: the scores sum to {sums[row]:.4g}, not to 100.")
+        raise CompareError(
+            f"{table.name}, line {table.line(row)}: the scores sum to {sums[row]:.4g}, not to 100."
+        )
     values /= scale
     values.clip(0, 1, out=values)
     if single:
@@ -251,8 +253,10 @@ def to_probabilities(table: Table, places: list[int], remarks: list[str]) -> np.
     off = abs(sums - 1) > MAX_GAP
     if not sums.all():
         row = int(sums.argmin())
-        raise CompareError(f"{table.name}, line {row + 2}: all scores are 0. An image needs one above 0.")
-    return divide_by_sum(values, sums, off, remarks)
+        raise CompareError(
+            f"{table.name}, line {table.line(row)}: all scores are 0. An image needs one above 0."
+        )
+    return divide_by_sum(table, values, sums, off, remarks)
 
 
 def to_best_probabilities(table: Table, places: list[int], count: int, remarks: list[str]) -> np.ndarray:
@@ -271,14 +275,16 @@ def to_best_probabilities(table: Table, places: list[int], count: int, remarks: 
         remarks.append("the scores are in percent")
     values = (values / scale).clip(0, 1)
     sums = values[:, :count].sum(1)
-    return divide_by_sum(values, sums, sums > 1 + MAX_GAP, remarks)
+    return divide_by_sum(table, values, sums, sums > 1 + MAX_GAP, remarks)
 
 
-def divide_by_sum(values: np.ndarray, sums: np.ndarray, off: np.ndarray, remarks: list[str]) -> np.ndarray:
+def divide_by_sum(
+    table: Table, values: np.ndarray, sums: np.ndarray, off: np.ndarray, remarks: list[str]
+) -> np.ndarray:
     """The values, those of the images `off` divided by their sum."""
     if not off.any():
         return values
-    example = f"{sums[off][0]:.4g} in line {int(off.argmax()) + 2}"
+    example = f"{sums[off][0]:.4g} in line {table.line(int(off.argmax()))}"
     found = f"warning: the scores of {off.sum():,} images do not sum to 1 ({example})"
     remarks.append(f"{found}; they are divided by their sum, also for the loss")
     return np.where(off[:, None], values / sums[:, None], values)

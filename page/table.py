@@ -2,13 +2,21 @@
 
 import csv
 import io
+import itertools
+import re
+import unicodedata
 import warnings
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
 
 from page.scores import MAX_FULL
 
+MAX_CELL = 2**31 - 1  # characters
+# Archives, spreadsheets and models have control characters near their start. JSON, HTML and PDF begin so.
+CONTROL = rb"[\0-\x08\x0e-\x19\x1c-\x1f]"
+OTHER_KIND = re.compile(rb"(?s:.){0,500}?" + CONTROL + rb'|\s*(\{|<|%PDF|\[\s*[\[{"])')
 MAX_CLASSES = 1_000
 MAX_COLUMNS, MAX_HEADER = 5_000, 1_000_000  # columns, and bytes of their names
 CHUNK = 1_000_000  # values of a wide file that are parsed at a time
@@ -26,21 +34,30 @@ def shrink(table: pd.DataFrame, places: list[int] | tuple) -> pd.DataFrame:
     return table.astype({place: np.float32 for place in places if table[place].dtype == float})
 
 
+def to_nfc(text: str) -> str:
+    """Text with each accented letter as one character, as Linux writes file names; macOS writes two."""
+    return unicodedata.normalize("NFC", text)
+
+
 class Table:
     """The columns of a file. Raises CompareError if it is no CSV file."""
 
     def __init__(self, name: str, content: bytes):
         self.name, self.content = name, content
         self.encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-        lines = content[:MAX_HEADER].decode(self.encoding, errors="replace").splitlines()
-        line = next((line for line in lines if line.strip()), "")
-        if len(lines) < 2 and len(content) >= MAX_HEADER:
-            raise CompareError(f"{name} has a first line of more than {MAX_HEADER:,} bytes. {NEEDED}")
-        self.separator = max(",;\t|", key=line.count)
+        if self.encoding != "utf-16" and OTHER_KIND.match(content.removeprefix(b"\xef\xbb\xbf")):
+            raise CompareError(f"{name} is not CSV: unpack it, or save it as CSV in UTF-8. {NEEDED}")
+        start = content[:MAX_HEADER].decode(self.encoding, errors="replace")
+        unquoted = re.sub('"[^"]*"', "", start).splitlines()
+        self.separator = max(",;\t|", key=next((line for line in unquoted if line.strip()), "").count)
+        lines = io.StringIO(start, newline=None)
         try:
-            self.header = [text.strip() for text in next(csv.reader([line], delimiter=self.separator), [])]
+            header = next((row for _, row in self.rows(lines)), [])
         except csv.Error as error:
             raise CompareError(f"{name} cannot be read as CSV: {error}. {NEEDED}") from error
+        if len(content) > MAX_HEADER and not lines.read(1):
+            raise CompareError(f"{name} has a first line of more than {MAX_HEADER:,} bytes. {NEEDED}")
+        self.header = [to_nfc(text.strip()) for text in header]
         if len(self.header) > MAX_COLUMNS:
             found = f"{name} has {len(self.header):,} columns"
             raise CompareError(f"{found}. A page has room for {MAX_CLASSES:,} classes.")
@@ -63,23 +80,44 @@ class Table:
             reason = str(error).splitlines()[0].rstrip(".")
             raise CompareError(f"{self.name} cannot be read as CSV: {reason}. Save it as UTF-8.") from error
 
+    def lines(self) -> io.TextIOWrapper:
+        return io.TextIOWrapper(io.BytesIO(self.content), self.encoding)
+
+    def rows(self, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+        """The rows that are not blank, and the number of the line in which each begins, from 1."""
+        limit = csv.field_size_limit(MAX_CELL)
+        try:
+            reader, number = csv.reader(lines, delimiter=self.separator, skipinitialspace=True), 1
+            for row in reader:
+                if len(row) > 1 or "".join(row).strip():
+                    yield number, row
+                number = reader.line_num + 1
+        finally:
+            csv.field_size_limit(limit)
+
+    def line(self, row: int) -> int:
+        """The number of the line in which a row of values begins, as an editor counts."""
+        return next((number for number, _ in itertools.islice(self.rows(self.lines()), row + 1, None)), 0)
+
     def check_width(self) -> None:
-        """Refuse lines with more values than the header has names, of which pandas would drop some."""
-        width = len(self.header)
-        lines = io.TextIOWrapper(io.BytesIO(self.content), self.encoding)
-        for number, line in enumerate(lines, 1):
-            if line.count(self.separator) >= width:
-                values = next(csv.reader([line.strip()], delimiter=self.separator))
-                if any(values[width:]):
-                    found = f"{self.name}, line {number}: {len(values)} values for {width} columns"
-                    raise CompareError(f"{found}. Put values with a separator into quotes.")
+        """Refuse rows with more values than the header has names, of which pandas would drop some."""
+        width, separator, lines = len(self.header), self.separator, self.lines()
+        if b'"' in self.content:
+            rows = self.rows(lines)
+        else:  # each row is a line, and few lines need to be split
+            wide = (line for line in enumerate(lines, 1) if line[1].count(separator) >= width)
+            rows = ((number, line.split(separator)) for number, line in wide)
+        for number, row in rows:
+            if len(row) > width and "".join(row[width:]).strip():
+                found = f"{self.name}, line {number}: {len(row)} values for {width} columns"
+                raise CompareError(f"{found}. Put values with a separator into quotes.")
 
     def refuse(self, row: int, place: int, reason: str = "") -> None:
         """Raise CompareError for a value."""
         value = self.columns[place].iloc[row]
         is_empty = value is None or value != value or value == ""
         problem = "is empty" if is_empty else f"cannot be '{value!s:.40}'"
-        raise CompareError(f"{self.name}, line {row + 2}: {self.header[place]} {problem}{reason}.")
+        raise CompareError(f"{self.name}, line {self.line(row)}: {self.header[place]} {problem}{reason}.")
 
     def refuse_columns(self, missing: str) -> None:
         """Raise CompareError for columns that the file lacks."""
@@ -127,6 +165,8 @@ class Table:
         """Text values (N,), objects. None may be empty."""
         column = self.columns[place]
         texts = column.astype(str).str.strip().to_numpy(object)
+        if not self.content.isascii():
+            texts = np.array([to_nfc(text) for text in texts], object)
         empty = column.isna().to_numpy() | (texts == "")
         if empty.any():
             self.refuse(int(empty.argmax()), place)

@@ -66,6 +66,8 @@ def read_folder(
         files, labels = list_files(layout, part, classes, report=True)
         if not files:
             raise SourceError(refusal(part, "no pictures"))
+        if train or not layout.train:
+            warn_of_layout(folder, layout, part, classes)
         if train:
             present = set(labels)
             missing = [name for label, name in enumerate(classes) if label not in present]
@@ -165,6 +167,47 @@ def find_parts(subfolders: list[Path]) -> dict[str, Path]:
     return parts
 
 
+def warn_of_layout(folder: Path, layout: Layout, part: Path, classes: list[str]) -> None:
+    """Warn of pictures beside the parts, and of classes that may be something else."""
+    parts = [path for path in (layout.train, layout.test, *layout.unused) if path]
+    above = {place for path in parts for place in path.parents if place.is_relative_to(folder)}
+    beside = []
+    for entry in (entry for place in above for entry in os.scandir(place)):
+        path = Path(entry.path)
+        if path not in above and path not in parts and is_visible(path.name) and holds_picture(path):
+            beside.append(os.path.relpath(path, folder))
+    if beside:
+        used = " and ".join(os.path.relpath(path, folder) for path in parts if path not in layout.unused)
+        warn(f"{folder}: the pictures are those of {used}; not used: {some(sorted(beside))}")
+    if inner := shared_subfolders(part):
+        problem = f"the classes are taken to be {some(classes)}, not the folders in each of them"
+        warn(f"{part}: {problem}: {some(inner)}")
+    elif sets := [name for name, places in class_folders(part).items() if any(map(holds_parts, places))]:
+        warn(f"{part}: {some(sets)} holds a training and a test set, and is taken to be a class")
+
+
+def holds_picture(path: Path) -> bool:
+    """Whether a path is a picture, or a folder with a picture anywhere in it."""
+    names = [path] if os.path.isfile(path) else (name for _, _, names in os.walk(path) for name in names)
+    return any(map(is_picture_name, names))
+
+
+def holds_parts(place: Path) -> bool:
+    names = {name.lower() for name in os.listdir(place)}
+    return not names.isdisjoint(TRAIN_NAMES) and not names.isdisjoint(TEST_NAMES)
+
+
+def shared_subfolders(part: Path) -> list[str]:
+    """The folders that are in every class, if there are several and no pictures beside them."""
+    found = []
+    for places in class_folders(part).values():
+        if any(is_picture_name(name) for place in places for name in os.listdir(place)):
+            return []
+        found.append({path.name for place in places for path in visible_folders(place)})
+    shared = set.intersection(*found) if len(found) > 1 else set()
+    return sorted(shared, key=class_order) if len(shared) > 1 else []
+
+
 def is_visible(name: str) -> bool:
     return name[0] != "." and name.lower() not in JUNK
 
@@ -240,8 +283,27 @@ def walk(folder: Path, skipped: Counter) -> list[str]:
             if is_picture_name(name):
                 found.append(os.path.join(place, name))
             else:
-                skipped[Path(name).suffix.lower() or "without extension"] += 1
+                skipped[kind_of_file(name)] += 1
     return found
+
+
+def kind_of_file(name: str) -> str:
+    return Path(name).suffix.lower() or "without extension"
+
+
+def list_plain_folder(folder: str) -> tuple[list[str], str]:
+    """The pictures that are directly in a folder, by name, and what else is in there, in words."""
+    found, below, skipped = [], [], Counter()
+    for name in sorted(filter(is_visible, os.listdir(folder))):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            below += [name] * holds_picture(Path(path))
+        elif is_picture_name(name):
+            found.append(path)
+        else:
+            skipped[kind_of_file(name)] += 1
+    rest = [f"{count} {kind}" for kind, count in skipped.most_common(10)]
+    return found, ", ".join([*rest, *([f"pictures in {some(below)}"] if below else [])])
 
 
 def hold_out_order(files: list[str], labels: list[int]) -> list[int]:

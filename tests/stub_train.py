@@ -15,11 +15,15 @@ parser.add_argument("--run_dir", type=Path, required=True)
 parser.add_argument("--resume", action="store_true")
 parser.add_argument("--lr", type=float, default=0.5)
 parser.add_argument("--epochs", type=int, default=2)
-parser.add_argument("--pause", type=float, default=0.02, help="seconds an epoch takes")
+parser.add_argument(
+    "--pause", type=float, default=os.environ.get("PAUSE", "0.02"), help="seconds an epoch takes"
+)
+parser.add_argument("--data_dir", default="data")
+parser.add_argument("--device")
 args = parser.parse_args()
 
 with open(args.run_dir.parent / "starts", "a") as file:
-    file.write(f"{args.run_dir.name} {os.getpid()} {args.resume} {args.lr}\n")
+    file.write(f"{args.run_dir.name} {os.getpid()} {args.resume} {args.lr} {args.data_dir}\n")
 if args.lr > 1:
     sys.exit("error: the loss is nan")
 config, metrics = args.run_dir / "config.json", args.run_dir / "metrics.csv"

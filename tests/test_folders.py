@@ -80,6 +80,9 @@ def test_test_set_is_preferred_to_a_validation_set_in_one_line(tmp_path, capsys)
     fill(make_set(tmp_path) / "val", 2)
     assert len(load(tmp_path).eval_images) == 12
     assert capsys.readouterr().err == f"WARNING: evaluating on {tmp_path}/test, not on val\n"
+    fill(tmp_path / "dev", 1)
+    load(tmp_path)
+    assert "those of train and test; not used: dev\n" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "test")
     (tmp_path / "test").mkdir()  # of pictures without a class
     draw(0, 0).save(tmp_path / "test" / "1.png")
@@ -141,6 +144,82 @@ def test_pictures_of_a_part_that_has_no_classes_are_not_classes(tmp_path):
         data.DataError, match=r"has 0 classes: it holds more/, test/, train/\. It needs train/"
     ):
         load(tmp_path)
+
+
+UNUSED = [  # folders of classes, what is used of them, and what is not
+    (["train", "dev"], "train", "dev"),
+    (["train", "test", "eval"], "train and test", "eval"),
+    (["train", "bus", "car"], "train", "bus, car"),
+    (
+        ["seg_train/seg_train", "seg_test/seg_test", "seg_pred"],
+        "seg_train/seg_train and seg_test/seg_test",
+        "seg_pred",
+    ),
+    (["train", "test", "more/and/more"], "train and test", "more"),
+    (["test", "dev"], "test", "dev"),
+    (
+        ["train", *(f"part {k}" for k in range(7))],
+        "train",
+        "part 0, part 1, part 2, part 3, part 4 and 2 more",
+    ),
+]
+
+
+@pytest.mark.parametrize(("parts", "used", "unused"), UNUSED)
+def test_pictures_beside_the_parts_are_named_once(parts, used, unused, tmp_path, capsys):
+    for part in parts:
+        fill(tmp_path / part, 5)
+    for name in ("annotations", "__MACOSX", ".git"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ("0.png" if name != "annotations" else "0.xml")).touch()
+    found = data.load_split(str(tmp_path), "", parts[0] != "test", 12)
+    line = f"WARNING: {tmp_path}: the pictures are those of {used}; not used: {unused}\n"
+    assert capsys.readouterr().err == line and len(found[2]) == 15
+    if parts[0] != "test":
+        load(tmp_path)
+        assert capsys.readouterr().err.count("not used") == 1
+
+
+def test_loose_pictures_above_the_parts_are_named(tmp_path, capsys):
+    make_set(tmp_path / "inner", "Train/Train")
+    for place in ("a.png", "inner/b.JPG", "inner/Train/c.png", "inner/notes.txt", "inner/Train/Thumbs.db"):
+        draw(0, 0).save(tmp_path / place, "png")
+    load(tmp_path)
+    used = "inner/Train/Train and inner/test; not used: a.png, inner/Train/c.png, inner/b.JPG"
+    assert capsys.readouterr().err == f"WARNING: {tmp_path}: the pictures are those of {used}\n"
+
+
+@pytest.mark.parametrize("part", ["", "train"])
+@pytest.mark.parametrize(("outer", "inner"), [(("fold1", "fold2"), CLASSES), (CLASSES, ("test", "train"))])
+def test_what_the_classes_are_taken_to_be_is_said_if_it_is_not_clear(outer, inner, part, tmp_path, capsys):
+    for name in outer:
+        fill(tmp_path / part / name, 5, classes=inner)
+    assert load(tmp_path).classes == [*outer]
+    names = f"{', '.join(outer)}, not the folders in each of them: {', '.join(inner)}"
+    warning, held_out = capsys.readouterr().err.splitlines()
+    assert (
+        warning == f"WARNING: {tmp_path / part}: the classes are taken to be {names}"
+        and "has no test set" in held_out
+    )
+    draw(0, 0).save(tmp_path / part / outer[0] / "0.png")
+    load(tmp_path)
+    assert "the classes are taken" not in capsys.readouterr().err
+
+
+def test_class_that_is_a_data_set_of_its_own_is_told(tmp_path, capsys):
+    make_set(tmp_path / "data", "Train", "Test")
+    fill(tmp_path / "masks", 5)
+    assert load(tmp_path).classes == ["data", "masks"]
+    problem = "data holds a training and a test set, and is taken to be a class"
+    assert capsys.readouterr().err.splitlines()[0] == f"WARNING: {tmp_path}: {problem}"
+
+
+def test_one_folder_in_each_class_is_clear(tmp_path, capsys):
+    for name in CLASSES:
+        fill(tmp_path / "train" / name, 5, classes=("images",))
+        fill(tmp_path / "test" / name, 5, classes=("left", "right")[: 1 + (name == "2")])
+    load(tmp_path)
+    assert capsys.readouterr().err == ""
 
 
 def test_class_names_are_sorted_as_numbers_if_they_are(tmp_path):

@@ -263,6 +263,13 @@ def test_wandb_mode_wins_and_there_is_never_a_prompt(main, tiny_dir, tmp_path):
     assert_one_line_error(main("train.py", *arguments, cwd=tmp_path, WANDB_MODE="onlin"), "WANDB_MODE")
 
 
+@pytest.mark.parametrize("name", ["a/b%c", 200 * "x"])
+def test_name_that_wandb_refuses_is_one_line(name, main, tiny_dir, tmp_path):
+    env = {"WANDB_PROJECT": name, "WANDB_MODE": "offline"}
+    result = main("train.py", "--data_dir", tiny_dir, "--epochs", 1, cwd=tmp_path, **env)
+    assert_one_line_error(result, "W&B: UsageError: Invalid project name", "Fix WANDB_*")
+
+
 def test_empty_variables_of_wandb_are_as_if_unset(tmp_path, monkeypatch):
     names = "MODE RUN_ID TAGS RESUME CONSOLE BASE_URL INIT_TIMEOUT DATA_DIR PROJECT"
     empty = {f"WANDB_{name}": "" for name in names.split()}

@@ -38,10 +38,12 @@ def stub(tmp_path) -> Path:
     return tmp_path
 
 
-def start(cwd: Path, *flags, source: Path | None = None) -> subprocess.Popen:
+def start(cwd: Path, *flags, source: Path | None = None, pause=0.02) -> subprocess.Popen:
     command = [sys.executable, str((source or cwd) / "sweep.py"), *map(str, flags)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=cwd, env=environment(WANDB_MODE="disabled"), **pipes)
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment(WANDB_MODE="disabled", PAUSE=str(pause)), **pipes
+    )
 
 
 def wait_for(process: subprocess.Popen, words: str) -> None:
@@ -52,7 +54,7 @@ def wait_for(process: subprocess.Popen, words: str) -> None:
 
 
 def starts(cwd: Path) -> list[list[str]]:
-    """The starts of train.py: the run, the process, whether it was resumed, the learning rate."""
+    """The starts of train.py: the run, the process, whether it was resumed, the learning rate, the data."""
     return [line.split() for line in (cwd / "runs/sweep/starts").read_text().splitlines()]
 
 
@@ -117,7 +119,7 @@ def test_sweep_is_resumed_after_an_interruption_and_ranks_its_runs(small_dir, tm
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_sweep_leaves_no_process_and_resumes_at_the_last_epoch(number, stub):
-    process = start(stub, "--count", 2, "--", "--pause", 1)
+    process = start(stub, "--count", 2, pause=1)
     metrics = stub / "runs/sweep/001/metrics.csv"
     while not metrics.exists() or metrics.read_text().count("\n") < 2:  # until the first of two epochs
         time.sleep(0.02)
@@ -136,7 +138,7 @@ def test_stopped_sweep_leaves_no_process_and_resumes_at_the_last_epoch(number, s
 
 
 def test_two_processes_do_the_runs_of_one_sweep_together(stub):
-    processes = [start(stub, "--count", 8, "--", "--pause", 0.2) for _ in range(2)]
+    processes = [start(stub, "--count", 8, pause=0.2) for _ in range(2)]
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     names = [f"{number:03d}" for number in range(1, 9)]
@@ -151,7 +153,7 @@ def test_two_processes_do_the_runs_of_one_sweep_together(stub):
 
 @pytest.mark.parametrize("child_dies_too", [True, False])
 def test_run_of_a_killed_sweep_is_taken_up_once_nothing_works_on_it(child_dies_too, stub):
-    process = start(stub, "--count", 2, "--", "--pause", 0.6)
+    process = start(stub, "--count", 2, pause=0.6)
     wait_for(process, "001  started")
     while not (stub / "runs/sweep/001/config.json").exists():
         time.sleep(0.02)
@@ -307,6 +309,94 @@ def test_sweep_that_cannot_work_is_refused_in_one_sentence(old, new, reasons, tm
         sweep.load_sweep(str(tmp_path / "bad.yaml"))
     for reason in ["bad.yaml: ", *reasons]:
         assert reason in str(error.value)
+
+
+@pytest.fixture
+def sweep_main(main, stub, monkeypatch):
+    """Call it with flags to run the sweep in the test's own process."""
+    monkeypatch.setattr(sweep, "__file__", str(stub / "sweep.py"))  # beside train.py
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield lambda *flags: main("sweep.py", *flags, cwd=stub)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_runs_of_other_flags_are_not_ranked_together(sweep_main, stub):
+    small = ("--count", 1, "--", "--epochs=3")
+    (stub / "sweep.yaml").write_text(SMALL.replace("  epochs: {value: 2}\n", ""))
+    assert sweep_main(*small).returncode == 0
+    for flags, found in (
+        ((), "not no flags"),
+        (("--epochs", 4), "not --epochs=4"),
+        (("--epochs", 3, "--pause", "0.01"), "not --epochs=3 --pause=0.01"),
+    ):
+        refused = sweep_main("--count", 2, "--", *flags)
+        assert_one_line_error(refused, "holds a sweep with --epochs=3 after --", found, "choose a new --dir")
+    assert not (stub / "runs/sweep/002").exists()
+    again = sweep_main("--count", 2, "--", "--device", "cpu", "--epochs", 3, "--data_dir", "here")
+    assert again.returncode == 0 and len(ranking(again.stdout)) == 2
+    assert sweep_main("--dir", "bare", "--count", 1).returncode == 0
+    assert_one_line_error(sweep_main("--dir", "bare", *small), "with no flags after --, not --epochs=3")
+
+
+def test_sweep_of_an_older_version_goes_on_with_any_flags(sweep_main, stub):
+    assert sweep_main("--count", 1).returncode == 0
+    journal = stub / "runs/sweep/study.journal"
+    lines = [line for line in journal.read_text().splitlines() if '"user_attr":{"flags":' not in line]
+    journal.write_text("\n".join([*lines, ""]))
+    assert sweep_main("--count", 2, "--", "--pause", 0).returncode == 0
+    assert_one_line_error(sweep_main("--count", 2), "holds a sweep with --pause=0 after --")
+
+
+def test_interrupted_run_finds_its_data_where_this_machine_has_them(sweep_main, stub):
+    process = start(stub, "--count", 1, "--", "--data_dir", "there", pause=5)
+    while not (stub / "runs/sweep/001/config.json").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    config = stub / "runs/sweep/001/config.json"
+    config.write_text(config.read_text().replace('"pause": 5.0', '"pause": 0'))
+    assert sweep_main("--count", 1, "--", "--data_dir=here").returncode == 0
+    assert [line[2:3] + line[4:] for line in starts(stub)] == [["False", "there"], ["True", "here"]]
+
+
+@pytest.mark.parametrize("tail", ['{"op_code":5,"worker_id":"a', "{", "\0" * 300, '{"op_code":5}'])
+def test_journal_whose_last_line_is_half_written_goes_on(tail, sweep_main, stub):
+    assert sweep_main("--count", 1).returncode == 0
+    with open(stub / "runs/sweep/study.journal", "a") as journal:
+        journal.write(tail)
+    for count in (2, 2):
+        result = sweep_main("--count", count)
+        assert result.returncode == 0 and result.stderr == "", result.stderr
+        assert sorted(line[1] for line in ranking(result.stdout)) == ["001", "002"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"op_code":0,"worker'])
+def test_journal_of_a_sweep_that_was_killed_at_its_start_is_made_again(content, sweep_main, stub):
+    (stub / "runs/sweep").mkdir(parents=True)
+    (stub / "runs/sweep/study.journal").write_bytes(content)
+    assert sweep_main("--count", 1).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[1]", "null", '{"op_code":5}', "\udcff", '{"op_code":5}{"op_code":5}']
+)
+@pytest.mark.parametrize("is_last", [True, False])
+def test_damaged_journal_is_refused_in_one_line(line, is_last, sweep_main, stub):
+    assert sweep_main("--count", 1).returncode == 0
+    journal = stub / "runs/sweep/study.journal"
+    lines = journal.read_bytes().splitlines()
+    lines.insert(len(lines) if is_last else 3, line.encode(errors="surrogateescape"))
+    journal.write_bytes(b"\n".join([*lines, b""]))
+    assert_one_line_error(sweep_main("--count", 2), "study.journal is damaged", "new --dir")
+
+
+def test_error_without_a_name_gets_that_of_the_folder(sweep_main, monkeypatch):
+    def fail(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(sweep, "take_trial", fail)
+    assert_one_line_error(sweep_main(), "error: runs/sweep: No locks available. The same command resumes")
 
 
 def test_mistakes_of_the_user_are_one_line(stub):

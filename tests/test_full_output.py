@@ -1,0 +1,89 @@
+"""Programs whose output goes to a full disk or a reader that has gone say that it is the output."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from programs import ROOT, environment
+
+import program
+
+FULL = "/dev/full"
+pytestmark = pytest.mark.skipif(not Path(FULL).exists(), reason="no device that is always full")
+ERROR = "error: the output: No space left on device. Check the name, the space and the permissions.\n"
+TABLE = "id,guess,truth\n0,0,0\n1,1,1\n"
+
+
+def fill_output(monkeypatch, text: str, error: Exception | None = None) -> None:
+    """Print to a full device, in a program that perhaps ends with an error of its own."""
+
+    def main() -> None:
+        print(text)
+        if error:
+            raise error
+
+    with open(FULL, "w") as full:
+        for name in ("stdout", "__stdout__"):
+            monkeypatch.setattr(sys, name, full)
+        assert program.exit_status(main, {program.ConfigError: ""}) == 2
+        full.flush()  # as Python does at exit
+
+
+@pytest.mark.parametrize("text", ["short", "long" * 10_000])
+def test_full_output_is_named(text, monkeypatch, capsys):
+    fill_output(monkeypatch, text)
+    assert capsys.readouterr().err == ERROR
+
+
+def test_error_of_the_program_is_the_one_line_though_the_output_is_full(monkeypatch, capsys):
+    fill_output(monkeypatch, "short", program.ConfigError("--lr is wrong."))
+    assert capsys.readouterr().err == "error: --lr is wrong.\n"
+
+
+def test_other_errors_do_not_blame_the_output(capsys, tmp_path):
+    assert program.exit_status(lambda: open(tmp_path / "no" / "file"), {}) == 2
+    assert program.exit_status(lambda: os.close(12345), {}) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and not any("the output" in line for line in lines)
+
+
+def test_full_stderr_leaves_the_status(monkeypatch):
+    with open(FULL, "w", buffering=1) as full:
+        for name in ("stderr", "__stderr__"):
+            monkeypatch.setattr(sys, name, full)
+        assert program.exit_status(lambda: open("/no/such/file"), {}) == 2
+        full.flush()  # as Python does at exit
+
+
+def start(name: str, *arguments, cwd: Path, stdout, unbuffered="") -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / name), *arguments]
+    env = environment(WANDB_MODE="disabled", PYTHONUNBUFFERED=unbuffered)
+    return subprocess.run(command, cwd=cwd, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_program_with_a_full_output_ends_in_one_line(unbuffered, tmp_path):
+    (tmp_path / "table.csv").write_text(TABLE)
+    with open(FULL, "w") as full:
+        result = start(
+            "compare.py", "table.csv", "--no_images", cwd=tmp_path, stdout=full, unbuffered=unbuffered
+        )
+    assert (result.returncode, result.stderr) == (2, ERROR)
+
+
+@pytest.mark.parametrize("kind", ["full", "gone"])
+def test_sweep_whose_output_fails_ends_in_one_line(kind, tmp_path):
+    pytest.importorskip("optuna")
+    (tmp_path / "sweep.yaml").write_text("method: grid\nparameters:\n  epochs: {values: [1]}\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(FULL if kind == "full" else writer, "w") as out:
+        result = start("sweep.py", "--", "--dataset", "nowhere", cwd=tmp_path, stdout=out)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+    if kind == "full":
+        os.close(writer)
+    reason = "No space left on device" if kind == "full" else "Broken pipe"
+    assert result.returncode == 2
+    assert result.stderr == f"error: the output: {reason}. The same command resumes the sweep.\n"
