@@ -121,7 +121,8 @@ def test_set_that_a_gpu_cannot_hold_is_moved_batch_by_batch(small_dir, tmp_path,
         moved.append(len(tensor) if tensor.dim() == 4 else 0)  # not of labels
         return tensor
 
-    args = evaluate.parse_args([str(export(tmp_path / "model.pt")), "--data_dir", str(small_dir)])
+    flags = ["--data_dir", str(small_dir), "--batch_size", "100"]
+    args = evaluate.parse_args([str(export(tmp_path / "model.pt")), *flags])
     exported = evaluate.load(args.model, torch.device("cpu"))
     exported.device = gpu
     monkeypatch.setattr(Tensor, "to", move)
