@@ -1,11 +1,11 @@
 """Train a small ConvNet on MNIST, log a table of its predictions every epoch, export it to TorchScript.
 
-    python train.py                                         the default recipe: 6 epochs
+    python train.py                                         the default recipe: 5 epochs
     python train.py --l1_size 64 --l2_size 128 --lr 0.02    a variant to compare it with
     python train.py --run_dir runs/001 --resume             start a run, or continue it if it was stopped
     torchrun --nproc_per_node=2 train.py                    on two GPUs, or in two CPU processes
 
-README.md lists the files of a run, --help every setting. Two CPU cores: 99.56 % of MNIST right in 90 s.
+README.md lists the files of a run, --help every setting. Two CPU cores: 99.57 % of MNIST right in 71 s.
 """
 
 import io

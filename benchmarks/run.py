@@ -51,7 +51,7 @@ from wandb_run import WandbRun  # noqa: E402
 
 TUTORIAL = {"batch_size": 32, "lr": 0.001, "schedule": "constant", "augment": 0.0, "label_smoothing": 0.0}
 TUTORIAL.update(beta2=0.999, precision="fp32", margin_sampling=False)
-QUICK = {"epochs": 1, "augment": 0, "l1_size": 16, "l2_size": 24, "batch_size": 160, "lr": 0.03}
+QUICK = {"epochs": 1, "augment": 0, "l1_size": 16, "l2_size": 24, "batch_size": 200, "lr": 0.03}
 SAME = {"epochs": 1, "augment": 0}  # the tutorial's layers
 SMALL = {"epochs": 1, "augment": 0, "l1_size": 16, "l2_size": 16, "batch_size": 250, "lr": 0.04}
 TUTORIAL_FLOP = 62.9e6  # per image of the tutorial's net, forward and backward

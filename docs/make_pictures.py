@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         if not Path(run_dir, "model.pt").exists():
             where = ("--dataset", "mnist", "--data_dir", data_dir, "--run_dir", run_dir)
             python("train.py", "--resume", *where, *flags)
-    python("compare.py", "runs/baseline@1", "runs/baseline@6", "--out", "runs/epochs.html")
+    python("compare.py", "runs/baseline@1", "runs/baseline@5", "--out", "runs/epochs.html")
     python("compare.py", "runs/baseline", "runs/double", "--out", "runs/models.html")
     screenshot("runs/epochs.html", DOCS / "predictions.png")
     screenshot("runs/models.html", DOCS / "over-time.png", "#answers section:not([hidden]) .top")

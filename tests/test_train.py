@@ -250,7 +250,7 @@ def test_one_cycle_rises_a_quarter_and_falls_to_near_zero():
 @pytest.mark.first
 def test_one_epoch_of_mnist_beats_the_tutorials_five(mnist_dir, tmp_path):
     """The tutorial's program, measured by us, has 101 wrong. The README's quick settings get 86 +- 5."""
-    flags = "--epochs 1 --augment 0 --l1_size 16 --l2_size 24 --batch_size 160 --lr 0.03".split()
+    flags = "--epochs 1 --augment 0 --l1_size 16 --l2_size 24 --batch_size 200 --lr 0.03".split()
     result = run("train.py", "--dataset", "mnist", "--data_dir", mnist_dir, *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "runs/001/summary.json").read_text())
