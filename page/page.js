@@ -37,7 +37,7 @@ const wrongScore = (r, n) => wrong(r, n) ? guessScore(r, n) : 0;
 const columns = {}, rising = true, from = 0;
 const addColumn = (key, title, value, more) => { columns[key] = { title: () => title, value, ...more }; };
 if (complete && R > 1)
-  addColumn("change", "largest change of truth score", n => most(n, truthScore) - least(n, truthScore),
+  addColumn("change", "change of truth score", n => most(n, truthScore) - least(n, truthScore),
     { from });
 if (complete) addColumn("mistake", "most confident wrong guess", n => most(n, wrongScore), { from });
 if (hasScores) addColumn("sure", "least sure guess", n => least(n, guessScore), { from, rising });
