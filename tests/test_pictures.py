@@ -30,7 +30,7 @@ def test_runs_that_are_missing_are_trained_and_then_compared(pictures, finished,
             trained.append(config)
             shutil.copytree(finished, config.run_dir, ignore=shutil.ignore_patterns("wandb"))
         else:
-            arguments = [argument.replace("@6", "@2") for argument in arguments]
+            arguments = [argument.replace("@5", "@2") for argument in arguments]
             compare.compare(compare.parse_args(arguments))
 
     monkeypatch.chdir(tmp_path)
