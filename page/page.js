@@ -233,8 +233,8 @@ function sparkline(n) {
 // ---- The list ----
 const clear = { show: "all", truth: "", guess: "", cell: "", box: "", query: "", any: "" };
 function sortBy(key) {
-  const rising = state.sort === key ? state.down : columns[key].rising ?? columns[key].names;
-  change({ sort: key, down: rising ? "" : "1" });
+  const upwards = state.sort === key ? state.down : columns[key].rising ?? columns[key].names;
+  change({ sort: key, down: upwards ? "" : "1" });
 }
 function drawChips() {
   const counts = VERDICTS.map(() => 0);
