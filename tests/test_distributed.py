@@ -30,7 +30,7 @@ def start_two(program, *arguments, cwd) -> list[Program]:
 
 def test_two_processes_leave_one_run(finished, small_dir, tmp_path):
     flags = ("--data_dir", small_dir, *SHORT, "--run_dir", "two")
-    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", ROOT / "train.py")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "train.py")
     result = run_python(*torchrun, *flags, cwd=tmp_path, WANDB_MODE="disabled")
     assert result.returncode == 0, result.stderr
     assert [line.split()[0] for line in result.stdout.splitlines()].count("epoch") == 2
@@ -157,7 +157,7 @@ def test_number_of_processes_is_compared_and_torchrun_is_named(finished, tmp_pat
 
 
 def test_torchrun_is_named_in_the_advice_after_an_interruption(tiny_dir, tmp_path):
-    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", str(ROOT / "train.py"))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py"))
     flags = ("--data_dir", str(tiny_dir), *SHORT, "--epochs", "100", "--run_dir", "run")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     env = environment(WANDB_MODE="disabled")

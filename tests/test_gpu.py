@@ -133,7 +133,7 @@ def test_training_records_its_step_on_each_gpu(tmp_path):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_torchrun_uses_the_device_that_is_asked_for(device, tmp_path):
     folder = write_mnist_files(tmp_path / "data", train=4000, test=1000)
-    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", ROOT / "train.py")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "train.py")
     flags = ("--data_dir", folder, "--epochs", 1, "--device", device)
     result = run(*torchrun, *flags, cwd=tmp_path)
     if device == "cuda" and count_gpus(tmp_path) == 1:
