@@ -310,8 +310,11 @@ def write_file(path: str, flag: str, text: str) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    summary = (__doc__ or "").partition("\n")[0]  # python -OO leaves it out
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], usage="%(prog)s [options] RUN [RUN ...]", allow_abbrev=False
+        description=summary,
+        usage="%(prog)s [options] RUN [RUN ...]",
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="run directory (its last epoch), RUN@EPOCH, or CSV file")

@@ -382,7 +382,8 @@ def read_picture(path: str, exported: Exported) -> tuple[Tensor, str]:
 # ---- The command line ----
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     usage = "%(prog)s [options] MODEL.pt [PICTURE ...]"
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=usage, allow_abbrev=False)
+    summary = (__doc__ or "").partition("\n")[0]  # python -OO leaves it out
+    parser = argparse.ArgumentParser(description=summary, usage=usage, allow_abbrev=False)
     add = parser.add_argument
     add("model", metavar="MODEL.pt", help="file that train.py exported, .pt or .pt2")
     add("pictures", metavar="PICTURE", nargs="*", help="your own pictures or folders, instead of a test set")

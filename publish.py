@@ -96,7 +96,8 @@ def read_pictures(path: Path) -> dict[int, Tensor] | None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage="publish.py RUN_DIR")
+    summary = (__doc__ or "").partition("\n")[0]  # python -OO leaves it out
+    parser = argparse.ArgumentParser(description=summary, usage="publish.py RUN_DIR")
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory that train.py wrote")
     return exit_status(lambda: publish(parser.parse_args().run_dir), {RunError: ""})
 

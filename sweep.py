@@ -266,7 +266,8 @@ def print_ranking(study: optuna.Study, sweep: argparse.Namespace) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     usage = "sweep.py [--config FILE] [--count N] [--dir DIR] [--seed N] [-- FLAGS OF TRAIN.PY]"
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=usage, allow_abbrev=False)
+    summary = (__doc__ or "").partition("\n")[0]  # python -OO leaves it out
+    parser = argparse.ArgumentParser(description=summary, usage=usage, allow_abbrev=False)
     parser.add_argument("--config", default="sweep.yaml", help="what to vary, in W&B's format [sweep.yaml]")
     parser.add_argument("--count", type=int, default=20, help="number of runs, over all processes [20]")
     parser.add_argument("--dir", type=Path, default="runs/sweep", help="folder of the runs [runs/sweep]")

@@ -147,6 +147,13 @@ def test_bad_flag_ends_in_a_line_and_leaves_nothing(flags, main, small_dir, tmp_
     assert os.listdir(tmp_path) == ["README.md"]
 
 
+@pytest.mark.parametrize("program", ["train", "evaluate", "compare", "publish", "sweep"])
+def test_programs_need_no_docstrings(program, main, tmp_path, monkeypatch):  # which python -OO leaves out
+    monkeypatch.setattr(importlib.import_module(program), "__doc__", None)
+    result = main(f"{program}.py", "--help", cwd=tmp_path)
+    assert result.returncode == 0 and result.stdout.startswith("usage: ")
+
+
 def stopped_before_export() -> int:
     train.RunLogger.log_model = lambda *_: sys.exit(9)
     return train.main()
