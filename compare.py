@@ -32,6 +32,8 @@ try:
     from page.table import CompareError, Table
     from program import atomic_write, exit_status, printable, read_file, start_command
 except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
     needed = "data.py, program.py, the folder page, and the packages of requirements.txt"
     print(f"error: {error.name} is missing. compare.py needs {needed}.", file=sys.stderr)
     sys.exit(2)
@@ -220,9 +222,9 @@ def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) ->
     if differs or (runs[0].has_truth and (labels.numpy()[ids] != truth).any()):
         found = f"{dataset} in {data_dir} is not the test set of {runs[0].label}."
         raise CompareError(f"There are no pictures for the page: {found} {cure}")
-    first = images[: ids[-1] + 1]
+    first = images[: ids[-1] + 1] if naming else images[:1]
+    sampled = digest(first[:: first.numel() // 2**28 + 1], labels[: len(first)])  # as ImageData.fingerprint
     for run in naming:
-        sampled = digest(first[:: first.numel() // 2**28 + 1], labels[: len(first)])  # ImageData.fingerprint
         record = run.config.get("data_sha256")
         if isinstance(record, list) and sampled not in record:
             say(f"warning: the pictures of {dataset} are not those that {run.label} was evaluated on")
@@ -311,11 +313,8 @@ def write_file(path: str, flag: str, text: str) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]  # python -OO leaves it out
-    parser = argparse.ArgumentParser(
-        description=summary,
-        usage="%(prog)s [options] RUN [RUN ...]",
-        allow_abbrev=False,
-    )
+    usage = "%(prog)s [options] RUN [RUN ...]"
+    parser = argparse.ArgumentParser(description=summary, usage=usage, allow_abbrev=False)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="run directory (its last epoch), RUN@EPOCH, or CSV file")
     add("--out", default="compare.html", help="page to write [compare.html]")

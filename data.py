@@ -227,8 +227,7 @@ def batches(
             size = len(batch[0])
             if size < world_size:  # repeat images, because every process must call backward()
                 batch = [values.repeat(world_size, *[1] * (values.dim() - 1)) for values in batch]
-            local = (values.tensor_split(world_size)[rank] for values in batch)
-            indices, targets, local_thetas, sources = local
+            indices, targets, local_thetas, sources = (v.tensor_split(world_size)[rank] for v in batch)
             pixels = images[sources]
             if pixels.device != labels.device:  # copied ahead, while the GPU still works on earlier batches
                 pixels = pixels.pin_memory().to(labels.device, non_blocking=True)

@@ -32,6 +32,7 @@ from model import (
     ModelError,
     eval_batch_size,
     first_reason,
+    full_precision,
     load_exported,
     predict_logits,
     read_intact,
@@ -402,6 +403,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@full_precision()
 def evaluate(args: argparse.Namespace) -> None:
     keep_freed_memory()
     device = pick_device(args.device)

@@ -39,7 +39,7 @@ from program import write_tensors
 class Config:
     """Every setting: its default, its meaning, its bounds. The command line is built from it."""
 
-    epochs: int = setting(5, "passes over the training set", low=1)
+    epochs: int = setting(5, "epochs; each trains on as many images as there are", low=1)
     batch_size: int = setting(128, "images per training step", low=1)
     lr: float = setting(0.01, "Adam's learning rate; with one_cycle its maximum", low=1e-12, high=1e3)
     beta2: float = setting(0.95, "decay of Adam's mean of squared gradients", low=0.0, high=0.999999)

@@ -152,9 +152,8 @@ class WandbRun:
                 with silent_stderr(), suppress(Exception, SystemExit):
                     self.wandb.teardown()  # of a service that is dead
             with silent_stderr(), self.outside_sweep():
-                run = self.wandb.init(
-                    mode="offline", **options
-                )  # raises the same error if a variable is wrong
+                # It raises the same error again if a variable is wrong.
+                run = self.wandb.init(mode="offline", **options)
             print(f"W&B: offline, because of {reason(error)}", file=sys.stderr)
             return run
 

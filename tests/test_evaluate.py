@@ -136,6 +136,29 @@ def test_set_that_a_gpu_cannot_hold_is_moved_batch_by_batch(small_dir, tmp_path,
     assert most == [500, 100] and reports[0] == reports[1]
 
 
+def test_every_pass_is_in_full_precision(small_dir, tmp_path, monkeypatch):
+    """A GPU would else convolve in TF32, and two passes differ by more than a deterministic model's may."""
+    load, seen = evaluate.load, []
+
+    def load_and_watch(*arguments) -> evaluate.Exported:
+        exported = load(*arguments)
+        model = exported.model
+
+        def forward(images: Tensor) -> Tensor:
+            seen.append(torch.backends.cudnn.conv.fp32_precision)
+            return model(images)
+
+        exported.model = forward
+        return exported
+
+    monkeypatch.setattr(evaluate, "load", load_and_watch)
+    evaluate.evaluate(
+        evaluate.parse_args([str(export(tmp_path / "model.pt")), "--data_dir", str(small_dir)])
+    )
+    assert len(seen) > 2 and set(seen) == {"ieee"}
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # the default
+
+
 def assert_no_word_in(path: Path, *words: str) -> None:
     with zipfile.ZipFile(path) as file:
         for member in file.namelist():

@@ -147,6 +147,28 @@ def test_bad_flag_ends_in_a_line_and_leaves_nothing(flags, main, small_dir, tmp_
     assert os.listdir(tmp_path) == ["README.md"]
 
 
+@pytest.mark.parametrize("margin_sampling", [True, False])
+def test_later_epochs_take_some_images_often_or_each_once(margin_sampling, small_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr("data.MIN_ROUND", 100)
+    update, seen = train.MarginSampler.update, []
+
+    def watched(sampler, indices, logits) -> None:
+        seen.extend(indices.tolist())
+        update(sampler, indices, logits)
+
+    monkeypatch.setattr(train.MarginSampler, "update", watched)
+    sizes = {"batch_size": 50, "l1_size": 4, "l2_size": 8}
+    config = train.Config(data_dir=str(small_dir), epochs=2, margin_sampling=margin_sampling, **sizes)
+    checkpoint = torch.load(train.train(config) / "checkpoint.pt")
+    first, second = set(seen[:1500]), set(seen[1500:])
+    assert len(seen) == 3000 and len(first) == 1500
+    assert len(second) < 1200 if margin_sampling else len(second) == 1500
+    # 30 steps an epoch, and 30 batches to renew the averages of the batch norms.
+    assert checkpoint["model"]["net.norm1.num_batches_tracked"] == (90 if margin_sampling else 60)
+
+
 @pytest.mark.parametrize("program", ["train", "evaluate", "compare", "publish", "sweep"])
 def test_programs_need_no_docstrings(program, main, tmp_path, monkeypatch):  # which python -OO leaves out
     monkeypatch.setattr(importlib.import_module(program), "__doc__", None)
