@@ -40,6 +40,25 @@ class ImageData:
     eval_images: Tensor  # the test set, or images held out of the training set
     eval_labels: Tensor
 
+    def __post_init__(self):
+        """Raise DataError for other kinds of data, which would train wrongly or fail much later."""
+        if len(self.classes) < 2 or not all(isinstance(name, str) for name in self.classes):
+            raise DataError(f"The classes are {self.classes}. Give a list of two names (str) or more.")
+        for split in ("train", "eval"):
+            images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+            kinds = [(v.dtype, v.dim()) if torch.is_tensor(v) else type(v) for v in (images, labels)]
+            if kinds != [(torch.uint8, 4), (torch.int64, 1)]:
+                problem = f"{split}_images and {split}_labels have the types and dimensions {kinds}"
+                raise DataError(f"{problem}. Give tensors: uint8 (N, C, H, W) and int64 (N,).")
+            low, high = labels.aminmax() if len(labels) else (0, 0)
+            if len(images) != len(labels) or low < 0 or high >= len(self.classes):
+                found = f"{len(images)} images, {len(labels)} labels from {low} to {high}"
+                raise DataError(f"{split}: {found}, {len(self.classes)} classes. Make them match.")
+        shapes = [list(images.shape[1:]) for images in (self.train_images, self.eval_images)]
+        if shapes[0] != shapes[1] or min(shapes[0][1:]) < 4:
+            problem = f"The images to train and to evaluate on are {shapes[0]} and {shapes[1]} (C, H, W)"
+            raise DataError(f"{problem}. Use one shape, of 4 pixels or more a side.")
+
     def to(self, device: torch.device) -> "ImageData":
         """Move to a device, or only the labels, if the images need more than half of a GPU's free memory."""
         tensors = {name: value for name, value in vars(self).items() if torch.is_tensor(value)}
@@ -76,9 +95,6 @@ def load_data(dataset="auto", data_dir="data", val_size=0, image_size=28, downlo
         split = load_split(name, data_dir, False, image_size, download, images.shape[1])
         eval_name, _, eval_images, eval_labels = split
         name = name if name == eval_name else "mnist-format"
-    if images.shape[1:] != eval_images.shape[1:] or min(images.shape[2:]) < 4:
-        found = f"{list(images.shape[1:])} and {list(eval_images.shape[1:])}"
-        raise DataError(f"{data_dir} holds images of {found}. Use one shape of 4 pixels or more a side.")
     return ImageData(name, classes, images, labels, eval_images, eval_labels)
 
 
@@ -224,9 +240,8 @@ def batches(
         thetas = make_thetas(strengths, *images.shape[2:]).to(labels.device)
         parts = order, labels[order], thetas, order.to(images.device)
         for batch in zip(*(values.split(batch_size) for values in parts)):
-            size = len(batch[0])
-            if size < world_size:  # repeat images, because every process must call backward()
-                batch = [values.repeat(world_size, *[1] * (values.dim() - 1)) for values in batch]
+            if len(batch[0]) < 2 * world_size:  # repeat: no process may lack images, or batch norm have one
+                batch = [values.repeat(2 * world_size, *[1] * (values.dim() - 1)) for values in batch]
             indices, targets, local_thetas, sources = (v.tensor_split(world_size)[rank] for v in batch)
             pixels = images[sources]
             if pixels.device != labels.device:  # copied ahead, while the GPU still works on earlier batches

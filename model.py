@@ -88,6 +88,7 @@ class ConvNet(nn.Module):
         self.conv2 = nn.Conv2d(l1_size, l2_size, conv_kernel, padding=conv_kernel // 2)
         self.norm2 = nn.BatchNorm2d(l2_size)
         self.linear = nn.Linear(l2_size * (height // 4) * (width // 4), num_classes)
+        self.to(memory_format=torch.channels_last)  # faster; `forward` depends on it only for its speed
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalized floats (N, C, H, W) to logits (N, K)."""

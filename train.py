@@ -114,7 +114,7 @@ def train(config: Config) -> Path:
 
     # ---- Model and optimizer ----
     net = ConvNet(len(data.classes), image_shape, config.l1_size, config.l2_size, config.conv_kernel)
-    model = Classifier(net, mean, std).to(device, memory_format=torch.channels_last)
+    model = Classifier(net, mean, std).to(device)
     if rank == 0:  # try the export now: after the last epoch it is too late to change the net
         export_model(model, data.eval_images, {"classes": data.classes}, config.export_pt2)
     # Each process has its own batch norm.
@@ -143,7 +143,8 @@ def train(config: Config) -> Path:
     resumed_epoch = load_checkpoint(config.run_dir, generator, state) if resuming else None
     parameters = sum(parameter.numel() for parameter in model.parameters())
     details = {**asdict(config), "data_sha256": sha256, "processes": world_size, "parameters": parameters}
-    log = RunLogger(config.run_dir, details, data.classes, data.eval_images, resumed_epoch, rank, world_size)
+    pictures = data.eval_images if image_shape[0] in (1, 3) else None
+    log = RunLogger(config.run_dir, details, data.classes, pictures, resumed_epoch, rank, world_size)
     if rank == 0:
         if os.path.isabs(data.name):  # a folder, whose layout may mean something else
             names = textwrap.shorten(printable(", ".join(data.classes)), 90, placeholder=" ...")
@@ -238,6 +239,7 @@ def load_checkpoint(run_dir: str, generator: torch.Generator, state: dict) -> in
         return 0
     try:
         checkpoint = torch.load(io.BytesIO(read_intact(path)), map_location="cpu", weights_only=True)
+        checkpoint.setdefault("sampler", state["sampler"].state_dict())  # older runs have none
         for name, value in state.items():
             value.load_state_dict(checkpoint[name])
         generator.set_state(checkpoint["generator"])

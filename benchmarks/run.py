@@ -411,7 +411,7 @@ def evaluation() -> None:
     keep_freed_memory()
     device, data = pick_device("auto"), load_data("mnist", find_mnist())
     images = data.eval_images.to(device)
-    model = default_model().eval().to(memory_format=torch.channels_last)  # as in train.py
+    model = default_model().eval()
     content = export_model(model, data.eval_images[:8], {"classes": data.classes})["model.pt"]
     exported, eager = load_exported(content, device)[0], model.to(device)
     contestants = {
@@ -535,7 +535,7 @@ def gpu_epochs(mode: str, data_dir: str) -> list[float]:
     """Seconds of three epochs of the default recipe, without logging. Fails if a step waits for the GPU."""
     device, seconds = pick_device("auto"), []
     data = load_data("mnist", data_dir).to(device)
-    model = default_model().to(device, memory_format=torch.channels_last)
+    model = default_model().to(device)
     options = {"mode": "reduce-overhead"} if "reduce" in mode else {}
     forward = torch.compile(model, **options) if "compile" in mode else model
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001, fused=True)

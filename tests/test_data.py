@@ -62,7 +62,7 @@ def test_processes_share_every_batch_of_the_same_order():
         parts = [epoch(rank, world) for rank in range(world)]
         for whole, *shares in zip(epoch(0, 1), *parts):
             count = len(whole[1])
-            repeated = whole[1].tolist() * (1 if count >= world else world)  # the last is 1 image
+            repeated = whole[1].tolist() * (1 if count >= 2 * world else world)  # the last was 1 image
             assert torch.cat([labels for _, labels, *_ in shares]).tolist() == repeated
             assert sum(weight for _, _, weight, _ in shares) == pytest.approx(world)
             assert all(len(labels) > 0 for _, labels, *_ in shares)
@@ -215,6 +215,36 @@ def test_images_too_small_for_two_poolings_are_refused(val_size, tmp_path):
     write_idx(raw / "t10k-images-idx3-ubyte", torch.ones(50, 3, 3))
     with pytest.raises(data.DataError, match="4 pixels or more"):
         data.load_data("mnist", tmp_path, val_size)
+
+
+PIXELS, LABELS, NAMES = (
+    torch.zeros(6, 1, 8, 8, dtype=torch.uint8),
+    torch.tensor([0, 1, 2] * 2),
+    ["a", "b", "c"],
+)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "classes", "message"),
+    [
+        (PIXELS / 255, LABELS, NAMES, r"\(torch.float32, 4\).*Give tensors: uint8 \(N, C, H, W\)"),
+        (PIXELS[:, 0], LABELS, NAMES, r"\(torch.uint8, 3\)"),
+        (PIXELS.numpy(), LABELS, NAMES, "numpy.ndarray"),
+        (PIXELS.permute(0, 2, 3, 1), LABELS, NAMES, r"\[8, 8, 1\].*4 pixels or more a side"),
+        (PIXELS, LABELS.int(), NAMES, r"\(torch.int32, 1\).*int64 \(N,\)"),
+        (PIXELS, LABELS[:, None], NAMES, r"\(torch.int64, 2\)"),
+        (PIXELS, LABELS[:5], NAMES, "6 images, 5 labels"),
+        (PIXELS, LABELS.repeat(2), NAMES, "6 images, 12 labels"),
+        (PIXELS, LABELS + 1, NAMES, "labels from 1 to 3, 3 classes"),
+        (PIXELS, LABELS - 1, NAMES, "labels from -1 to 1"),
+        (PIXELS, 0 * LABELS, ["a"], "a list of two names"),
+        (PIXELS, LABELS, [0, 1, 2], "a list of two names"),
+    ],
+)
+def test_data_of_another_kind_are_refused(images, labels, classes, message):
+    for train, evaluation in (((images, labels), (PIXELS, LABELS)), ((PIXELS, LABELS), (images, labels))):
+        with pytest.raises(data.DataError, match=message):
+            data.ImageData("mine", classes, *train, *evaluation)
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, SHORT, assert_one_line_error, assert_usage_error, contents
 from programs import environment, run, run_python
+from torch import nn
 
 import train
+from data import ImageData
 from model import load_exported
 
 MODULES = ("train.py", "data.py", "model.py", "logging_utils.py", "wandb_run.py", "program.py")
@@ -318,6 +321,31 @@ def test_each_parameter_group_keeps_its_own_base_rate(small_dir, tmp_path, monke
     assert TwoRates.recorded == [[pytest.approx(0.01 * f), pytest.approx(0.001 * f)] for f in expected]
 
 
+class FlatNet(nn.Module):
+    """Two habits of other people's nets: `view` needs the default memory format, batch norm two images."""
+
+    def __init__(self, *sizes):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3)
+        self.linear, self.norm = nn.Linear(4 * 13 * 13, 3), nn.BatchNorm1d(3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.linear(F.max_pool2d(self.conv(images), 2).view(-1, 4 * 13 * 13)))
+
+
+def test_net_and_images_of_other_kinds_train(tmp_path, monkeypatch):
+    labels = torch.arange(65) % 3  # in batches of 32: the last one has a single image
+    images = torch.randint(256, (65, 2, 28, 28), dtype=torch.uint8)
+    spectrograms = ImageData("two channels", ["a", "b", "c"], images, labels, images[:9], labels[:9])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr(train, "load_data", lambda *_: spectrograms)
+    monkeypatch.setattr(train, "ConvNet", FlatNet)
+    run_dir = train.train(train.Config(epochs=2, batch_size=32))
+    model, metadata = load_exported(run_dir / "model.pt")
+    assert metadata["input"]["shape"] == [None, 2, 28, 28] and model(images).shape == (65, 3)
+
+
 def trained_in_a_thread() -> int:
     """Train twice in one process, outside its main thread, by the function."""
     config = train.Config(**json.loads(sys.argv[1]))
@@ -341,8 +369,11 @@ def test_setting_that_an_old_run_does_not_know_has_its_default(main, small_dir, 
     flags = ("--data_dir", small_dir, "--epochs", 1, "--schedule", "constant", "--run_dir", "old")
     assert main("train.py", *flags, **off).returncode == 0
     config = json.loads((tmp_path / "old/config.json").read_text())
-    del config["beta2"], config["export_pt2"]
+    del config["beta2"], config["export_pt2"], config["margin_sampling"]
     (tmp_path / "old/config.json").write_text(json.dumps(config))
+    checkpoint = torch.load(tmp_path / "old/checkpoint.pt")
+    del checkpoint["sampler"]
+    torch.save(checkpoint, tmp_path / "old/checkpoint.pt")
     resume = ("--run_dir", "old", "--resume", "--epochs", 2)
     assert_one_line_error(main("train.py", *resume, "--beta2", 0.9, **off), "--beta2 was 0.95, now 0.9")
     assert main("train.py", *resume, **off).returncode == 0
