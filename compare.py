@@ -6,8 +6,8 @@
 
 evaluate.py writes such CSV files, and `page/reading.py` says what else is read.
 
-The page holds everything it shows: pictures, and the predictions of all epochs. It loads nothing from a
-network. Open it, keep it, mail it.
+The page holds everything it shows: pictures, and the predictions of all epochs, or of up to 20 if there are
+more. It loads nothing from a network. Open it, keep it, mail it.
 """
 
 import argparse
@@ -73,7 +73,8 @@ def load_run(argument: str) -> Run:
     if not files:
         found = f"{path} is not a run: it has no predictions/epoch-001.csv."
         raise CompareError(f"{found} Train one: {start_command('train')}")
-    pinned, epoch = epoch is not None, max(files) if epoch is None else epoch
+    pinned = epoch is not None
+    epoch = epoch if pinned else max(files)
     if epoch not in files:
         known = sorted(files)
         some = (

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 MAX_MATRIX, MAX_SHIFT = 0.14, 2.0  # see `make_thetas`; chosen on a hold-out of MNIST
-MIN_ROUND = 3000  # images that a round takes at least: fewer are too much alike; see `MarginSampler`
+MIN_ROUND = 3000  # fewest images in a round of `MarginSampler`: fewer would be learned by heart
 MNIST_DIGESTS = {  # of the training set and the test set, see `digest`
     60_000: "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c",
     10_000: "a0863a96c44e5666edbb30c4071ee79ca0514c621e6349c5967fc78e7305c891",
@@ -79,7 +79,7 @@ def load_data(dataset="auto", data_dir="data", val_size=0, image_size=28, downlo
     folder without a test set. Do not write to a folder's images: they may be mapped. Raises DataError.
     """
     name, classes, images, labels = load_split(dataset, data_dir, True, image_size, download)
-    if os.path.isabs(name):  # a folder, whose pictures are in the order in which they are held out
+    if os.path.isabs(name):  # a folder: the pictures to hold out come first
         from sources.folders import held_out_size
 
         val_size = val_size or held_out_size(Path(name), len(images))
@@ -102,8 +102,8 @@ def load_split(dataset: str, data_dir, train: bool, image_size=28, download=True
     """One split of a data set: name, classes, images (N, C, H, W), labels (N,). Raises DataError.
 
     "auto" is MNIST, or synthetic digits, with a warning, if MNIST cannot be downloaded. Pictures of a folder
-    get `image_size` pixels a side, and `channels` (1 or 3) if given. Without a test set, all are returned to
-    evaluate on: first those that are held out, if any are.
+    get `image_size` pixels a side, and `channels` (1 or 3) if given. A folder
+    without a test set gives all its pictures for both splits, those to hold out first.
     """
     data_dir = Path(os.path.expanduser(data_dir))
     raw, prefix = data_dir / "MNIST" / "raw", "train" if train else "t10k"
@@ -129,7 +129,7 @@ def load_split(dataset: str, data_dir, train: bool, image_size=28, download=True
     if len(images) != len(labels) or labels.max() > 9:
         found = f"{len(images)} images, {len(labels)} labels up to {labels.max()}"
         raise DataError(f"{images_file} and {labels_file.name} do not match: {found}. Delete both.")
-    is_mnist = digest(images, labels) in MNIST_DIGESTS.values()
+    is_mnist = digest(images, labels) == MNIST_DIGESTS.get(len(images))
     if not is_mnist and len(images) in MNIST_DIGESTS:
         problem = f"{images_file} or {labels_file.name} is damaged, or another data set of MNIST's size"
         raise DataError(f"{problem}. Delete both to download them again, or use another folder.")
@@ -185,31 +185,30 @@ class MarginSampler(nn.Module):
 
     Args:
         num_images, batch_size: N, and images per training step.
-        part: of the images, in a round after the first. 1 takes all.
+        fraction: how many of the images a round after the first takes, in 0..1.
     """
 
-    def __init__(self, num_images: int, batch_size: int, part: float):
+    def __init__(self, num_images: int, batch_size: int, fraction: float):
         super().__init__()
-        size = max(part * num_images, MIN_ROUND)
+        size = max(fraction * num_images, MIN_ROUND)
         self.size = math.ceil(size / batch_size) * batch_size  # whole batches
-        self.register_buffer("margins", torch.full((num_images,), -1.0))  # (N,); -1: never seen
-        self.register_buffer("latest", torch.full((num_images,), -1.0))  # of this round; -1: not in it
+        self.register_buffer("margins", torch.full((num_images,), -1.0))  # (N,); -1: not known
 
-    def choose(self) -> Tensor:
-        """The indices (M,) of the images of the next round, on the CPU."""
+    def choose(self, limit: int) -> Tensor:
+        """The indices (M,) of the images of the next round, at most `limit`, on the CPU."""
         unseen = int((self.margins < 0).sum())
-        return self.margins.argsort(stable=True)[: max(self.size, unseen)].cpu()
+        chosen = self.margins.argsort(stable=True)[: min(limit, max(self.size, unseen))]
+        self.margins[chosen] = -1  # until `update`
+        return chosen.cpu()
 
     def update(self, indices: Tensor, logits: Tensor) -> None:
         """Note the logits (B, K) of the images at `indices` (B,)."""
         best, second = logits.topk(2).values.unbind(1)
-        self.latest[indices] = best - second
+        self.margins[indices] = best - second
 
     def end_round(self) -> None:
-        if dist.is_initialized():  # each process has seen its part
-            dist.all_reduce(self.latest, dist.ReduceOp.MAX)
-        self.margins.copy_(torch.where(self.latest < 0, self.margins, self.latest))
-        self.latest.fill_(-1)
+        if dist.is_initialized():  # each process knows the margins of its part
+            dist.all_reduce(self.margins, dist.ReduceOp.MAX)
 
 
 def batches(
@@ -222,18 +221,18 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor, float, Tensor]]:
-    """Yield as many images as there are: (images (B, C, H, W), labels int64 (B,), weight, indices (B,)).
+    """Yield an epoch in batches: images (B, C, H, W), labels int64 (B,), weight, indices (B,).
 
-    They are in random order, or in rounds of those that `sampler` chooses. B is this process's part of
-    `batch_size`; `weight` is local size x world size / batch size, so that the average over processes is
-    the mean over the batch. `indices` are the images' places in the set. Images are uint8, or with `augment`
-    float32 in 0..1, distorted by up to `augment` times full strength. All is where `labels` is. All random
-    numbers of a round are drawn on the CPU beforehand: they are the same on every device, and no step waits
-    for them.
+    An epoch is as many images as the set has: each once, in random order, or in rounds of those that
+    `sampler` chooses. B is this process's part of `batch_size`; `weight` is local size x world size / batch
+    size, so that the average over processes is the mean over the batch. `indices` are the images' places in
+    the set. Images are uint8, or with `augment` float32 in 0..1, distorted by up to `augment` times full
+    strength. All tensors are on the device of `labels`. The random numbers of a round are drawn on the CPU
+    before its first step: they are the same for every device, and no step waits for them.
     """
     left = len(images)
     while left > 0:
-        chosen = sampler.choose()[:left] if sampler else torch.arange(left)
+        chosen = sampler.choose(left) if sampler else torch.arange(left)
         left -= len(chosen)
         order = chosen[torch.randperm(len(chosen), generator=generator)].to(labels.device)
         strengths = augment * (2 * torch.rand(len(order), 2, 3, generator=generator) - 1)
@@ -242,8 +241,8 @@ def batches(
         for batch in zip(*(values.split(batch_size) for values in parts)):
             if len(batch[0]) < 2 * world_size:  # repeat: no process may lack images, or batch norm have one
                 batch = [values.repeat(2 * world_size, *[1] * (values.dim() - 1)) for values in batch]
-            indices, targets, local_thetas, sources = (v.tensor_split(world_size)[rank] for v in batch)
-            pixels = images[sources]
+            indices, targets, local_thetas, places = (v.tensor_split(world_size)[rank] for v in batch)
+            pixels = images[places]
             if pixels.device != labels.device:  # copied ahead, while the GPU still works on earlier batches
                 pixels = pixels.pin_memory().to(labels.device, non_blocking=True)
             pixels = distort(pixels, local_thetas) if augment else pixels

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
 from program import atomic_write, describe_environment, read_file, read_json, sync, write_json, write_tensors
@@ -26,7 +26,7 @@ from wandb_run import RunError, WandbRun, pictured_ids
 LOCK = ".lock"  # in a run directory, held by the process that writes to it
 LEFTOVERS = {LOCK, ".config.json.partial", "wandb"}  # left by a run killed in its first seconds
 FETCH_EVERY = 50  # steps between two fetches of the losses; each fetch waits for the device
-MAX_SCORES = 100  # classes whose scores a predictions file holds; of more, the ten best
+MAX_SCORES = 100  # classes: with more, a predictions file holds only the ten best scores
 
 
 # ---- Predictions: one schema for the CSV files, the W&B table, evaluate.py and compare.py ----
@@ -89,7 +89,7 @@ def holds_run(run_dir: str | Path) -> bool:
     """
     root = Path(run_dir)
     if root.is_symlink() and not root.exists():
-        raise RunError(f"{run_dir} is a link to {os.readlink(root)}, which does not exist.")
+        raise RunError(f"{run_dir} is a link to {os.readlink(root)}, which does not exist. Remove it.")
     for path in root.rglob("*"):
         logs_of_wandb = path.match("wandb/*run-*/logs/*")  # links to its cache, wherever that is
         if path.is_symlink() and not logs_of_wandb and not path.resolve().is_relative_to(root.resolve()):
@@ -104,7 +104,7 @@ def holds_run(run_dir: str | Path) -> bool:
 
 
 def is_finished(run_dir: Path, epochs: int) -> bool:
-    """Whether a run has ended, also early, no more epochs are asked for, and its models are there."""
+    """Whether a run has finished, with `epochs` as its setting, and its models are there."""
     settings, summary = (read_json(run_dir / name) for name in ("config.json", "summary.json"))
     ended = "finished" in summary and settings.get("epochs") == epochs
     return ended and all((run_dir / name).exists() for name in summary.get("sha256") or ["model.pt"])
@@ -121,6 +121,17 @@ def create_run_dir(run_dir: str | Path | None) -> Path:
         with suppress(FileExistsError):  # another run has just taken this number
             Path(f"runs/{number:03d}").mkdir()
             return Path(f"runs/{number:03d}")
+
+
+def lock_run(run_dir: Path) -> BaseFileLock:
+    """Lock a run directory. The system releases it, however this process ends. Raises RunError."""
+    lock = FileLock(run_dir / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        cure = "Wait for it to end, or choose another run directory."
+        raise RunError(f"Another process is writing to {run_dir}. {cure}") from None
+    return lock
 
 
 class RunLogger:
@@ -151,7 +162,7 @@ class RunLogger:
                 raise ValueError("images must be uint8, or floats in 0..1, of shape (N, 1 or 3, H, W)")
             images = images.to("cpu", torch.uint8)
         self.images = images
-        self.shape = (None if images is None else len(images), len(classes))  # of an epoch's logits
+        self.num_classes = len(classes)
         dummy = torch.zeros(1, len(classes)), torch.zeros(1, dtype=torch.int64)  # for the metrics' names
         self.columns = ["step", "epoch", "loss", *compute_metrics(*dummy)]
         if run_dir is not None and holds_run(run_dir) and resumed_epoch is None:
@@ -159,12 +170,7 @@ class RunLogger:
         with ExitStack() as undo:
             self.run_dir = create_run_dir(run_dir) if resumed_epoch is None else Path(run_dir)
             was_empty = not os.listdir(self.run_dir)
-            self.lock = FileLock(self.run_dir / LOCK, timeout=0)
-            try:
-                self.lock.acquire()  # the system releases it, however this process ends
-            except Timeout:
-                problem = f"Another process is writing to {self.run_dir}."
-                raise RunError(f"{problem} Choose another run directory.") from None
+            self.lock = lock_run(self.run_dir)
             undo.callback(self.lock.release)
             if was_empty:
                 undo.callback(shutil.rmtree, self.run_dir, ignore_errors=True)
@@ -176,7 +182,7 @@ class RunLogger:
             last_step = int(history[-1].split(",")[0]) if history else -1
             gap = not self.wandb.run.offline and self.wandb.first_step <= last_step
             self.wandb.lacks_part = gap or bool(saved.get("wandb_lacks_part"))
-            if history:  # without "finished": there are more epochs to train now
+            if history:  # it no longer says "finished"
                 write_json(self.run_dir / "summary.json", self.summary)
             self.write_config()
             (self.run_dir / "predictions").mkdir(exist_ok=True)
@@ -223,7 +229,8 @@ class RunLogger:
         self.latest_loss = losses[-1]
         if self.rank == 0:
             empty = [""] * (len(self.columns) - 3)
-            self.append_metrics([[*row, *empty] for row in zip(steps, epochs, map("{:.9g}".format, losses))])
+            rows = zip(steps, epochs, losses)
+            self.append_metrics([[step, epoch, f"{loss:.9g}", *empty] for step, epoch, loss in rows])
             self.wandb.submit(self.wandb.log_losses, steps, losses)
         for epoch, step, loss in zip(epochs, steps, losses):
             if not math.isfinite(loss):
@@ -233,13 +240,14 @@ class RunLogger:
     def log_epoch(self, epoch: int, step: int, logits: Tensor, labels: Tensor, seconds=0.0) -> None:
         """Record an epoch: its last step, logits (N, K) and labels (N,) of the evaluation images."""
         self.flush()
-        if logits.shape != (self.shape[0] or len(labels), self.shape[1]) or len(logits) != len(labels):
-            raise ValueError(f"logits {list(logits.shape)} do not match images, classes {self.shape}")
+        expected = [len(labels if self.images is None else self.images), self.num_classes]
+        if list(logits.shape) != expected or len(labels) != len(logits):
+            raise ValueError(f"logits {list(logits.shape)}, {len(labels)} labels do not match {expected}")
         rows, metrics = prediction_rows(logits, labels), compute_metrics(logits, labels)
         metrics = {key: value.item() if torch.is_tensor(value) else value for key, value in metrics.items()}
         predictions = self.run_dir / "predictions" / f"epoch-{epoch:03d}.csv"
         self.save_pictures(rows)
-        write_predictions(predictions, rows, self.shape[1])
+        write_predictions(predictions, rows, self.num_classes)
         self.append_metrics([[step, epoch, "", *(f"{value:.9g}" for value in metrics.values())]])
         sync(self.run_dir / "metrics.csv")
         record = {"epoch": epoch, "dataset": self.config.get("dataset", "unknown"), **metrics}

@@ -57,7 +57,7 @@ class Classifier(nn.Module):
         return logits.float() if self.training else logits.float() / self.temperature
 
     def check(self, images: Tensor) -> None:
-        """Raise ValueError for another shape or range. The values of uint8 images are not read."""
+        """Raise ValueError if the shape or the range is wrong. uint8 images cannot be out of range."""
         shape = list(images.shape)
         if len(shape) != 4 or (len(self.image_shape) > 0 and shape[1:] != self.image_shape):
             known = f" with (C, H, W) = {self.image_shape}" if len(self.image_shape) > 0 else ""
@@ -102,9 +102,9 @@ class ConvNet(nn.Module):
 def fit_temperature(batches: Sequence[tuple[Tensor, Tensor]]) -> float:
     """The T, from 0.02 to 50, for which softmax(logits / T) fits the labels best; 1 without any batch.
 
-    `batches` are logits (B, K) and labels (B,) of the last training steps. At the minimum of the cross
-    entropy, the mean logit that the scores expect equals that of the labels. Two more images, of unknown
-    class, keep T away from 0. In the first 160 steps scores change too fast to be calibrated.
+    `batches` are logits (B, K) and labels (B,) of the last training steps. The cross entropy is lowest where
+    the mean of the labels' logits equals the mean logit that the scores predict. Two images of unknown class
+    are added, because T would be 0 if all guesses were right.
     """
     if not batches:
         return 1.0
@@ -123,7 +123,7 @@ def predict_logits(model: nn.Module, images: Tensor, batch_size: int | None = No
     """fp32 logits (N, K) of images (N, C, H, W), on the model's device. Leaves the model in eval mode."""
     if getattr(model, "training", False):  # a frozen module has no such attribute
         model.eval()
-    device = getattr(model, "mean", images).device  # a frozen module has no buffers: it is on the images'
+    device = getattr(model, "mean", images).device  # a frozen module has none; use the images'
     batch_size = batch_size or eval_batch_size(images, device)
     with torch.inference_mode(), full_precision():
         return torch.cat([model(batch.to(device)) for batch in images.split(batch_size)])
@@ -141,16 +141,16 @@ def full_precision() -> Iterator[None]:
     """
     cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
     kinds = cudnn.conv, cudnn.rnn, mkldnn.conv, mkldnn.matmul, torch.backends.cuda.matmul
-    saved = [(kind, "fp32_precision", "ieee") for kind in kinds]
-    saved += [(cudnn, "allow_tf32", False), (cudnn, "deterministic", True), (cudnn, "benchmark", False)]
+    settings = [(kind, "fp32_precision", "ieee") for kind in kinds]
+    settings += [(cudnn, "allow_tf32", False), (cudnn, "deterministic", True), (cudnn, "benchmark", False)]
     with ExitStack() as restore:
-        for where, name, _ in saved:
-            with suppress(RuntimeError):  # allow_tf32 is an older name, unknown if the caller used the newer
+        for where, name, _ in settings:
+            with suppress(RuntimeError):  # allow_tf32 cannot be read after fp32_precision was set
                 restore.callback(setattr, where, name, getattr(where, name))
         with suppress(RuntimeError):
             restore.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         torch.set_float32_matmul_precision("highest")
-        for where, name, value in reversed(saved):  # the newer names last
+        for where, name, value in reversed(settings):  # the newer names last
             setattr(where, name, value)
         for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
             restore.enter_context(torch.autocast(device, enabled=False))
@@ -166,7 +166,7 @@ def export_model(model: Classifier, images: Tensor, metadata: dict, pt2=False) -
     model.pt2 is a torch.export program, for uint8 images only. Each was loaded again and gave the model's
     logits for the first of `images`, uint8 (N, C, H, W). Raises ModelError.
     """
-    images = images[:16].to(model.mean.device).repeat(2, 1, 1, 1)[:16]  # two, as one hides mistakes
+    images = images[:16].to(model.mean.device).repeat(2, 1, 1, 1)[:16]  # a batch of one would hide mistakes
     model = export_copy(model, images, len(metadata["classes"]))
     images, contents, reasons = images.cpu(), {}, {}
     statistics = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
@@ -174,21 +174,21 @@ def export_model(model: Classifier, images: Tensor, metadata: dict, pt2=False) -
     for name, write in attempts:
         if name in contents:  # the script was good
             continue
-        takes = {"uint8": [0, 255]} if name == "model.pt2" else {"integer": [0, 255], "float": [0, 1]}
-        input_spec = {"shape": [None, *model.image_shape], "layout": "NCHW", "ranges": takes, **statistics}
+        ranges = {"uint8": [0, 255]} if name == "model.pt2" else {"integer": [0, 255], "float": [0, 1]}
+        input_spec = {"shape": [None, *model.image_shape], "layout": "NCHW", "ranges": ranges, **statistics}
         described = {"input": input_spec, "temperature": model.temperature.item()}
         record = {"format": FORMAT, "exporter": write.__name__, **described, **metadata}
         try:
             with silence_torch():
                 content = write(model, images, {METADATA_FILE: json.dumps(record)})
-                check_export(content, model, images, floats="float" in takes)
+                check_export(content, model, images, floats="float" in ranges)
             contents[name] = content
         except Exception as error:  # torch raises errors of any type
             reasons[write.__name__] = first_reason(error)
     wanted = "model.pt2" if pt2 else "model.pt"
     if wanted not in contents:
         told = "; ".join(f"{how}: {reason}" for how, reason in reasons.items())
-        cure = "Rewrite that part of it" + ("" if pt2 else ", or export a model.pt2 (torch.export)")
+        cure = "Rewrite that part of it" + ("" if pt2 else ", or export a model.pt2 (--export_pt2)")
         raise ModelError(f"The net cannot be exported to {wanted}: {told}. {cure}.")
     return contents
 
@@ -197,7 +197,7 @@ def export_copy(model: Classifier, images: Tensor, num_classes: int) -> Classifi
     """A copy to export: fp32, in eval mode, not compiled. Raises ModelError if its net cannot be used."""
     shape = list(images.shape[1:])
     try:
-        with torch.no_grad():  # weight_norm keeps a weight with its graph, which deepcopy refuses
+        with torch.no_grad():  # deepcopy refuses a weight with a graph, as weight_norm keeps one
             model.eval()(images)
         model = without_compile(copy.deepcopy(model)).float().cpu().eval()
         model.image_shape = shape

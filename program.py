@@ -77,8 +77,40 @@ def parse_settings(config_class: type, argv: list[str] | None, description: str)
     return vars(parser.parse_args(argv))
 
 
+def resumed_settings(config_class: type, run_dir: str, overrides: dict):
+    """The settings of the run to resume. Flags given again must match; the data may have moved."""
+    path = Path(run_dir) / "config.json"
+    try:
+        record = json.loads(read_file(path))
+        # A setting that is newer than the run gets its default.
+        saved = {f.name: f.type(record.get(f.name, f.default)) for f in fields(config_class)}
+        saved |= {"dataset": str(record["dataset"]), "run_dir": run_dir}  # every run has a data set
+        config_class(**saved)
+    except Exception as error:  # damage of any kind
+        raise ConfigError(f"{path} is damaged ({error!r:.100}). Choose another --run_dir.") from error
+    before, (_, now) = record.get("processes", 1), process_group()
+    if before != now:
+        cure = f"Resume it with torchrun --nproc_per_node={before}, or choose another --run_dir."
+        raise ConfigError(f"{run_dir} was trained in {before} processes, not in {now}. {cure}")
+    overrides = {name: value for name, value in overrides.items() if value != "auto"}  # decided by the run
+    if saved["device"].startswith("cuda") and overrides.get("device", "").startswith("cuda"):
+        saved["device"] = overrides["device"]  # any GPU will do
+    dataset = os.path.expanduser(overrides.get("dataset", ""))
+    if saved["dataset"] == f"{dataset}-format" or os.path.isabs(saved["dataset"]) and os.path.isdir(dataset):
+        saved["dataset"] = overrides.pop("dataset")  # train() compares what it holds
+    config = config_class(**{**saved, **overrides})
+    longer = config.epochs > saved["epochs"] and config.schedule == "constant"  # rates without an end
+    free = ["run_dir", "resume", "data_dir", *(["epochs"] if longer else [])]
+    changed = [name for name in overrides if name not in free and overrides[name] != saved[name]]
+    if changed:
+        changes = "; ".join(f"--{name} was {saved[name]}, now {overrides[name]}" for name in changed)
+        rule = "Start a new run. (More --epochs are possible with --schedule constant.)"
+        raise ConfigError(f"A resumed run keeps its settings, but {changes}. {rule}")
+    return config
+
+
 def resume_hint(run_dir: Path) -> str:
-    """The command that continues a run. It is only the flags if another program than ours called `train`."""
+    """The command that continues a run, or only its flags if a program that is not ours called `train`."""
     flags = f"--run_dir {shlex.quote(str(run_dir))} --resume"
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         ours = Path(__file__).with_name(Path(__file__).name.replace("program", "train")).resolve()

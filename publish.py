@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from logging_utils import RunError, holds_run
+from logging_utils import RunError, holds_run, lock_run
 from program import exit_status, read_file, write_json
 from wandb_run import WandbRun
 
@@ -31,6 +31,16 @@ def publish(run_dir: Path) -> None:
     """Send a run to W&B. Raises RunError if it is damaged, or if W&B does not get all of it."""
     if not holds_run(run_dir):
         raise RunError(f"{run_dir} holds no run. Name a directory that train.py wrote.")
+    if not (run_dir / "summary.json").exists():
+        raise RunError(f"{run_dir} has no finished epoch. Publish it after the first one.")
+    lock = lock_run(run_dir)
+    try:
+        send(run_dir)
+    finally:
+        lock.release()
+
+
+def send(run_dir: Path) -> None:
     try:
         config, summary = (json.loads(read_file(run_dir / name)) for name in ("config.json", "summary.json"))
         classes = [str(name) for name in config["classes"]]
@@ -39,11 +49,9 @@ def publish(run_dir: Path) -> None:
         metadata = read_metadata(models[0]) if models else {}
         pictures = read_pictures(run_dir / "pictures.pt")
     except Exception as error:  # damage of any kind
-        raise RunError(f"{run_dir} is damaged ({error!r:.200}).") from error
-    run_id, again = (
-        config.pop("wandb_id", None) or secrets.token_hex(4),
-        config.pop("wandb_lacks_part", False),
-    )
+        raise RunError(f"{run_dir} is damaged ({error!r:.200}). Copy it again.") from error
+    run_id = config.pop("wandb_id", None) or secrets.token_hex(4)
+    again = config.pop("wandb_lacks_part", False)
     run = WandbRun(run_dir, config, classes, pictures, run_id, again, WAITS)
     if run.run.disabled or (run.run.offline and os.environ.get("WANDB_MODE") != "offline"):
         run.finish(1)

@@ -5,11 +5,10 @@
     python train.py --run_dir runs/001 --resume             start a run, or continue it if it was stopped
     torchrun --nproc_per_node=2 train.py                    on two GPUs, or in two CPU processes
 
-README.md lists the files of a run, --help every setting. Two CPU cores: 99.57 % of MNIST right in 71 s.
+README.md lists the files of a run, --help every setting. On two CPU cores: 99.57 % in 71 s of training.
 """
 
 import io
-import json
 import math
 import os
 import shlex
@@ -17,7 +16,7 @@ import sys
 import textwrap
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -31,15 +30,15 @@ from model import Classifier, ConvNet, ModelError, export_model, fit_temperature
 from model import predict_logits, read_intact
 from program import ConfigError, CudaGraphs, check_settings, exit_status, keep_freed_memory
 from program import own_torch_state, parse_settings, pick_device, pick_precision, printable, process_group
-from program import progress, read_file, read_json, resume_hint, setting, start_command, stop_signals
-from program import write_tensors
+from program import progress, read_json, resume_hint, resumed_settings, setting, start_command
+from program import stop_signals, write_tensors
 
 
 @dataclass(frozen=True)
 class Config:
     """Every setting: its default, its meaning, its bounds. The command line is built from it."""
 
-    epochs: int = setting(5, "epochs; each trains on as many images as there are", low=1)
+    epochs: int = setting(5, "epochs, each of as many images as the training set has", low=1)
     batch_size: int = setting(128, "images per training step", low=1)
     lr: float = setting(0.01, "Adam's learning rate; with one_cycle its maximum", low=1e-12, high=1e3)
     beta2: float = setting(0.95, "decay of Adam's mean of squared gradients", low=0.0, high=0.999999)
@@ -92,49 +91,52 @@ def train(config: Config) -> Path:
     keep_freed_memory()
 
     # ---- Data ----
-    if rank == 0:  # only rank 0 downloads, and decides what each "auto" means
-        data = load_data(config.dataset, config.data_dir, config.val_size, config.image_size)
+    shared = [config, resuming]
+    if rank > 0:  # wait for rank 0, which downloads the data and decides what each "auto" means
+        dist.broadcast_object_list(shared)
+        if shared[1] and not resuming:
+            raise RunError(f"{shared[0].run_dir} is not on this machine. --resume needs it on all of them.")
+    config, resuming = shared
+    data = load_data(config.dataset, config.data_dir, config.val_size, config.image_size)
+    if rank == 0:
         found = {"dataset": data.name, "device": config.device.replace("auto", device.type)}
         config = replace(config, **found, precision=pick_precision(config.precision, device))
-    if world_size > 1:
-        shared = [config, resuming]
-        dist.broadcast_object_list(shared)
-        config, resuming = shared
-    if rank > 0:
-        data = load_data(config.dataset, config.data_dir, config.val_size, config.image_size)
+        if world_size > 1:
+            dist.broadcast_object_list([config, resuming])
     mean, std = pixel_statistics(data.train_images)  # (C,)
     sha256 = data.fingerprint()
     if resuming and read_json(Path(config.run_dir, "config.json")).get("data_sha256", sha256) != sha256:
-        raise ConfigError(f"{data.name} holds other images than those that the run was trained on.")
+        problem = f"{data.name} does not hold the images that this run was trained on"
+        raise ConfigError(f"{problem}. Give their place with --data_dir or --dataset, or start a new run.")
     data = data.to(device)
     num_images, *image_shape = data.train_images.shape  # N, (C, H, W)
     steps_per_epoch = math.ceil(num_images / config.batch_size)
-    part = 0.25 if config.margin_sampling else 1
-    sampler = MarginSampler(num_images, config.batch_size, part).to(device)
+    fraction = 0.25 if config.margin_sampling else 1
+    sampler = MarginSampler(num_images, config.batch_size, fraction).to(device)
 
     # ---- Model and optimizer ----
     net = ConvNet(len(data.classes), image_shape, config.l1_size, config.l2_size, config.conv_kernel)
     model = Classifier(net, mean, std).to(device)
     if rank == 0:  # try the export now: after the last epoch it is too late to change the net
         export_model(model, data.eval_images, {"classes": data.classes}, config.export_pt2)
-    # Each process has its own batch norm.
+    # Batch norm normalizes by the images of its own process.
     ddp_model = torch.nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
     optimizer = torch.optim.Adam(model.parameters(), config.lr, betas=(0.9, config.beta2), fused=True)
     base_rates = [group["lr"] for group in optimizer.param_groups]  # a checkpoint restores scheduled rates
 
     # ---- The step, in mixed precision ----
     amp_dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
-    # Without its cache of weights, which would be stale if the caller is in an autocast of its own.
+    # No cache of cast weights: inside a caller's own autocast it would keep the weights of the first step.
     autocast = torch.autocast(device.type, amp_dtype, config.precision != "fp32", cache_enabled=False)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
 
     @CudaGraphs  # on one GPU, what it does is recorded and repeated: several times faster
     def forward_backward(images: torch.Tensor, labels: torch.Tensor, weight: float) -> tuple:
-        """Gradients, logits (B, K) and loss () of images (B, C, H, W), uint8 or in 0..1, and labels (B,)."""
+        """Compute gradients. Takes images (B, C, H, W), uint8 or in 0..1; returns logits (B, K), loss ()."""
         with autocast:
             logits = ddp_model(images)
             loss = weight * F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-        optimizer.zero_grad(set_to_none=device.type == "cpu")  # a graph needs their memory
+        optimizer.zero_grad(set_to_none=device.type == "cpu")  # a CUDA graph writes to the same memory
         scaler.scale(loss).backward()
         return logits.detach(), loss.detach()
 
@@ -146,7 +148,7 @@ def train(config: Config) -> Path:
     pictures = data.eval_images if image_shape[0] in (1, 3) else None
     log = RunLogger(config.run_dir, details, data.classes, pictures, resumed_epoch, rank, world_size)
     if rank == 0:
-        if os.path.isabs(data.name):  # a folder, whose layout may mean something else
+        if os.path.isabs(data.name):  # a folder: show which of its folders are the classes
             names = textwrap.shorten(printable(", ".join(data.classes)), 90, placeholder=" ...")
             print(f"{len(data.classes)} classes: {names}")
         sizes = f"{num_images:,} images to train on, {len(data.eval_images):,} to evaluate on"
@@ -157,13 +159,14 @@ def train(config: Config) -> Path:
             # ---- Train ----
             start = time.perf_counter()
             model.train()
-            recent = deque(maxlen=40 if epoch * steps_per_epoch >= 160 else 0)  # for fit_temperature
+            # For fit_temperature: the last 40 steps, but not of the first 160, where scores change fast.
+            recent = deque(maxlen=40 if epoch * steps_per_epoch >= 160 else 0)
             train_set = data.train_images, data.train_labels
             options = config.batch_size, generator, config.augment, sampler, rank, world_size
             shuffled = batches(*train_set, *options)
-            shuffled = progress(shuffled, num_images, f"epoch {epoch}/{config.epochs}", log)
+            shown = progress(shuffled, num_images, f"epoch {epoch}/{config.epochs}", log)
             first_step = (epoch - 1) * steps_per_epoch + 1
-            for step, (images, labels, weight, indices) in enumerate(shuffled, first_step):
+            for step, (images, labels, weight, indices) in enumerate(shown, first_step):
                 for group, base in zip(optimizer.param_groups, base_rates):
                     group["lr"] = base * rate_factor(config.schedule, step, config.epochs * steps_per_epoch)
                 logits, loss = forward_backward(images, labels, weight)
@@ -173,7 +176,7 @@ def train(config: Config) -> Path:
                 log.log_step(epoch, step, loss)
                 recent.append((logits, labels))
                 stop_if_asked()  # only here, so evaluation and export always finish
-            if config.margin_sampling and epoch > 1:  # renew the averages of the batch norms
+            if config.margin_sampling and epoch > 1:  # batch norms saw hard images: renew averages
                 every_image = batches(*train_set, config.batch_size, generator, config.augment)
                 with torch.no_grad(), autocast:
                     for images, *_ in islice(every_image, 30):
@@ -209,7 +212,7 @@ def rate_factor(schedule: str, step: int, total_steps: int) -> float:
 
 def describe(config: Config, data: ImageData, log: RunLogger) -> dict:
     """The metadata of an exported model. Nothing private: neither paths nor pictures."""
-    hidden = ("dataset", "data_dir", "run_dir", "resume", "val_size", "train_seconds")  # private, or said
+    hidden = ("dataset", "data_dir", "run_dir", "resume", "val_size", "train_seconds")  # private or repeated
     split = "validation" if config.val_size else "test"
     eval_sha256 = digest(data.eval_images, data.eval_labels)
     return {
@@ -270,39 +273,7 @@ def parse_config(argv: list[str] | None = None) -> Config:
     overrides = parse_settings(Config, argv, (__doc__ or "").partition("\n")[0])
     config = Config(**overrides)
     resuming = config.resume and holds_run(config.run_dir)
-    return resumed_config(config.run_dir, overrides) if resuming else config
-
-
-def resumed_config(run_dir: str, overrides: dict) -> Config:
-    """The settings of the run to resume. Flags given again must match; the data may have moved."""
-    path = Path(run_dir) / "config.json"
-    try:
-        record = json.loads(read_file(path))
-        # A setting that is newer than the run gets its default.
-        saved = {f.name: f.type(record.get(f.name, f.default)) for f in fields(Config)}
-        saved |= {"dataset": str(record["dataset"]), "run_dir": run_dir}  # every run has a data set
-        Config(**saved)
-    except Exception as error:  # damage of any kind
-        raise ConfigError(f"{path} is damaged ({error!r:.100}). Choose another --run_dir.") from error
-    before, (_, now) = record.get("processes", 1), process_group()
-    if before != now:
-        cure = f"Resume it with torchrun --nproc_per_node={before}, or choose another --run_dir."
-        raise ConfigError(f"{run_dir} was trained in {before} processes, not in {now}. {cure}")
-    overrides = {name: value for name, value in overrides.items() if value != "auto"}  # decided by the run
-    if all(values.get("device", "").startswith("cuda") for values in (saved, overrides)):
-        saved["device"] = overrides["device"]  # any GPU will do
-    dataset = os.path.expanduser(overrides.get("dataset", ""))
-    if saved["dataset"] == f"{dataset}-format" or os.path.isabs(saved["dataset"]) and os.path.isdir(dataset):
-        saved["dataset"] = overrides.pop("dataset")  # train() compares what it holds
-    config = Config(**{**saved, **overrides})
-    longer = config.epochs > saved["epochs"] and config.schedule == "constant"  # which ignores the total
-    free = ["run_dir", "resume", "data_dir", *(["epochs"] if longer else [])]
-    changed = [name for name in overrides if name not in free and overrides[name] != saved[name]]
-    if changed:
-        changes = "; ".join(f"--{name} was {saved[name]}, now {overrides[name]}" for name in changed)
-        rule = "Start a new run. (More --epochs are possible with --schedule constant.)"
-        raise ConfigError(f"A resumed run keeps its settings, but {changes}. {rule}")
-    return config
+    return resumed_settings(Config, config.run_dir, overrides) if resuming else config
 
 
 def main() -> int:

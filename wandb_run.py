@@ -50,7 +50,8 @@ def pictured_ids(config: dict, rows: list[list]) -> list[int]:
 
 def shown_rows(config: dict, rows: list[list]) -> list[list]:
     """The first rows, for the W&B table: `img_count` of them, or as many as take it about a second."""
-    return rows[: config.get("img_count") or min(MAX_ROWS, MAX_CELLS // len(rows[0]))]
+    columns = len(rows[0]) + 1  # the picture's
+    return rows[: config.get("img_count") or min(MAX_ROWS, MAX_CELLS // columns)]
 
 
 def read_table(path: Path) -> tuple[list[str], list[list]]:
@@ -83,25 +84,26 @@ class WandbRun:
         self.scratch, self.staging = self.folder / "wandb/tmp", self.folder / "wandb/artifacts/staging"
         self.epoch_wait, self.end_wait = waits or (EPOCH_WAIT, END_WAIT)
         self.disabled = self.ended = self.lacks_part = False
-        # W&B reads these from the environment only. Its error reports would hold up the end of the program.
+        # W&B reads these from the environment only. Sending error reports would delay the program's end.
         data_dir = f"{self.folder}/wandb"
         wanted = {"WANDB_DATA_DIR": data_dir, "WANDB_CACHE_DIR": f"{data_dir}/cache", "WANDB_SILENT": "true"}
         wanted["WANDB_ERROR_REPORTING"] = "false"
         given = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
         self.env_empty = [name for name, value in given.items() if not value]
-        for name in self.env_empty:  # W&B would refuse many of them
+        for name in self.env_empty:  # an empty variable counts as not set; W&B would refuse many
             del os.environ[name]
         self.env_set = {name: value for name, value in wanted.items() if name not in os.environ}
         os.environ.update(self.env_set)
         import wandb  # takes half a second, and the other programs do not need it
 
         self.wandb = wandb
-        self.callers_run = None  # whose service is left alone
+        self.callers_run = None  # a W&B run that the caller has open: its service is never killed
         started = threading.Event()
 
         def watch() -> None:  # W&B would wait long, or for ever, for a service that hangs
             while not started.wait(INIT_WAIT):
-                self.callers_run or kill_service()
+                if not self.callers_run:
+                    kill_service()
 
         threading.Thread(target=watch, daemon=True).start()
         try:
@@ -114,7 +116,7 @@ class WandbRun:
         self.first_step = self.run.starting_step  # W&B has the steps before
         self.log_level = logging.getLogger("wandb").level
         logging.getLogger("wandb").setLevel(logging.CRITICAL)  # else a full disk gives thousands of lines
-        # W&B's, when it forgets a temporary folder.
+        # W&B leaves a temporary folder to the garbage collector, and Python warns of that.
         warnings.filterwarnings("ignore", "Implicitly cleaning up", ResourceWarning)
         self.id = run_id or (secrets.token_hex(4) if self.run.disabled else self.run.id)
         self.jobs = queue.Queue(QUEUE_SIZE)  # (method, arguments), or None at the end

@@ -330,10 +330,10 @@ def race() -> None:
     rows = [
         ["the tutorial's table of 10,000 rows, s", f"{their_table:.2f}"],
         [
-            "what training waits for of ours, CSV and metrics included, s",
+            "how long training waits for our table, CSV file and metrics, s",
             f"{our_table:.2f} (1/{their_table / our_table:.0f})",
         ],
-        ["the same, % of the training time of a default run", spread(logging)],
+        ["the same and the logging of losses, % of the training time of a default run", spread(logging)],
         ["peak memory by epoch, GiB", ", ".join(f"{gib:.2f}" for gib in default[0]["memory"])],
     ]
     print_table("Records", "what | figure", rows)

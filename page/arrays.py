@@ -20,7 +20,7 @@ NONE = 65535  # the number of no class
 
 
 def base85(data: bytes) -> str:
-    """Four bytes as five characters from # to w, ! instead of <, so that no text in it can end a script."""
+    """Encode four bytes as five characters from # to w. ! stands for <, so that no data can end a script."""
     words = np.frombuffer(data + bytes(-len(data) % 4), dtype=">u4")
     digits = np.stack([words // 85**power % 85 for power in (4, 3, 2, 1, 0)], axis=1).astype(np.uint8) + 35
     digits[digits == ord("<")] = ord("!")
@@ -28,7 +28,7 @@ def base85(data: bytes) -> str:
 
 
 def sheets(pictures: np.ndarray) -> tuple[dict, list[bytes]]:
-    """The pictures (N, H, W, C) on sheets, as WebP, and where they are there."""
+    """Put pictures (N, H, W, C) on sheets. Returns the layout of all sheets, and each as WebP."""
     count, height, width, channels = pictures.shape
     columns = max(1, math.isqrt(SHEET_PIXELS // (height * width)))
     if count > MANY:

@@ -13,10 +13,9 @@ from page.scores import Scores, blocks
 
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
 MIN_SCORE = 1e-4  # a lower score of a label counts as this, so that no single epoch decides
-ABSOLUTE_PATH = (
-    re.compile(  # of Linux, macOS or Windows; not the path of an address such as https://host/path
-        r"(?:file://|(?<![\w:/\\.~-]))(?:/|[A-Za-z]:[\\/]+|\\\\+)[^\s/\\'\",;:][^\s'\",;:]*"
-    )
+# Of Linux, macOS or Windows; not the path of an address such as https://host/path.
+ABSOLUTE_PATH = re.compile(
+    r"(?:file://|(?<![\w:/\\.~-]))(?:/|[A-Za-z]:[\\/]+|\\\\+)[^\s/\\'\",;:][^\s'\",;:]*"
 )
 # How the runs did on an image, by their number. Of two, "fixed" means that only the second is right.
 VERDICTS = {
@@ -151,7 +150,7 @@ def make_pairs(runs: list[Run]) -> list[Pair]:
 
 
 def directory_titles(runs: list[Run]) -> dict[int, str]:
-    """The first run of each directory: its place in the list -> a name, without epoch if it can be."""
+    """Index of the first run of each directory -> its title: the name, with the epoch if names are equal."""
     places = {run.path.resolve(): i for i, run in reversed(list(enumerate(runs)))}
     names = [runs[i].name for i in places.values()]
     return {
@@ -252,7 +251,7 @@ def confused_pairs(runs: list[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def learning(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Of each image: since which epoch the guesses are right to the end, and how often one was forgotten.
+    """For each image: the epoch since which all guesses are right, and how often a right guess turned wrong.
 
     The first is the place of that epoch among the E epochs, E if the last guess is wrong, E + 1 if all are.
     """
@@ -267,11 +266,10 @@ def answer(runs: list[Run]) -> tuple[str, str]:
     wrong = [f"{run.wrong.sum():,}" for run in runs]
     if not runs[0].has_truth:
         same, names = (verdicts(runs) == 0).sum(), " and ".join(run.label for run in runs)
-        headline = f"{names} guess the same for {same:,} of {len(runs[0].ids):,} images"
-        headline = (
-            headline if len(runs) > 1 else f"{names} guesses the classes of {len(runs[0].ids):,} images"
-        )
-        return headline, ": the truth is unknown"
+        images = f"{len(runs[0].ids):,} images"
+        if len(runs) == 1:
+            return f"{names} guesses the classes of {images}", ": the truth is unknown"
+        return f"{names} guess the same for {same:,} of {images}", ": the truth is unknown"
     if len(runs) == 1:
         headline = f"{runs[0].label} gets {wrong[0]} of {len(runs[0].ids):,} images wrong"
         return headline, f": accuracy {runs[0].accuracy:.2f} %"

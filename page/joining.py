@@ -18,7 +18,7 @@ def make_labels_unique(runs: list[Run]) -> None:
 
 
 def is_epoch_of(run: Run, other: Run) -> bool:
-    """Whether both are of the same images, truths and classes, of which files may mention only some."""
+    """Whether both have the same images, truths and classes. A file may mention only some of the classes."""
     if (run.has_truth, run.has_scores) != (other.has_truth, other.has_scores):
         return False
     if run.scores.more_classes:

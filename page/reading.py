@@ -332,11 +332,12 @@ def two_classes(table: Table, place: int, labels: dict, values: np.ndarray, rema
 def match_guesses(guess: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Whether each of the scores (N,) is of the second of two classes: (N,).
 
-    They all are or none is, or each is of the guess (N,), which is true for the second class.
+    `guess` (N,) says whether the second class was guessed. Either all scores are of one class, or each is of
+    the class that was guessed.
     """
     if guess.all() or not guess.any():
         return guess == (values.mean() >= 0.5)
-    if values.min() >= 0.5 - ROUNDING:  # what only the score of the guess can be
+    if values.min() >= 0.5 - ROUNDING:  # only scores of the guess are never below a half
         return guess
     return np.full(len(values), values[guess].mean() >= values[~guess].mean())
 

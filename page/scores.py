@@ -20,8 +20,8 @@ def blocks(images: int, num_classes: int) -> Iterator[slice]:
 class Scores:
     """The scores of N images for K classes.
 
-    `values` is (N, K). Or it is (N, M), and `classes` (N, M) says of which classes they are: of the best, in
-    order, then perhaps of the truth and the guess. No class is there twice; -1 is none, with the score 0.
+    `values` is (N, K), one per class. Or it is (N, M), and `classes` (N, M) has the class of each score: the
+    best in order, then perhaps the truth and the guess. None is there twice; -1 is no class, with score 0.
     """
 
     values: np.ndarray

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sources.errors import SourceError, warn
 
-DEFAULT_DATA_DIR = "data"  # of the programs: nobody has named it
+DEFAULT_DATA_DIR = "data"  # the default of the programs' --data_dir
 DOWNLOAD_STALL = 10  # seconds to wait for a silent mirror
 
 # name -> the class in torchvision.datasets, and the folder below `data_dir` that its files are unpacked to

@@ -22,7 +22,7 @@ from sources.pictures import is_picture_name, read_picture, to_pixels  # noqa: F
 
 MIN_CLASSES, MAX_CLASSES = 2, 1000
 TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "testing", "val", "valid", "validation")  # the first that is there is evaluated on
+TEST_NAMES = ("test", "testing", "val", "valid", "validation")  # evaluated on: the first that exists
 HELD_OUT = 5  # one of so many pictures is held out if there is no test set
 # What systems and programs leave behind, beside hidden files; in lower case.
 JUNK = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "thumbnails", "thumbs"}

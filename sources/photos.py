@@ -56,7 +56,7 @@ def to_image(pixels: ndarray | Image.Image) -> Tensor:
 
 
 def find_digit(picture: Image.Image) -> tuple[Digit | None, float]:
-    """Find the digit in a photo: closer if it is small. And its longer side in the photo's pixels."""
+    """The digit in a photo, enlarged if it is small, or None. And its longer side in the photo's pixels."""
     found, scale = find_strokes(resize(picture, SIDE)), max(picture.size) / SIDE
     if found and max(found.strokes.shape) >= NEAR:
         return found, max(found.strokes.shape) * scale

@@ -77,16 +77,16 @@ def test_sampler_chooses_the_images_of_the_smallest_margins(monkeypatch):
     monkeypatch.setattr(data, "MIN_ROUND", 20)
     for part, batch_size, count in ((0.25, 8, 32), (0.1, 8, 24), (0.5, 100, 100), (1, 8, 100)):
         sampler, images = data.MarginSampler(100, batch_size, part), torch.arange(100)
-        assert sampler.choose().tolist() == list(range(100))
+        assert sampler.choose(100).tolist() == list(range(100))
         sampler.update(images[:90], with_margins(99.0 - images[:90]))
         sampler.end_round()
-        first = sampler.choose().tolist()
+        first = sampler.choose(100).tolist()
         assert first == [*range(90, 100), *range(89, -1, -1)][:count]  # those never seen first
         sampler.update(images, with_margins(99.0 - images))
         sampler.update(images[:3], with_margins(torch.zeros(3)))
         sampler.end_round()
-        assert sampler.choose().tolist() == [0, 1, 2, *range(99, 2, -1)][:count]
-    assert data.MarginSampler(7, 4, 0.25).choose().tolist() == list(range(7))
+        assert sampler.choose(100).tolist() == [0, 1, 2, *range(99, 2, -1)][:count]
+    assert data.MarginSampler(7, 4, 0.25).choose(7).tolist() == list(range(7))
 
 
 def test_epoch_with_a_sampler_is_rounds_of_as_many_images_as_there_are(monkeypatch):

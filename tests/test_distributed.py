@@ -20,12 +20,13 @@ import program
 import train
 
 
-def start_two(program, *arguments, cwd) -> list[Program]:
-    """Start two processes of one group, as torchrun does."""
+def start_two(program, *arguments, cwd, other_cwd=None) -> list[Program]:
+    """Start two processes of one group, as torchrun does, on one machine or as if on two."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
     env = {"WANDB_MODE": "disabled", **group}
-    return [start(program, *arguments, cwd=cwd, RANK=rank, LOCAL_RANK=rank, **env) for rank in "01"]
+    folders = {"0": cwd, "1": other_cwd or cwd}
+    return [start(program, *arguments, cwd=folders[r], RANK=r, LOCAL_RANK=r, **env) for r in folders]
 
 
 def test_two_processes_leave_one_run(finished, small_dir, tmp_path):
@@ -154,6 +155,18 @@ def test_number_of_processes_is_compared_and_torchrun_is_named(finished, tmp_pat
     (tmp_path / "run/config.json").write_text(json.dumps(config | {"processes": 2}))
     result = main("train.py", "--run_dir", "run", "--resume", cwd=tmp_path)
     assert_one_line_error(result, "2 processes, not in 1", "Resume it with torchrun --nproc_per_node=2,")
+
+
+def test_resumed_run_must_be_on_every_machine(finished, small_dir, tmp_path):
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("wandb", "model.pt"))
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    (tmp_path / "run/config.json").write_text(json.dumps(config | {"processes": 2}))
+    (tmp_path / "other machine").mkdir()
+    flags = ("--data_dir", small_dir, *SHORT, "--run_dir", "run", "--resume")
+    both = start_two("train.py", *flags, cwd=tmp_path, other_cwd=tmp_path / "other machine")
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    assert both[1].returncode == 2 and "error: run is not on this machine" in errors[1]
+    assert both[0].returncode == 1 and not (tmp_path / "run/model.pt").exists()
 
 
 def test_torchrun_is_named_in_the_advice_after_an_interruption(tiny_dir, tmp_path):

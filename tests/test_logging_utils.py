@@ -29,6 +29,7 @@ from logging_utils import (
     write_predictions,
 )
 from program import atomic_write, read_file, read_json
+from wandb_run import shown_rows
 
 LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 3.0]])
 LABELS = torch.tensor([0, 1])
@@ -283,6 +284,13 @@ def test_empty_variables_of_wandb_are_as_if_unset(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "onlin")
     with pytest.raises(RunError, match="W&B: .*mode Input should be .*'disabled'.* Fix WANDB_"):
         RunLogger(tmp_path / "other", {}, ["a", "b", "c"])
+
+
+def test_table_has_fewer_rows_above_sixteen_classes():
+    for classes, expected in ((10, 10_000), (16, 10_000), (17, 9_523), (100, 1_923)):
+        rows = [[i, 0, 0, *[0.0] * classes] for i in range(10_001)]
+        assert len(shown_rows({}, rows)) == expected  # at most 200,000 cells, the picture's included
+        assert len(shown_rows({"img_count": 10_001}, rows)) == 10_001
 
 
 def log_both_tables() -> int:

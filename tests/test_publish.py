@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import SHORT, assert_one_line_error
+from conftest import SHORT, assert_one_line_error, contents
+from filelock import FileLock
 from PIL import Image
 from programs import run
 from test_faults import impatient, stopped_after_one_epoch
@@ -18,6 +19,7 @@ from wandb_server import WandbServer
 import data
 import publish
 import wandb_run
+from logging_utils import LOCK
 
 
 @pytest.fixture(scope="session")
@@ -140,6 +142,17 @@ def test_offline_copy_is_read_back(moved, tiny_dir, tmp_path):
     for row in pictured:
         if row[1]["path"] in entries and os.path.exists(entries[row[1]["path"]]):
             assert Image.open(entries[row[1]["path"]]).tobytes() == images[row[0]].numpy().tobytes()
+
+
+def test_run_is_published_neither_while_it_trains_nor_before_its_first_epoch(main, moved, tmp_path):
+    before = contents(moved)
+    with FileLock(moved / LOCK):
+        result = main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline")
+    assert_one_line_error(result, "Another process is writing to", "Wait for it to end")
+    assert contents(moved) == before and not list(moved.glob("wandb/*run-*"))
+    (moved / "summary.json").unlink()
+    result = main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline")
+    assert_one_line_error(result, "no finished epoch")
 
 
 def test_what_cannot_be_published_ends_in_a_line(main, moved, tmp_path):
