@@ -9,7 +9,6 @@ evaluate only files from people whose code you would run.
 """
 
 import argparse
-import errno
 import hashlib
 import json
 import math
@@ -40,6 +39,7 @@ from model import (
 from program import (
     MAX_FILE,
     ConfigError,
+    check_writable,
     exit_status,
     keep_freed_memory,
     pick_device,
@@ -417,20 +417,6 @@ def evaluate(args: argparse.Namespace) -> None:
         evaluate_pictures(exported, args)
     else:
         evaluate_test_set(exported, args)
-
-
-def check_writable(path: Path) -> None:
-    """Raise OSError if a file cannot be written. A file that is there stays as it is."""
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise OSError(errno.EINVAL, "is not a file that can be replaced", str(path))
-    scratch = target.with_name(f".{target.name}.partial")  # that of `atomic_write`
-    try:
-        scratch.touch()
-        scratch.unlink()
-    except OSError as error:
-        error.filename = str(path)
-        raise
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import errno
 import io
 import json
 import math
@@ -290,6 +291,20 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError if a file cannot be written. A file that is there stays as it is."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "is not a file that can be replaced", str(path))
+    scratch = target.with_name(f".{target.name}.partial")  # that of `atomic_write`
+    try:
+        scratch.touch()
+        scratch.unlink()
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def sync(path: Path) -> None:
