@@ -2,7 +2,8 @@
 
 train.py and evaluate.py write id, guess, truth, and score_0 ... score_{K-1}, or with more than 100 classes
 truth_score and the ten best: best_1, best_1_score ... best_10, best_10_score. Other programs use other
-names, separators and scales, or pack the file. What is clear is accepted, and a remark says what was changed.
+names, separators and scales, or pack the file. What is clear is accepted, and a remark says what was
+changed.
 """
 
 import re
