@@ -379,11 +379,24 @@ def stop_signals(hint: str) -> Iterator[Callable[[], None]]:
             signal.signal(number, handler)
 
 
+class LossyFile(io.FileIO):
+    """A file that drops what it cannot write, because it is full or nobody reads it."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
 def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]) -> int:
     """Run a program. What its user can fix (`cures`, OSError, memory) ends in one line and status 2.
 
     In IPython, where no status is seen, what is not status 0 ends in a CellError.
     """
+    if sys.stderr and sys.stderr is sys.__stderr__:  # not that of a notebook
+        lossy = io.BufferedWriter(LossyFile(sys.stderr.fileno(), "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(lossy, sys.stderr.encoding, line_buffering=True)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # fd closed: the next opened file would get it, and our prints
             setattr(sys, name, open(os.devnull, "w"))
@@ -424,7 +437,7 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
         try:
             print(text, end="", file=stream, flush=True)
         except OSError:  # it is closed or full, and Python flushes it again at exit
-            if stream in (sys.__stdout__, sys.__stderr__):
+            if stream is sys.__stdout__:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return status
 
