@@ -20,32 +20,39 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+try:
+    import torch
+    from torch import Tensor, nn
+    from tqdm import tqdm
 
-from data import DataError, ImageData, digest, load_split
-from logging_utils import MAX_SCORES, compute_metrics, prediction_rows, write_predictions
-from model import (
-    FORMAT,
-    ModelError,
-    eval_batch_size,
-    first_reason,
-    full_precision,
-    load_exported,
-    predict_logits,
-    read_intact,
-)
-from program import (
-    MAX_FILE,
-    ConfigError,
-    check_writable,
-    exit_status,
-    keep_freed_memory,
-    pick_device,
-    printable,
-    start_command,
-)
+    from data import DataError, ImageData, digest, load_split
+    from logging_utils import MAX_SCORES, compute_metrics, prediction_rows, write_predictions
+    from model import (
+        FORMAT,
+        ModelError,
+        eval_batch_size,
+        first_reason,
+        full_precision,
+        load_exported,
+        predict_logits,
+        read_intact,
+    )
+    from program import (
+        MAX_FILE,
+        ConfigError,
+        check_writable,
+        exit_status,
+        keep_freed_memory,
+        pick_device,
+        printable,
+        start_command,
+    )
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    needed = "data.py, model.py, logging_utils.py, wandb_run.py, program.py, packages of requirements.txt"
+    print(f"error: {error.name} is missing. evaluate.py needs {needed}.", file=sys.stderr)
+    sys.exit(2)
 
 MNIST_LIKE = ("mnist", "mnist-format", "qmnist", "synthetic")  # light digits on black
 DATASETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "cifar10", "synthetic")
