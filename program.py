@@ -187,12 +187,15 @@ def pick_precision(name: str, device: torch.device) -> str:
     return "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
 
 
-def describe_environment() -> dict:
-    """Hardware, package versions, and the git commit of this code; "dirty" if files differ from it."""
+def describe_environment(device: str = "auto") -> dict:
+    """Hardware, package versions, and the git commit of this code; "dirty" if files differ from it.
+
+    The hardware is the CPU if that is the `device`, else the GPU that this process uses, if it uses one.
+    """
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]  # the hash, not a tag
     options = {"cwd": Path(__file__).resolve().parent, "capture_output": True, "text": True}
     git = subprocess.run(command, **options).stdout.strip() if shutil.which("git") else ""
-    gpu = torch.cuda.is_initialized()
+    gpu = torch.cuda.is_initialized() and device != "cpu"
     return {
         "hardware": torch.cuda.get_device_name() if gpu else torch.cpu.get_capabilities()["cpu_name"],
         "threads": torch.get_num_threads(),
