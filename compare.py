@@ -334,10 +334,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def compare(args: argparse.Namespace) -> None:
     for flag, path in (("--out", args.out), ("--suspects", args.suspects)):
-        if path and os.path.realpath(path) in map(os.path.realpath, args.runs):
+        if path is None:
+            continue
+        if os.path.realpath(path) in map(os.path.realpath, args.runs):
             raise CompareError(f"{flag} {path} would replace the predictions. Choose another path.")
         with naming(flag, path):  # before the work, because it can take long
-            path and check_writable(Path(path))
+            check_writable(Path(path))
     runs = [load_run(argument) for argument in args.runs]
     make_labels_unique(runs)
     classes = share_classes(runs)
