@@ -15,7 +15,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ try:
     from page.render import render_page
     from page.scores import certain
     from page.table import CompareError, Table
-    from program import atomic_write, exit_status, printable, read_file, start_command
+    from program import atomic_write, check_writable, exit_status, printable, read_file, start_command
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -62,7 +63,8 @@ def load_run(argument: str) -> Run:
     if not os.path.exists(path) and (match := re.fullmatch(r"(.+)@(\d{1,9})", argument)):
         path, epoch = Path(match[1]), int(match[2])
     if os.path.isfile(path) and epoch is None:
-        return make_run(path.stem, path, read_csv(path, say))
+        name = re.sub(r"(?<=.)(\.(csv|tsv|txt|tar))+$", "", path.stem)  # as in mine.csv.gz
+        return make_run(name, path, read_csv(path, say))
     if not os.path.isdir(path):
         raise CompareError(f"{argument} is not a run directory, RUN@EPOCH or a predictions CSV.")
     files = {}  # epoch -> its predictions file
@@ -304,12 +306,17 @@ def write_suspects(
 # The command line
 
 
-def write_file(path: str, flag: str, text: str) -> None:
+@contextmanager
+def naming(flag: str, path: str) -> Iterator[None]:
     try:
-        with atomic_write(Path(path)) as scratch:
-            scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
+        yield
     except OSError as error:
         raise CompareError(f"{flag} {path}: {error.strerror}. Choose another path.") from error
+
+
+def write_file(path: str, flag: str, text: str) -> None:
+    with naming(flag, path), atomic_write(Path(path)) as scratch:
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -327,10 +334,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def compare(args: argparse.Namespace) -> None:
-    runs = [load_run(argument) for argument in args.runs]
     for flag, path in (("--out", args.out), ("--suspects", args.suspects)):
-        if path and os.path.realpath(path) in map(os.path.realpath, args.runs):
+        if path is None:
+            continue
+        if os.path.realpath(path) in map(os.path.realpath, args.runs):
             raise CompareError(f"{flag} {path} would replace the predictions. Choose another path.")
+        with naming(flag, path):  # before the work, because it can take long
+            check_writable(Path(path))
+    runs = [load_run(argument) for argument in args.runs]
     make_labels_unique(runs)
     classes = share_classes(runs)
     for remark in share_test_set(runs, classes):
@@ -339,8 +350,8 @@ def compare(args: argparse.Namespace) -> None:
     margins, suggested = label_margins(runs)
     if args.suspects and not complete:
         raise CompareError(f"--suspects {args.suspects} needs the truth and the scores of every image.")
-    print_summary(runs, classes)
     pictures, paths = (None, None) if args.no_images else load_pictures(runs, args.dataset, args.data_dir)
+    print_summary(runs, classes)
     for run in runs if paths is not None else ():
         for one in with_history(run):
             one.ids = paths  # it says more than a number

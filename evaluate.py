@@ -9,7 +9,6 @@ evaluate only files from people whose code you would run.
 """
 
 import argparse
-import errno
 import hashlib
 import json
 import math
@@ -21,31 +20,39 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+try:
+    import torch
+    from torch import Tensor, nn
+    from tqdm import tqdm
 
-from data import DataError, ImageData, digest, load_split
-from logging_utils import MAX_SCORES, compute_metrics, prediction_rows, write_predictions
-from model import (
-    FORMAT,
-    ModelError,
-    eval_batch_size,
-    first_reason,
-    full_precision,
-    load_exported,
-    predict_logits,
-    read_intact,
-)
-from program import (
-    MAX_FILE,
-    ConfigError,
-    exit_status,
-    keep_freed_memory,
-    pick_device,
-    printable,
-    start_command,
-)
+    from data import DataError, ImageData, digest, load_split
+    from logging_utils import MAX_SCORES, compute_metrics, prediction_rows, write_predictions
+    from model import (
+        FORMAT,
+        ModelError,
+        eval_batch_size,
+        first_reason,
+        full_precision,
+        load_exported,
+        predict_logits,
+        read_intact,
+    )
+    from program import (
+        MAX_FILE,
+        ConfigError,
+        check_writable,
+        exit_status,
+        keep_freed_memory,
+        pick_device,
+        printable,
+        start_command,
+    )
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    needed = "data.py, model.py, logging_utils.py, wandb_run.py, program.py, packages of requirements.txt"
+    print(f"error: {error.name} is missing. evaluate.py needs {needed}.", file=sys.stderr)
+    sys.exit(2)
 
 MNIST_LIKE = ("mnist", "mnist-format", "qmnist", "synthetic")  # light digits on black
 DATASETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "cifar10", "synthetic")
@@ -417,20 +424,6 @@ def evaluate(args: argparse.Namespace) -> None:
         evaluate_pictures(exported, args)
     else:
         evaluate_test_set(exported, args)
-
-
-def check_writable(path: Path) -> None:
-    """Raise OSError if a file cannot be written. A file that is there stays as it is."""
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise OSError(errno.EINVAL, "is not a file that can be replaced", str(path))
-    scratch = target.with_name(f".{target.name}.partial")  # that of `atomic_write`
-    try:
-        scratch.touch()
-        scratch.unlink()
-    except OSError as error:
-        error.filename = str(path)
-        raise
 
 
 def main() -> int:

@@ -176,7 +176,11 @@ class RunLogger:
                 undo.callback(shutil.rmtree, self.run_dir, ignore_errors=True)
             history = self.restore_history(resumed_epoch) if resumed_epoch else []
             saved = read_json(self.run_dir / "config.json")
-            self.config = config | dict(classes=classes, run_dir=str(self.run_dir)) | describe_environment()
+            self.config = (
+                config
+                | dict(classes=classes, run_dir=str(self.run_dir))
+                | describe_environment(config.get("device", "auto"))
+            )
             self.wandb = WandbRun(self.run_dir, self.config, classes, images, saved.get("wandb_id"))
             undo.callback(self.wandb.finish, 1)
             last_step = int(history[-1].split(",")[0]) if history else -1

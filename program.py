@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import errno
 import io
 import json
 import math
@@ -218,12 +219,15 @@ def pick_precision(name: str, device: torch.device) -> str:
     return "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
 
 
-def describe_environment() -> dict:
-    """Hardware, package versions, and the git commit of this code; "dirty" if files differ from it."""
+def describe_environment(device: str = "auto") -> dict:
+    """Hardware, package versions, and the git commit of this code; "dirty" if files differ from it.
+
+    The hardware is the CPU if that is the `device`, else the GPU that this process uses, if it uses one.
+    """
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]  # the hash, not a tag
     options = {"cwd": Path(__file__).resolve().parent, "capture_output": True, "text": True}
     git = subprocess.run(command, **options).stdout.strip() if shutil.which("git") else ""
-    gpu = torch.cuda.is_initialized()
+    gpu = torch.cuda.is_initialized() and device != "cpu"
     return {
         "hardware": torch.cuda.get_device_name() if gpu else torch.cpu.get_capabilities()["cpu_name"],
         "threads": torch.get_num_threads(),
@@ -324,6 +328,20 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Raise OSError if a file cannot be written. A file that is there stays as it is."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "is not a file that can be replaced", str(path))
+    scratch = target.with_name(f".{target.name}.partial")  # that of `atomic_write`
+    try:
+        scratch.touch()
+        scratch.unlink()
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def sync(path: Path) -> None:
     """Return when a file's content, or a directory's entries, would survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -396,11 +414,25 @@ def stop_signals(hint: str) -> Iterator[Callable[[], None]]:
             signal.signal(number, handler)
 
 
+class LossyFile(io.FileIO):
+    """A file that drops what it cannot write, because it is full or nobody reads it."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
 def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]) -> int:
     """Run a program. What its user can fix (`cures`, OSError, memory) ends in one line and status 2.
 
     In IPython, where no status is seen, what is not status 0 ends in a CellError.
     """
+    if sys.stderr and sys.stderr is sys.__stderr__:  # not that of a notebook
+        lossy = io.BufferedWriter(LossyFile(sys.stderr.fileno(), "w", closefd=False))
+        options = {"encoding": sys.stderr.encoding, "errors": sys.stderr.errors}
+        sys.stderr = io.TextIOWrapper(lossy, **options, line_buffering=True)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # fd closed: the next opened file would get it, and our prints
             setattr(sys, name, open(os.devnull, "w"))
@@ -441,7 +473,7 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
         try:
             print(text, end="", file=stream, flush=True)
         except OSError:  # it is closed or full, and Python flushes it again at exit
-            if stream in (sys.__stdout__, sys.__stderr__):
+            if stream is sys.__stdout__:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return status
 

@@ -17,12 +17,19 @@ import sys
 import zipfile
 from pathlib import Path
 
-import torch
-from torch import Tensor
+try:
+    import torch
+    from torch import Tensor
 
-from logging_utils import RunError, holds_run, lock_run
-from program import exit_status, read_file, write_json
-from wandb_run import WandbRun
+    from logging_utils import RunError, holds_run, lock_run
+    from program import exit_status, read_file, write_json
+    from wandb_run import WandbRun
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    needed = "logging_utils.py, wandb_run.py, program.py, packages of requirements.txt"
+    print(f"error: {error.name} is missing. publish.py needs {needed}.", file=sys.stderr)
+    sys.exit(2)
 
 WAITS = 3600, 3600  # seconds to wait for W&B at most, in an epoch and at the end
 

@@ -203,6 +203,17 @@ def describe(settings: dict) -> str:
     return "  ".join(f"{key} {word}" for key, word in sorted(words.items()))
 
 
+def flags_of_this_machine(config: Path, settings: dict[str, str]) -> list[str]:
+    """A resumed run has its settings, but this machine may have the data elsewhere, and other GPUs."""
+    flags = [f"--data_dir={value}" for name, value in settings.items() if name == "data_dir"]
+    device = settings.get("device", "auto").replace("auto", "cuda")
+    with suppress(ValueError, LookupError, TypeError):  # a damaged file, which train.py tells of
+        saved = str(json.loads(config.read_bytes())["device"])
+        if saved.startswith("cuda") and device.startswith("cuda"):
+            flags.append(f"--device={device}")
+    return flags
+
+
 def train_run(study: optuna.Study, trial: optuna.Trial, held, sweep: argparse.Namespace) -> None:
     """Train a run until it ends or the pruner stops it, and tell the study. Its lock is `held`."""
     run = trial.user_attrs["run"]
@@ -210,9 +221,8 @@ def train_run(study: optuna.Study, trial: optuna.Trial, held, sweep: argparse.Na
     config = run_dir / "config.json"
     resumed = config.exists()
     print(f"{run}  {'resumed' if resumed else 'started'}  {describe(trial.params)}", flush=True)
-    if resumed:  # the run has its settings, but this machine may have the data elsewhere
-        places = [value for name, value in sweep.settings.items() if name == "data_dir"]
-        flags = ["--resume", *(f"--data_dir={place}" for place in places)]
+    if resumed:
+        flags = ["--resume", *flags_of_this_machine(config, sweep.settings)]
     else:
         flags = [f"--{name}={value}" for name, value in sorted(trial.params.items())] + sweep.flags
     program = Path(__file__).with_name("train.py")

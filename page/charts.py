@@ -61,7 +61,7 @@ class Chart:
         self.parts.append(h("circle", h("title", title), **place, class_=run_class(run), **attributes))
 
     def labels(self, texts: dict[int, str], corner: str) -> None:
-        """One line of text per run: in this corner, or in another one where they hide less of the curves."""
+        """One line of text per run: in this corner, in another if they hide a curve, or below the chart."""
         wide, high = LETTER * max(map(len, texts.values())) + 4, LINE * len(texts) + 4
         points = np.concatenate([dense(curve) for curve in self.curves] or [np.empty((0, 2))])
 
@@ -69,12 +69,16 @@ class Chart:
             left = LEFT if corner.endswith("left") else self.right - wide
             return left, TOP if corner.startswith("upper") else self.bottom - high
 
-        def hidden(corner: str) -> int:
+        def is_free(corner: str) -> bool:
             inside = points - place(corner)
-            return ((0 < inside) & (inside < (wide, high))).all(1).sum()
+            return not ((0 < inside) & (inside < (wide, high))).all(1).any()
 
-        corner = min((corner, "lower right", "upper left", "upper right", "lower left"), key=hidden)
-        left, top = place(corner)
+        corners = filter(is_free, (corner, "lower right", "upper left", "upper right", "lower left"))
+        if corner := next(corners, None):
+            left, top = place(corner)
+        else:
+            corner, left, top = "below left", LEFT, self.size[1]
+            self.size = self.size[0], self.size[1] + high
         x, anchor = (left + 4, "start") if corner.endswith("left") else (self.right - 2, "end")
         for line, (run, text) in enumerate(texts.items(), 1):
             self.text(text, x, top + LINE * line - 1, anchor, f"label {run_class(run)}")
@@ -99,16 +103,6 @@ def named(texts: dict[int, str], runs: list[Run]) -> str:
     return ", ".join(f"{runs[r].label} {text}" for r, text in texts.items())
 
 
-def stacked(heights: list[float]) -> list[float]:
-    """Baselines of text from the top down, at least a line apart: raised, but not out of the chart."""
-    raised = heights[:]
-    for i in range(len(raised) - 2, -1, -1):
-        raised[i] = min(raised[i], raised[i + 1] - LINE)
-    for i in range(len(raised)):
-        raised[i] = max(raised[i], raised[i - 1] + LINE if i else TOP + 4)
-    return raised
-
-
 def wrong_chart(runs: list[Run], epochs: list[int]) -> Element | None:
     """Wrong guesses by epoch, one curve per run directory. The runs' own epochs are marked."""
     curves = {run.path.resolve(): (i, run) for i, run in reversed(list(enumerate(runs))) if run.history}
@@ -129,12 +123,11 @@ def wrong_chart(runs: list[Run], epochs: list[int]) -> Element | None:
             position = epochs.index(epoch) if epoch in epochs else None
             chart.dot(i, epoch, count, 3, f"epoch {epoch}: {count:,} wrong", data_view=position)
     here = {i: run for i, run in enumerate(runs) if run.history}
-    labelled = sorted(here, key=lambda i: -here[i].wrong.sum())  # from the top
-    for i, y in zip(labelled, stacked([chart.y(here[i].wrong.sum()) - 8 for i in labelled])):
-        run, x, count = here[i], chart.x(here[i].epoch), here[i].wrong.sum()
-        chart.dot(i, run.epoch, count, 5, f"{run.label}: {count:,} wrong")
-        anchor = "end" if x > chart.right / 2 else "start"
-        chart.text(f"{short(run.label)} {count:,}", x, y, anchor, f"label {run_class(i)}")
+    labels = {}
+    for i, run in sorted(here.items(), key=lambda item: -item[1].wrong.sum()):  # from the top
+        chart.dot(i, run.epoch, run.wrong.sum(), 5, f"{run.label}: {run.wrong.sum():,} wrong")
+        labels[i] = f"{short(run.label)} {run.wrong.sum():,}"
+    chart.labels(labels, "upper right")
     texts = {i: f"{run.wrong.sum():,}" for i, run in here.items()}
     return chart.figure("Wrong by epoch", "click a point", named(texts, runs))
 

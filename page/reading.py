@@ -2,7 +2,8 @@
 
 train.py and evaluate.py write id, guess, truth, and score_0 ... score_{K-1}, or with more than 100 classes
 truth_score and the ten best: best_1, best_1_score ... best_10, best_10_score. Other programs use other
-names, separators and scales. What is clear is accepted, and a remark says what was changed.
+names, separators and scales, or pack the file. What is clear is accepted, and a remark says what was
+changed.
 """
 
 import re
@@ -294,10 +295,16 @@ def two_classes(table: Table, place: int, labels: dict, values: np.ndarray, rema
     """The scores (N, 2) of both classes, from a column (N,) for one of them, and the classes' names.
 
     If the column is not called after a class, the guesses show which class it belongs to. Without guesses it
-    is the second one, as in scikit-learn. None and no names if there are more than two classes.
+    is the second one, as in scikit-learn. None and no names if there are not two classes. Beside two names,
+    labels 0 and 1 become these names.
     """
     column = table.header[place]
     name = score_suffix(column)
+    written, numbers = kinds_of_labels(labels)
+    if len(written) == 2 and numbers and {*numbers} <= {0, 1}:
+        remarks.append(order_remark(written))
+        for role, found in labels.items():
+            labels[role] = found if found.dtype == object else np.array(written, object)[found]
     seen = set().union(*(found.tolist() for found in labels.values()))
     ordered = sorted(seen, key=lambda label: (isinstance(label, str), label))
     names = ["0", "1"] if seen <= {0, 1} else [str(label) for label in ordered]
@@ -308,7 +315,8 @@ def two_classes(table: Table, place: int, labels: dict, values: np.ndarray, rema
             raise CompareError(f"{table.name} has one class, and {column} may be of another. {cure}.")
         names = sorted([*names, name])
     if len(names) != 2:
-        remarks.append(f"the column {column} is not used, because there are more than two classes")
+        found = "is only one class" if len(names) == 1 else "are more than two classes"
+        remarks.append(f"the column {column} is not used, because there {found}")
         return None, []
     if name in names:
         is_second = np.full(len(values), name == names[1])
@@ -350,8 +358,7 @@ def resolve_classes(
 
     `names` are those of the score columns; without scores the classes are those that the labels name.
     """
-    written = sorted({name for values in labels.values() if values.dtype == object for name in values})
-    numbers = sorted({n for values in labels.values() if values.dtype != object for n in values.tolist()})
+    written, numbers = kinds_of_labels(labels)
     if scores is None:
         numbered = not written and 0 <= numbers[0] and numbers[-1] < MAX_CLASSES
         names = [str(k) for k in range(max(2, numbers[-1] + 1))] if numbered else written or numbers
@@ -368,10 +375,10 @@ def resolve_classes(
         names = in_order
         if not {*written} <= {*names}:
             names = match_names(table, labels.get("guess"), scores, written)
-    in_name_order = written and names == written and (numbers if scores is None else numbered)
-    if in_name_order and (labels.get("guess") is None or labels["guess"].dtype != object):
-        found = f"classes 0 to {len(names) - 1} are taken for {', '.join(names):.100}, in this order"
-        remarks.append(f"warning: {found}. If it is another, write names in every column")
+    guess = labels.get("guess")
+    named_guesses = guess is not None and guess.dtype == object  # they show the order of the classes
+    if written and names == written and (numbers if scores is None else numbered and not named_guesses):
+        remarks.append(order_remark(names))
     by_number = numbered or not all(re.fullmatch(r"-?\d+", name) for name in names)
     places = {name: k for k, name in enumerate(names)}
     for role, values in labels.items():
@@ -385,6 +392,18 @@ def resolve_classes(
             table.refuse(int(found.argmin()), roles[role], f": the classes are {known:.200}")
         labels[role] = found.astype(np.int64)
     return None if numbered and not written else names, labels, scores
+
+
+def kinds_of_labels(labels: dict[str, np.ndarray]) -> tuple[list[str], list[int]]:
+    """The class names and the class numbers in some columns of labels (N,), sorted."""
+    written = {name for values in labels.values() if values.dtype == object for name in values}
+    numbers = {n for values in labels.values() if values.dtype != object for n in values.tolist()}
+    return sorted(written), sorted(numbers)
+
+
+def order_remark(names: list[str]) -> str:
+    found = f"classes 0 to {len(names) - 1} are taken for {', '.join(names):.100}, in this order"
+    return f"warning: {found}. If it is another, write names in every column"
 
 
 def match_names(table: Table, guess: np.ndarray | None, scores: np.ndarray, names: list[str]) -> list[str]:

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pandas as pd
 
+from page.packed import unpack
 from page.scores import MAX_FULL
 
 MAX_CELL = 2**31 - 1  # characters
+MAX_UNPACKED = 2**30  # bytes
 # Archives, spreadsheets and models have control characters near their start. JSON, HTML and PDF begin so.
 CONTROL = rb"[\0-\x08\x0e-\x19\x1c-\x1f]"
 OTHER_KIND = re.compile(rb"(?s:.){0,500}?" + CONTROL + rb'|\s*(\{|<|%PDF|\[\s*[\[{"])')
@@ -40,9 +42,17 @@ def to_nfc(text: str) -> str:
 
 
 class Table:
-    """The columns of a file. Raises CompareError if it is no CSV file."""
+    """The columns of a file, which may be packed. Raises CompareError if it is no CSV file."""
 
     def __init__(self, name: str, content: bytes):
+        try:
+            content = unpack(content, MAX_UNPACKED)
+        except Exception as error:  # the libraries raise errors of many types
+            raise CompareError(f"{name} cannot be unpacked: {error}. Pack or copy it again.") from error
+        if len(content) > MAX_UNPACKED:
+            raise CompareError(
+                f"{name} unpacks to more than {MAX_UNPACKED:,} bytes. Leave out some columns."
+            )
         self.name, self.content = name, content
         self.encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         if self.encoding != "utf-16" and OTHER_KIND.match(content.removeprefix(b"\xef\xbb\xbf")):

@@ -1,6 +1,7 @@
 """Folders of pictures as a data set: which files belong to which split and class.
 
-FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or val, valid, validation, testing; in any case
+FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or val, valid, validation, testing; in any case;
+    if there is none of these: eval, evaluation, holdout, dev
 FOLDER/CLASS/*.png, or FOLDER/train/CLASS/*.png alone: some pictures are held out to evaluate on
 FOLDER/test/CLASS/*.png alone, to evaluate on
 """
@@ -23,6 +24,8 @@ from sources.pictures import is_picture_name, read_picture, to_pixels  # noqa: F
 MIN_CLASSES, MAX_CLASSES = 2, 1000
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation")  # evaluated on: the first that exists
+# Evaluated on if none of these is there, but training pictures are. Written in letters alone: hold-out, too.
+OTHER_TEST_NAMES = ("eval", "evaluation", "holdout", "heldout", "dev")
 HELD_OUT = 5  # one of so many pictures is held out if there is no test set
 # What systems and programs leave behind, beside hidden files; in lower case.
 JUNK = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "thumbnails", "thumbs"}
@@ -136,6 +139,8 @@ def find_layout(folder: Path) -> Layout:
         test = [parts[name] for name in TEST_NAMES if name in parts]
         if len(train) > 1:
             raise SourceError(f"{train[0]} and {train[1].name} beside it are both for training. Keep one.")
+        if train and not test:
+            test = find_other_tests(train[0], subfolders)
         if train or test:
             return Layout(folder, *(train or [None])[:1], *(test or [None])[:1], test[1:])
         if len(subfolders) != 1 or not visible_folders(subfolders[0]):
@@ -165,6 +170,16 @@ def find_parts(subfolders: list[Path]) -> dict[str, Path]:
         while [inner.name for inner in visible_folders(path)] == [path.name]:  # from some archives
             path = parts[word] = path / path.name
     return parts
+
+
+def find_other_tests(train: Path, subfolders: list[Path]) -> list[Path]:
+    """The subfolders with other names of test sets that hold pictures, all of classes to train on."""
+    found, known = {}, class_folders(train).keys()
+    for path in subfolders:
+        name, classes = re.sub("[^a-z]", "", path.name.lower()), class_folders(path).keys()
+        if name in OTHER_TEST_NAMES and classes and classes <= known and holds_picture(path):
+            found[name] = path
+    return [found[name] for name in OTHER_TEST_NAMES if name in found]
 
 
 def warn_of_layout(folder: Path, layout: Layout, part: Path, classes: list[str]) -> None:

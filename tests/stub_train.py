@@ -23,14 +23,14 @@ parser.add_argument("--device")
 args = parser.parse_args()
 
 with open(args.run_dir.parent / "starts", "a") as file:
-    file.write(f"{args.run_dir.name} {os.getpid()} {args.resume} {args.lr} {args.data_dir}\n")
+    file.write(f"{args.run_dir.name} {os.getpid()} {args.resume} {args.lr} {args.data_dir} {args.device}\n")
 if args.lr > 1:
     sys.exit("error: the loss is nan")
 config, metrics = args.run_dir / "config.json", args.run_dir / "metrics.csv"
 if args.resume:
     settings = json.loads(config.read_text())
 else:
-    settings = {"lr": args.lr, "epochs": args.epochs, "pause": args.pause}
+    settings = {"lr": args.lr, "epochs": args.epochs, "pause": args.pause, "device": args.device}
     args.run_dir.mkdir()
     metrics.write_text("step,epoch,loss,acc,wrong\n")
     config.write_text(json.dumps(settings))

@@ -3,9 +3,12 @@
 import json
 import os
 import re
+import subprocess
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import assert_one_line_error
 
@@ -175,6 +178,33 @@ def test_without_guesses_one_column_is_of_the_second_class_and_that_is_said():
         CompareError, match="has one class, and score may be of another. Name it .* score_ok"
     ):
         read_predictions("mine.csv", table("id,truth,score", range(4), ["ok"] * 4, scores).encode())
+
+
+@pytest.mark.parametrize("by_name", ["guess", "truth"])
+def test_one_column_of_scores_is_used_if_only_guesses_or_truths_have_names(by_name):
+    labels = {"guess": [1, 0, 0, 1], "truth": [1, 0, 0, 0]}
+    labels[by_name] = named(labels[by_name], TWO)
+    scores = [0.9, 0.2, 0.3, 0.8]
+    found = read_predictions(
+        "mine.csv", table("id,guess,truth,score", range(4), *labels.values(), scores).encode()
+    )
+    assert found.guess.tolist() == [1, 0, 0, 1] and found.truth.tolist() == [1, 0, 0, 0]
+    assert found.classes == TWO and found.scores.values[:, 1] == pytest.approx(np.array(scores))
+    assert found.remarks[0].startswith("warning: classes 0 to 1 are taken for defect, ok, in this order.")
+    assert found.remarks[1:] == ["score is taken for the score of ok, because that fits the guesses"]
+
+
+def test_order_of_numbered_truths_beside_named_guesses_is_told():
+    found = read_predictions("mine.csv", table("id,guess,truth", range(2), TWO, [0, 1]).encode())
+    assert found.truth.tolist() == found.guess.tolist() == [0, 1]
+    assert found.remarks[0].startswith("warning: classes 0 to 1 are taken for defect, ok, in this order.")
+
+
+def test_one_column_of_scores_is_not_used_if_there_is_one_class():
+    text = table("id,guess,truth,score_ok", range(3), ["ok"] * 3, ["ok"] * 3, [0.9, 0.8, 0.7])
+    found = read_predictions("mine.csv", text.encode())
+    assert found.scores is None and found.classes == ["ok"]
+    assert found.remarks == ["the column score_ok is not used, because there is only one class"]
 
 
 BEST = "id,guess,truth,best_1,best_1_score,best_2,best_2_score"
@@ -386,6 +416,55 @@ def test_pipes_in_a_run_are_refused_at_once(main, mailed):
     assert_one_line_error(
         main("compare.py", "run", "--no_images", cwd=mailed.parent), "is not a file of at most"
     )
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
+def test_packed_files_are_read(ending, main, tmp_path):
+    write(tmp_path, mine=PLAIN)
+    path = tmp_path / f"mine.csv.{ending}"
+    pd.read_csv(tmp_path / "mine.csv").to_csv(path, index=False)
+    result = main("compare.py", "mine.csv", path.name, "--no_images", cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == ""
+    assert f"mine.csv -> {path.name}: 0 fixed, 0 broken, 1 wrong in both" in result.stdout
+    result = main("compare.py", path.name, "--no_images", cwd=tmp_path)
+    assert "\nmine       1  " in result.stdout
+
+    path.write_bytes(
+        path.read_bytes()[:-60] if ending == "zip" else path.read_bytes()[: 40 + 500 * (ending == "tar")]
+    )
+    result = main("compare.py", path.name, "--no_images", cwd=tmp_path)
+    assert_one_line_error(result, f"{path.name} cannot be unpacked")
+
+
+def test_archives_are_read_if_one_file_is_in_them(main, tmp_path, monkeypatch):
+    """Besides folders, and what macOS adds."""
+
+    def write_zip(*members: str) -> subprocess.CompletedProcess:
+        with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+            for name in members:
+                archive.writestr(name, PLAIN.encode("utf-16"))
+        return main("compare.py", "mine.zip", "--no_images", cwd=tmp_path)
+
+    result = write_zip("results/", "results/mine.csv", "__MACOSX/results/._mine.csv")
+    assert result.returncode == 0 and "\nmine       1  " in result.stdout
+    assert_one_line_error(write_zip("a.csv", "b.csv"), "mine.zip is not CSV: unpack it")
+    assert_one_line_error(write_zip("results/"), "mine.zip is not CSV: unpack it")
+    monkeypatch.setattr("page.table.MAX_UNPACKED", 100)
+    assert_one_line_error(write_zip("a.csv"), "mine.zip unpacks to more than 100 bytes")
+
+
+def test_outputs_and_pictures_that_are_missing_are_told_before_the_summary(main, tmp_path):
+    ten = ",".join(f"score_{k}" for k in range(10))
+    write(tmp_path, mine=table(f"id,truth,{ten}", range(10), range(10), np.eye(10)))
+    for flags in (
+        ("--data_dir", "nowhere"),
+        ("--dataset", "nowhere"),
+        ("--no_images", "--out", "nowhere/page.html"),
+        ("--no_images", "--suspects", "nowhere/s.csv"),
+    ):
+        result = main("compare.py", "mine.csv", *flags, cwd=tmp_path)
+        assert_one_line_error(result, "nowhere")
+        assert "wrong" not in result.stdout and os.listdir(tmp_path) == ["mine.csv"]
 
 
 def test_names_do_not_reach_the_terminal_as_control_characters(main, mailed):

@@ -1,8 +1,9 @@
-"""evaluate.py beside the four files to copy, without the folder sources."""
+"""evaluate.py and publish.py alone, and beside the files that they need, without the folder sources."""
 
 import re
 import shutil
 
+import pytest
 from conftest import ROOT, assert_one_line_error
 from programs import run_python
 
@@ -22,6 +23,16 @@ def test_evaluate_works_without_sources_and_asks_for_them_if_it_must(finished, s
 
     result = run_python("evaluate.py", finished / "model.pt", "photo.png", cwd=tmp_path)
     assert_one_line_error(result, "need the folder sources", "Copy it")
+
+
+@pytest.mark.parametrize("program", ["evaluate.py", "publish.py"])
+def test_program_that_is_copied_alone_names_the_files_that_it_needs(program, tmp_path):
+    shutil.copyfile(ROOT / program, tmp_path / program)
+    result = run_python(program, "nowhere", cwd=tmp_path)
+    assert_one_line_error(result, "is missing", f"{program} needs ")
+    for name in set(re.findall(r"\w+\.py", result.stderr)) - {program}:
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    assert_one_line_error(run_python(program, "nowhere", cwd=tmp_path), "nowhere")
 
 
 def test_help_lists_every_data_set(capsys):

@@ -63,6 +63,9 @@ NAMES = [
     ("TRAINING", "Testing"),
     ("train", "validation"),
     ("train", "Valid"),
+    ("train", "dev"),
+    ("Train", "Eval"),
+    ("training", "hold-out"),
 ]
 
 
@@ -136,6 +139,23 @@ def test_parts_are_known_by_a_word_in_their_name(tmp_path):
         load(tmp_path)
 
 
+def test_other_names_of_test_sets_are_taken_beside_training_pictures_of_their_classes(tmp_path, capsys):
+    fill(make_set(tmp_path / "set", test="dev") / "eval", 2)
+    assert len(load(tmp_path / "set").eval_images) == 6
+    assert capsys.readouterr().err == f"WARNING: evaluating on {tmp_path}/set/eval, not on dev\n"
+    (tmp_path / "set/eval/other").mkdir()  # no class
+    assert len(load(tmp_path / "set").eval_images) == 12
+    shutil.rmtree(tmp_path / "set/dev")
+    for name in CLASSES:  # a set that is not there yet
+        (tmp_path / "set/dev" / name).mkdir(parents=True)
+    assert len(load(tmp_path / "set").eval_images) == 24 // 5
+    fill(tmp_path / "set/holdout", 1, classes=("",))  # pictures without classes
+    assert len(load(tmp_path / "set").eval_images) == 24 // 5
+    for name in ("dev", "eval", "web dev"):  # classes, with folders in them
+        fill(tmp_path / "jobs" / name, 5)
+    assert load(tmp_path / "jobs").classes == ["dev", "eval", "web dev"]
+
+
 def test_pictures_of_a_part_that_has_no_classes_are_not_classes(tmp_path):
     for part in ("train", "test", "more"):
         (tmp_path / part).mkdir()
@@ -147,7 +167,7 @@ def test_pictures_of_a_part_that_has_no_classes_are_not_classes(tmp_path):
 
 
 UNUSED = [  # folders of classes, what is used of them, and what is not
-    (["train", "dev"], "train", "dev"),
+    (["train", "dev", "bus"], "train and dev", "bus"),
     (["train", "test", "eval"], "train and test", "eval"),
     (["train", "bus", "car"], "train", "bus, car"),
     (

@@ -1,4 +1,4 @@
-"""Programs whose output goes to a full disk or a reader that has gone say that it is the output."""
+"""Programs whose output goes to a full disk or a reader that has gone say so. Warnings may be lost."""
 
 import os
 import subprocess
@@ -9,6 +9,7 @@ import pytest
 from programs import ROOT, environment
 
 import program
+from sources.errors import warn
 
 FULL = "/dev/full"
 pytestmark = pytest.mark.skipif(not Path(FULL).exists(), reason="no device that is always full")
@@ -55,6 +56,27 @@ def test_full_stderr_leaves_the_status(monkeypatch):
             monkeypatch.setattr(sys, name, full)
         assert program.exit_status(lambda: open("/no/such/file"), {}) == 2
         full.flush()  # as Python does at exit
+
+
+@pytest.mark.parametrize("kind", ["full", "gone"])
+def test_warnings_that_nothing_takes_do_not_end_a_program(kind, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = []
+
+    def main() -> None:
+        for _ in range(2):
+            warn("a folder has no test set")
+        print("a long line\n" * 10_000, file=sys.stderr, flush=True)
+        done.append(True)
+
+    with open(FULL if kind == "full" else writer, "w", buffering=1) as stream:
+        for name in ("stderr", "__stderr__"):
+            monkeypatch.setattr(sys, name, stream)
+        assert program.exit_status(main, {}) == 0 and done
+        sys.stderr.flush()  # as Python does at exit
+    if kind == "full":
+        os.close(writer)
 
 
 def start(name: str, *arguments, cwd: Path, stdout, unbuffered="") -> subprocess.CompletedProcess:

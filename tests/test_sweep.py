@@ -54,7 +54,7 @@ def wait_for(process: subprocess.Popen, words: str) -> None:
 
 
 def starts(cwd: Path) -> list[list[str]]:
-    """The starts of train.py: the run, the process, whether it was resumed, the learning rate, the data."""
+    """The starts of train.py: the run, the process, if it was resumed, the learning rate, data, device."""
     return [line.split() for line in (cwd / "runs/sweep/starts").read_text().splitlines()]
 
 
@@ -349,16 +349,37 @@ def test_sweep_of_an_older_version_goes_on_with_any_flags(sweep_main, stub):
     assert_one_line_error(sweep_main("--count", 2), "holds a sweep with --pause=0 after --")
 
 
-def test_interrupted_run_finds_its_data_where_this_machine_has_them(sweep_main, stub):
-    process = start(stub, "--count", 1, "--", "--data_dir", "there", pause=5)
+def test_interrupted_run_finds_its_data_and_gpu_where_this_machine_has_them(sweep_main, stub):
+    process = start(stub, "--count", 1, "--", "--data_dir", "there", "--device", "cuda:1", pause=5)
     while not (stub / "runs/sweep/001/config.json").exists():
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     config = stub / "runs/sweep/001/config.json"
     config.write_text(config.read_text().replace('"pause": 5.0', '"pause": 0'))
-    assert sweep_main("--count", 1, "--", "--data_dir=here").returncode == 0
-    assert [line[2:3] + line[4:] for line in starts(stub)] == [["False", "there"], ["True", "here"]]
+    assert sweep_main("--count", 1, "--", "--data_dir=here", "--device=cuda").returncode == 0
+    found = [line[2:3] + line[4:] for line in starts(stub)]
+    assert found == [["False", "there", "cuda:1"], ["True", "here", "cuda"]]
+
+
+@pytest.mark.parametrize(
+    "saved, flags, passed",
+    [
+        ("cuda:1", [], ["--device=cuda"]),
+        ("cuda", ["--device", "auto"], ["--device=cuda"]),
+        ("cuda", ["--device", "cuda:3"], ["--device=cuda:3"]),
+        ("cuda", ["--device", "cpu"], []),  # train.py resumes a run of a GPU on a GPU alone
+        ("cpu", ["--device", "cuda"], []),
+        (None, ["--device", "cuda"], []),
+    ],
+)
+def test_run_of_a_gpu_is_resumed_on_any_gpu_and_no_other_run_is(saved, flags, passed, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"device": saved}))
+    assert sweep.flags_of_this_machine(config, sweep.parse_flags(flags)) == passed
+    for damage in ("", "{}", "[]", "\x00", '{"device": 1}'):
+        config.write_text(damage)
+        assert sweep.flags_of_this_machine(config, sweep.parse_flags(flags)) == []
 
 
 @pytest.mark.parametrize("tail", ['{"op_code":5,"worker_id":"a', "{", "\0" * 300, '{"op_code":5}'])
