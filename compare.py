@@ -31,7 +31,15 @@ try:
     from page.render import render_page
     from page.scores import certain
     from page.table import CompareError, Table
-    from program import atomic_write, check_writable, exit_status, printable, read_file, start_command
+    from program import (
+        atomic_write,
+        check_writable,
+        exit_status,
+        printable,
+        read_file,
+        shorten,
+        start_command,
+    )
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -245,7 +253,8 @@ def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) ->
 
 def most_confused(run: Run, classes: list[str], count: int = 5) -> list[str]:
     pairs = [values[:count].tolist() for values in confused_pairs([run])]
-    return [f"{classes[truth]} taken for {classes[guess]} ({n})" for truth, guess, (n,) in zip(*pairs)]
+    names = [shorten(name) for name in classes]
+    return [f"{names[truth]} taken for {names[guess]} ({n})" for truth, guess, (n,) in zip(*pairs)]
 
 
 def print_summary(runs: list[Run], classes: list[str]) -> None:
@@ -273,7 +282,7 @@ def print_suspects(run: Run, classes: list[str], margins: np.ndarray, suggested:
     say("suspected label errors: the lowest margins (--suspects FILE writes more)")
     rows = [("id", "label", "suggested", "margin")]
     for n in suspects:
-        names = classes[run.truth[n]], classes[suggested[n]]
+        names = shorten(classes[run.truth[n]]), shorten(classes[suggested[n]])
         rows.append((str(run.ids[n]), *names, f"{margins[n]:.4f}"))
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:

@@ -15,7 +15,6 @@ import math
 import os
 import sys
 import time
-import unicodedata
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +40,12 @@ try:
         MAX_FILE,
         ConfigError,
         check_writable,
+        display_width,
         exit_status,
         keep_freed_memory,
         pick_device,
         printable,
+        shorten,
         start_command,
     )
 except ModuleNotFoundError as error:
@@ -57,7 +58,6 @@ except ModuleNotFoundError as error:
 MNIST_LIKE = ("mnist", "mnist-format", "qmnist", "synthetic")  # light digits on black
 DATASETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "cifar10", "synthetic")
 MAX_BARS = 10  # classes whose scores are shown for a picture; if there are more, the best ones
-MAX_NAME = 40  # columns of a class name on the terminal
 MAX_SIDE = 10_000  # channels and pixels a side of an image; more is damage
 CURE = "Use a file that train.py exported."
 
@@ -272,21 +272,6 @@ def print_report(guesses: Tensor, labels: Tensor, classes: list[str]) -> None:
         padding = " " * (width - display_width(name))
         precision, recall, f1 = ("-" if value.isnan() else f"{value:.4f}" for value in row)
         print(f"{name}{padding}  {precision:>9}  {recall:>6}  {f1:>6}  {count:>7}  {errors:>5}")
-
-
-# ---- Text for the terminal ----
-def display_width(text: str) -> int:
-    """Columns of a text on a terminal: two for a wide character, none for a combining one."""
-    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    return len(text) + wide - sum(unicodedata.category(character) in ("Mn", "Me") for character in text)
-
-
-def shorten(name: str) -> str:
-    """A class name in at most MAX_NAME columns."""
-    name = printable(name[: 2 * MAX_NAME])
-    while display_width(name) > MAX_NAME:
-        name = name.rstrip("…")[:-1] + "…"
-    return name
 
 
 # ---- Your own pictures ----

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 MAX_FILE = 2**30  # bytes that are read of a file in a run directory
+MAX_NAME = 40  # columns of a class name on the terminal
 TORCH_STATE = threading.RLock()  # torch has one random generator and one default dtype for all threads
 NO_MEMORY = (  # in torch's errors: on a CPU, of CUDA, of its libraries
     "can't allocate memory",
@@ -506,3 +508,17 @@ def is_first_to_fail() -> bool:
 def printable(text: str) -> str:
     """Text with its control characters escaped, which else could rewrite what the terminal shows."""
     return "".join([c if c.isprintable() else ascii(c)[1:-1] for c in text])
+
+
+def display_width(text: str) -> int:
+    """Columns of a text on a terminal: two for a wide character, none for a combining one."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.category(character) in ("Mn", "Me") for character in text)
+
+
+def shorten(name: str) -> str:
+    """A class name in at most MAX_NAME columns."""
+    name = printable(name[: 2 * MAX_NAME])
+    while display_width(name) > MAX_NAME:
+        name = name.rstrip("…")[:-1] + "…"
+    return name

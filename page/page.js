@@ -374,7 +374,7 @@ function downloadMarks() {
 
 // ---- Confusion ----
 // What is shown, the most first, of more classes than a matrix has room for.
-const MOST = { pairs: 20, ...allScores ? { guesses: K, truths: K, pictures: count }
+const MOST = { pairs: 20, ...allScores ? { guesses: K, truths: K, pictures: 200 }
   : { guesses: 20, truths: 8, pictures: 40 } };
 const sum = f => RUNS.reduce((total, r) => total + f(r), 0);
 function tally(list, keyOf) {

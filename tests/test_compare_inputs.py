@@ -115,3 +115,14 @@ def test_damaged_run_is_refused_with_its_csv_file_named(labels, tmp_path):
         (run / file).write_text(text)
         with pytest.raises(compare.CompareError, match="is damaged .*epoch-001.csv"):
             compare.load_run(str(run))
+
+
+def test_long_class_names_are_cut_on_the_terminal(main, tmp_path):
+    names = ["short", "long " * 60]
+    rows = [f"{i},{names[1]},{names[0]},0.1,0.9" for i in range(3)]
+    rows += [f"{i},{names[i % 2]},{names[i % 2]},{1 - i % 2},{i % 2}" for i in range(3, 40)]
+    header = ",".join(["id", "guess", "truth", *(f"score_{name}" for name in names)])
+    (tmp_path / "mine.csv").write_text("\n".join([header, *rows]))
+    lines = main("compare.py", "mine.csv", "--no_images", cwd=tmp_path).stdout.splitlines()
+    assert any("suspected label errors: the lowest" in line for line in lines)
+    assert max(map(len, lines)) < 110 and any("long long" in line and "…" in line for line in lines)

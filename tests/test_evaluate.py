@@ -16,6 +16,7 @@ from test_photos import photograph
 from torch import Tensor
 
 import evaluate
+import program
 from data import load_split
 from model import Classifier, ConvNet, export_model
 from sources.drawn import draw_digits
@@ -70,8 +71,8 @@ def test_report_on_absent_classes_and_long_names(capsys):
     labels, guesses = torch.tensor([1, 1, 2, 3, 5]), torch.tensor([1, 4, 2, 3, 5])
     evaluate.print_report(guesses, labels, classes)
     lines = capsys.readouterr().out.splitlines()
-    widths = {evaluate.display_width(line) for line in lines[1:]}
-    assert widths == {evaluate.MAX_NAME + len("  precision  recall      f1  support  wrong")}
+    widths = {program.display_width(line) for line in lines[1:]}
+    assert widths == {program.MAX_NAME + len("  precision  recall      f1  support  wrong")}
     assert lines[1].split() == ["never", "-", "-", "-", "0", "0"]
     assert lines[5].split()[2:] == ["0.0000", "-", "0.0000", "0", "0"]
     assert lines[4].startswith("a\\tb\\x1b[31m ") and "\u2026" in lines[2] and "\u2026" in lines[3]

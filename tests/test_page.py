@@ -196,6 +196,17 @@ def test_answer_chips_and_matrices_agree_with_the_files_at_every_epoch(page, two
         assert groups == expected
 
 
+def test_group_shows_200_pictures_at_most(page, tmp_path):
+    rows = [f"{i},1,{0 if i < 260 else 1}" for i in range(270)]
+    (tmp_path / "mine.csv").write_text("\n".join(["id,guess,truth", *rows]))
+    assert run("compare.py", "mine.csv", "--no_images", cwd=tmp_path).returncode == 0
+    page.open(tmp_path / "compare.html")
+    assert (
+        page.all("#groups .pictures b") == ["260"] and page.text("#groups .pictures .hint") == "+60 images"
+    )
+    assert page.all("#groups .pictures", "e.querySelectorAll('button').length") == [200]
+
+
 def test_firefox_shows_and_filters_the_same(two, files, tmp_path):
     program = shutil.which("firefox") or shutil.which("firefox-esr")
     if not program:
