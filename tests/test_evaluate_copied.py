@@ -4,7 +4,7 @@ import re
 import shutil
 
 from conftest import ROOT, assert_one_line_error
-from programs import run_python
+from programs import as_python, run
 
 import evaluate
 from sources.datasets import DATASET_NAMES
@@ -16,11 +16,11 @@ def test_evaluate_works_without_sources_and_asks_for_them_if_it_must(finished, s
     for name in FILES:
         shutil.copyfile(ROOT / name, tmp_path / name)
     flags = ("--data_dir", small_dir, "--predictions", "p.csv")
-    result = run_python("evaluate.py", finished / "model.pt", *flags, cwd=tmp_path)
+    result = run(as_python, "evaluate.py", finished / "model.pt", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 501
 
-    result = run_python("evaluate.py", finished / "model.pt", "photo.png", cwd=tmp_path)
+    result = run(as_python, "evaluate.py", finished / "model.pt", "photo.png", cwd=tmp_path)
     assert_one_line_error(result, "need the folder sources", "Copy it")
 
 
