@@ -24,7 +24,9 @@ from programs import environment as environment  # noqa: E402
 
 from sources.drawn import draw_digits  # noqa: E402
 
-SHORT = ("--epochs", "2", "--batch_size", "64", "--lr", "0.005")  # a run on a few images
+# A run on a few images.
+SETTINGS = {"epochs": 2, "batch_size": 64, "lr": 0.005, "l1_size": 16, "l2_size": 32}
+SHORT = tuple(str(word) for name, value in SETTINGS.items() for word in (f"--{name}", value))
 
 
 def write_idx(path: Path, values: torch.Tensor) -> None:
