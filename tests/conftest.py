@@ -1,5 +1,6 @@
 """What the tests share: data to train on, programs to run, and one finished run to look at."""
 
+import gc
 import importlib
 import os
 import subprocess
@@ -23,7 +24,9 @@ from programs import environment as environment  # noqa: E402
 
 from sources.drawn import draw_digits  # noqa: E402
 
-SHORT = ("--epochs", "2", "--batch_size", "64", "--lr", "0.005")  # a run on a few images
+# A run on a few images.
+SETTINGS = {"epochs": 2, "batch_size": 64, "lr": 0.005, "l1_size": 16, "l2_size": 32}
+SHORT = tuple(str(word) for name, value in SETTINGS.items() for word in (f"--{name}", value))
 
 
 def write_idx(path: Path, values: torch.Tensor) -> None:
@@ -90,6 +93,10 @@ def contents(run_dir: Path) -> dict[str, bytes]:
 def faults(record_property) -> Callable[..., None]:
     """Call it with the kind of fault that was survived, and how many."""
     return lambda kind, count=1: record_property("fault survived", [kind, count])
+
+
+def pytest_collection_finish():
+    gc.freeze()  # else the garbage collector searches the libraries again and again, for 0.2 s each time
 
 
 def pytest_collection_modifyitems(items):

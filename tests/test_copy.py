@@ -4,12 +4,10 @@ import json
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from programs import ROOT, run, run_python
-from test_recipes import changed_program
+from programs import ROOT, as_python, run
 
 MODULES = ("train.py", "data.py", "model.py", "logging_utils.py", "wandb_run.py", "program.py")
 OWN_DATA = """def load_data(dataset="auto", data_dir="data", val_size=0, image_size=28):
@@ -52,12 +50,12 @@ def test_four_files_train_another_model_on_other_data(tmp_path):
     (tmp_path / "data.py").write_text(data)
     (tmp_path / "train.py").write_text(train)
     flags = ("--epochs", 3, "--batch_size", 20, "--lr", 0.002, "--run_dir", "run")
-    result = run_python("train.py", *flags, cwd=tmp_path, WANDB_MODE="offline")
+    result = run(as_python, "train.py", *flags, cwd=tmp_path, WANDB_MODE="offline")
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["dataset"] == "leaves" and summary["wrong"] <= 20  # guessing gets 60 of 70 wrong
     assert list((tmp_path / "run/wandb").glob("offline-run-*"))
-    later = run_python("-I", "-W", "ignore", "-c", LATER, cwd=tmp_path / "run")
+    later = run(as_python, "-c", LATER, cwd=tmp_path / "run")
     assert later.returncode == 0, later.stderr
 
 
@@ -90,7 +88,7 @@ def test_own_load_split_serves_all_three_programs(tmp_path):
         ("evaluate.py", "run/model.pt", "--dataset", "sounds"),
         ("compare.py", "run@1", "run@4"),
     ]
-    results = [run(changed_program, *program, cwd=tmp_path, WANDB_MODE="disabled") for program in programs]
+    results = [run(as_python, *program, cwd=tmp_path, WANDB_MODE="disabled") for program in programs]
     assert [result.returncode for result in results] == [0, 0, 0], [result.stderr for result in results]
     wrong = json.loads((tmp_path / "run/summary.json").read_text())["wrong"]
     assert wrong <= 10 and f"wrong     {wrong}\n" in results[1].stdout  # guessing gets 20 of 30 wrong
@@ -134,9 +132,7 @@ def test_names_that_collide_have_the_readmes_cures(tiny_dir, tmp_path):
         package: ("-m", "theirs.train", *flags),
         copied: ("train.py", *flags),
     }
-    with ThreadPoolExecutor(2) as pool:
-        options = {"WANDB_MODE": "disabled"}
-        results = list(pool.map(lambda cwd: run_python(*starts[cwd], cwd=cwd, **options), starts))
+    results = [run(as_python, *start, cwd=cwd, WANDB_MODE="disabled") for cwd, start in starts.items()]
     for folder, result in zip(starts, results[:3]):
         assert result.returncode == 0 and result.stderr == "", result.stderr
         assert (folder / "runs/001/model.pt").exists()
@@ -146,5 +142,5 @@ def test_names_that_collide_have_the_readmes_cures(tiny_dir, tmp_path):
 
 def test_folder_of_data_is_no_package_and_does_not_collide(tiny_dir, tmp_path):
     (copy_into(tmp_path) / "data").symlink_to(tiny_dir)
-    result = run_python("-c", "import data; data.DataError", cwd=tmp_path)
+    result = run(as_python, "-c", "import data; data.DataError", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -1,10 +1,9 @@
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import ROOT, write_idx, write_mnist_files
+from programs import as_python, run
 from torchvision.datasets import MNIST
 
 import data
@@ -270,9 +269,7 @@ def test_errors_of_sources_are_data_errors(tmp_path):
 
 def load_in_copy(folder):
     """Load synthetic digits in a process that sees only the project's files in `folder`."""
-    code = "import sys; sys.path.insert(0, '.'); import data; data.load_split('synthetic', '.', False)"
-    command = [sys.executable, "-I", "-c", code]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True).stderr
+    return run(as_python, "-c", "import data; data.load_split('synthetic', '.', False)", cwd=folder).stderr
 
 
 def test_only_a_missing_sources_folder_is_reported_as_missing(tmp_path):

@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import ROOT, SHORT, assert_one_line_error, contents
-from programs import Program, environment, run, run_python, start
+from programs import Program, environment, run, start
 
 import program
 import train
@@ -31,10 +31,10 @@ def start_two(program, *arguments, cwd, other_cwd=None) -> list[Program]:
 
 def test_two_processes_leave_one_run(finished, small_dir, tmp_path):
     flags = ("--data_dir", small_dir, *SHORT, "--run_dir", "two")
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "train.py")
-    result = run_python(*torchrun, *flags, cwd=tmp_path, WANDB_MODE="disabled")
-    assert result.returncode == 0, result.stderr
-    assert [line.split()[0] for line in result.stdout.splitlines()].count("epoch") == 2
+    both = start_two("train.py", *flags, cwd=tmp_path)
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert [line.split()[0] for output, _ in outputs for line in output.splitlines()].count("epoch") == 2
     config = json.loads((tmp_path / "two/config.json").read_text())
     assert config["processes"] == 2
     files = {name for name in contents(finished) if name.endswith(".csv")}

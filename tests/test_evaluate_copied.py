@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from conftest import ROOT, assert_one_line_error
-from programs import run_python
+from programs import as_python, run
 
 import evaluate
 from sources.datasets import DATASET_NAMES
@@ -17,22 +17,22 @@ def test_evaluate_works_without_sources_and_asks_for_them_if_it_must(finished, s
     for name in FILES:
         shutil.copyfile(ROOT / name, tmp_path / name)
     flags = ("--data_dir", small_dir, "--predictions", "p.csv")
-    result = run_python("evaluate.py", finished / "model.pt", *flags, cwd=tmp_path)
+    result = run(as_python, "evaluate.py", finished / "model.pt", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 501
 
-    result = run_python("evaluate.py", finished / "model.pt", "photo.png", cwd=tmp_path)
+    result = run(as_python, "evaluate.py", finished / "model.pt", "photo.png", cwd=tmp_path)
     assert_one_line_error(result, "need the folder sources", "Copy it")
 
 
 @pytest.mark.parametrize("program", ["evaluate.py", "publish.py"])
 def test_program_that_is_copied_alone_names_the_files_that_it_needs(program, tmp_path):
     shutil.copyfile(ROOT / program, tmp_path / program)
-    result = run_python(program, "nowhere", cwd=tmp_path)
+    result = run(as_python, program, "nowhere", cwd=tmp_path)
     assert_one_line_error(result, "is missing", f"{program} needs ")
     for name in set(re.findall(r"\w+\.py", result.stderr)) - {program}:
         shutil.copyfile(ROOT / name, tmp_path / name)
-    assert_one_line_error(run_python(program, "nowhere", cwd=tmp_path), "nowhere")
+    assert_one_line_error(run(as_python, program, "nowhere", cwd=tmp_path), "nowhere")
 
 
 def test_help_lists_every_data_set(capsys):

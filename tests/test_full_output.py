@@ -1,12 +1,14 @@
 """Programs whose output goes to a full disk or a reader that has gone say so. Warnings may be lost."""
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from programs import ROOT, environment
+from programs import ROOT, environment, stub_torch
 
 import program
 from sources.errors import warn
@@ -79,20 +81,39 @@ def test_warnings_that_nothing_takes_do_not_end_a_program(kind, monkeypatch):
         os.close(writer)
 
 
-def start(name: str, *arguments, cwd: Path, stdout, unbuffered="") -> subprocess.CompletedProcess:
+def start(name: str, *arguments, cwd: Path, stdout) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / name), *arguments]
-    env = environment(WANDB_MODE="disabled", PYTHONUNBUFFERED=unbuffered)
+    env = environment(WANDB_MODE="disabled", PYTHONUNBUFFERED="")
     return subprocess.run(command, cwd=cwd, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_program_with_a_full_output_ends_in_one_line(unbuffered, tmp_path):
+def test_program_with_a_full_output_ends_in_one_line(tmp_path):
     (tmp_path / "table.csv").write_text(TABLE)
     with open(FULL, "w") as full:
-        result = start(
-            "compare.py", "table.csv", "--no_images", cwd=tmp_path, stdout=full, unbuffered=unbuffered
-        )
+        result = start("compare.py", "table.csv", "--no_images", cwd=tmp_path, stdout=full)
     assert (result.returncode, result.stderr) == (2, ERROR)
+
+
+@pytest.fixture
+def printing(tmp_path) -> list[str]:
+    """The command line of a program that prints many lines, and ends as ours do."""
+    code = "import program; raise SystemExit(program.exit_status(lambda: print('line\\n' * 100_000), {}))"
+    path = f"PYTHONPATH={ROOT}:{stub_torch(tmp_path)}"
+    return ["env", path, sys.executable, "-c", code]
+
+
+def test_unbuffered_output_that_is_full_is_named(printing):
+    with open(FULL, "w") as full:
+        pipes = {"stdout": full, "stderr": subprocess.PIPE, "text": True}
+        result = subprocess.run(printing, env=environment(PYTHONUNBUFFERED="1"), **pipes)
+    assert (result.returncode, result.stderr) == (2, ERROR)
+
+
+def test_program_whose_reader_leaves_ends_without_a_word_where_nobody_can_read_it(printing):
+    command = ["bash", "-c", f"set -o pipefail; {shlex.join(printing)} 2>&1 | head -1"]
+    result = subprocess.run(command, env=environment(PYTHONUNBUFFERED=""), capture_output=True)
+    assert result.returncode == 128 + signal.SIGPIPE
+    assert (result.stdout, result.stderr) == (b"line\n", b"")
 
 
 @pytest.mark.parametrize("kind", ["full", "gone"])

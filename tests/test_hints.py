@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, assert_one_line_error
-from programs import environment
+from programs import environment, stub_torch
 
 HINT = """from {dot}program import resume_hint, start_command
 
@@ -19,7 +19,6 @@ def hint():
 if __name__ == "__main__":
     hint()
 """
-TORCH = "Tensor = device = None\n"  # what program.py needs of it here; the real one takes seconds to import
 # It starts its program once, as a worker.
 TORCHRUN = """#!/bin/sh
 test "$1" = --nproc_per_node=2 && shift
@@ -39,9 +38,7 @@ def home(tmp_path) -> Path:
         (folder / f"{prefix}evaluate.py").write_text("import sys\nprint('evaluate', *sys.argv[1:])\n")
     (tmp_path / "theirs/package/__init__.py").touch()
     (tmp_path / "theirs/script.py").write_text("from package.train import hint\nhint()\n")
-    (tmp_path / "lib/torch").mkdir(parents=True)
-    (tmp_path / "lib/torch/__init__.py").write_text(TORCH)
-    (tmp_path / "lib/torch/distributed.py").touch()
+    stub_torch(tmp_path)
     (tmp_path / "my bin").mkdir()
     for name in ("python3", "my python3.11"):
         (tmp_path / "my bin" / name).symlink_to(sys.executable)

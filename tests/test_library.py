@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import contents
+from conftest import SETTINGS, contents
 from programs import run
 
 import program
@@ -64,7 +64,7 @@ def trained_under_settings_of_the_caller() -> int:
 
 
 def test_settings_of_the_caller_are_neither_used_nor_changed(finished, small_dir, tmp_path):
-    settings = json.dumps({"data_dir": str(small_dir), "epochs": 2, "batch_size": 64, "lr": 0.005})
+    settings = json.dumps({"data_dir": str(small_dir), **SETTINGS})
     result = run(trained_under_settings_of_the_caller, settings, cwd=tmp_path, WANDB_MODE="offline")
     assert result.returncode == 0 and result.stderr == "", result.stderr
     for name in ("001", "002"):

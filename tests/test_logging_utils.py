@@ -5,7 +5,6 @@ import math
 import os
 import re
 import resource
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, SHORT, assert_one_line_error
 from PIL import Image
-from programs import environment, run
+from programs import as_python, run
 from wandb_server import WandbServer
 
 import data
@@ -147,10 +146,10 @@ def test_metrics_are_appended_whole_or_not_at_all(tmp_path):
 def records(run_dir: Path) -> dict:
     """The records of a run's offline W&B log, by type."""
     (log,) = (run_dir / "wandb").glob("offline-run-*/*.wandb")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
-    lines = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True).stdout
+    result = run(as_python, "-m", "wandb", "leet", "inspect", "--json", log.absolute(), cwd=run_dir)
+    assert result.returncode == 0, result.stderr
     by_type = {}
-    for record in map(json.loads, lines.splitlines()):
+    for record in map(json.loads, result.stdout.splitlines()):
         by_type.setdefault(record["type"], []).append(record[record["type"]])
     return by_type
 

@@ -5,7 +5,7 @@ import zipfile
 import pytest
 import torch
 import torch.nn.functional as F
-from programs import ROOT, run_python
+from programs import ROOT, as_python, run, run_python
 from torch import nn
 
 from logging_utils import expected_calibration_error
@@ -144,7 +144,7 @@ for name, (batch, words) in wrong.items():
 model.train()
 assert model((images / 255 - 0.5) * 9).shape == (20, 10)  # nothing is checked in training
 """
-    result = run_python("-I", "-W", "ignore", "-c", code, cwd=tmp_path)
+    result = run(as_python, "-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 
@@ -221,7 +221,7 @@ for wrong in (images.float(), images[0], torch.zeros(5, 1, 29, 29, dtype=torch.u
         continue
     raise AssertionError(wrong.shape)
 """
-    result = run_python("-I", "-W", "ignore", "-c", code, cwd=tmp_path)
+    result = run(as_python, "-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 

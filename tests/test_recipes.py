@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import ROOT, write_idx
 from PIL import Image
-from programs import environment, run, run_python
-from test_train import MODULES, is_ours
+from programs import as_python, environment, run, run_python
+from test_train import MODULES
 from torchvision.models import resnet18
 
 from data import load_split
@@ -22,6 +22,7 @@ from model import load_exported
 from sources.drawn import draw_digits
 
 TEXT = (ROOT / "docs/recipes.md").read_text()
+SMALL = ("--l1_size", 4, "--l2_size", 8)
 RECIPES = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.MULTILINE))
 
 
@@ -41,18 +42,6 @@ def apply(diff: str, folder: Path) -> int:
             text = text.replace(old, new) if old else new
         (folder / name).write_text(text)
     return len(re.findall(r"^(?:\+|-(?!-- ))", diff, re.MULTILINE))
-
-
-def changed_program() -> int:
-    """Run a program of the current folder in this forked process, with none of our modules."""
-    import importlib
-    import os
-
-    for name in [n for n, module in sys.modules.items() if is_ours(getattr(module, "__file__", None))]:
-        del sys.modules[name]
-    sys.path = [os.getcwd(), *(path for path in sys.path if not is_ours(path))]
-    sys.argv[0] = sys.argv.pop(1)
-    return importlib.import_module(Path(sys.argv[0]).stem).main()
 
 
 @pytest.fixture
@@ -82,7 +71,7 @@ def cook(recipe: str, folder: Path, *more, process=run) -> tuple[subprocess.Comp
     """Apply a recipe and run its command. Returns what it printed, and the number of changed lines."""
     count = sum(apply(diff, folder) for diff in blocks(recipe, "diff"))
     program, *flags = shlex.split(blocks(recipe, "sh")[0].removeprefix("python "))
-    before = [changed_program] if process is run else []
+    before = [as_python] if process is run else []
     result = process(*before, program, *flags, *more, cwd=folder, WANDB_MODE="disabled")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
@@ -136,7 +125,7 @@ def test_class_weights_raise_the_scores_of_a_rare_class(copy):
     shutil.copytree(copy / "data/MNIST/raw", raw)
     write_idx(raw / "train-images-idx3-ubyte", images[kept, 0])
     write_idx(raw / "train-labels-idx1-ubyte", labels[kept])
-    flags = ("--data_dir", "rare", "--l1_size", 4, "--l2_size", 8, "--augment", 0)
+    flags = ("--data_dir", "rare", *SMALL, "--augment", 0)
     plain = run("train.py", *flags, "--epochs", 4, cwd=copy, WANDB_MODE="disabled")
     assert plain.returncode == 0, plain.stderr
     cook("Class weights", copy, *flags)
@@ -162,7 +151,7 @@ def test_own_dataloader_streams_in_less_than_sixty_lines(copy):
 
 
 def test_early_stopping_exports_the_best_epoch(copy):
-    flags = ("--l1_size", 4, "--l2_size", 8, "--lr", 0.05, "--augment", 0)
+    flags = (*SMALL, "--lr", 0.05, "--augment", 0)
     result, _ = cook("Early stopping, and the best epoch exported", copy, *flags)
     epochs = [row for row in rows(copy / "runs/001/metrics.csv") if row["acc"]]
     losses = [float(row["test_loss"]) for row in epochs]
@@ -173,12 +162,12 @@ def test_early_stopping_exports_the_best_epoch(copy):
     metadata = load_exported(copy / "runs/001/model.pt")[1]
     assert metadata["metrics"]["test_loss"] == pytest.approx(min(losses)) == summary["test_loss"]
     assert f"compare.py runs/001@1 runs/001@{best}" in result.stdout
-    again = run(changed_program, "train.py", "--run_dir", "runs/001", "--resume", cwd=copy)
+    again = run(as_python, "train.py", "--run_dir", "runs/001", "--resume", cwd=copy)
     assert "is finished" in again.stdout, again.stderr
 
 
 def test_average_of_the_weights_is_exported(copy):
-    cook("Exponential moving average of the weights", copy)
+    cook("Exponential moving average of the weights", copy, *SMALL)
     state, exported, _ = read(copy / "runs/001")
     name = "net.conv1.weight"
     assert torch.equal(exported[name], state["ema"][f"module.{name}"])
@@ -194,7 +183,7 @@ def torchrun(*command, cwd: Path, **env: str) -> subprocess.CompletedProcess:
 
 
 def test_gradients_are_accumulated_over_four_parts(copy):
-    cook("Gradient accumulation", copy, process=torchrun)
+    cook("Gradient accumulation", copy, *SMALL, process=torchrun)
     state, _, _ = read(copy / "runs/001")
     steps = [row for row in rows(copy / "runs/001/metrics.csv") if row["loss"]]
     assert len(steps) == 15  # batches of 100
@@ -203,7 +192,7 @@ def test_gradients_are_accumulated_over_four_parts(copy):
 
 
 def test_top5_is_recorded(copy):
-    cook("Top-5 accuracy", copy)
+    cook("Top-5 accuracy", copy, *SMALL)
     predictions = rows(copy / "runs/001/predictions/epoch-001.csv")
     scores = [sorted((-float(row[f"score_{k}"]), k) for k in range(10))[:5] for row in predictions]
     found = sum(int(row["truth"]) in [k for _, k in best] for row, best in zip(predictions, scores))
@@ -212,7 +201,7 @@ def test_top5_is_recorded(copy):
 
 
 def test_test_set_is_evaluated_once_beside_a_validation_set(copy):
-    cook("Validation set and test set in one run", copy)
+    cook("Validation set and test set in one run", copy, *SMALL)
     predictions = rows(copy / "runs/001/test.csv")
     wrong = sum(row["guess"] != row["truth"] for row in predictions)
     summary = read(copy / "runs/001")[2]

@@ -3,8 +3,8 @@ import importlib
 import json
 import os
 import re
+import shlex
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, SHORT, assert_one_line_error, assert_usage_error, contents
-from programs import environment, run, run_python
+from conftest import ROOT, SETTINGS, SHORT, assert_one_line_error, assert_usage_error, contents
+from programs import as_python, run, run_python
 from torch import nn
 
 import train
@@ -185,7 +185,7 @@ def stopped_before_export() -> int:
 
 
 def test_more_epochs_only_if_they_leave_the_earlier_ones_unchanged(main, tiny_dir, tmp_path):
-    flags = ("--data_dir", tiny_dir, "--schedule", "constant")
+    flags = ("--data_dir", tiny_dir, "--schedule", "constant", "--l1_size", 4, "--l2_size", 8)
     env = {"cwd": tmp_path, "WANDB_MODE": "disabled"}
     assert run("train.py", *flags, "--run_dir", "short", "--epochs", 1, **env).returncode == 0
     assert run("train.py", *flags, "--run_dir", "long", "--epochs", 2, **env).returncode == 0
@@ -236,26 +236,13 @@ def test_used_run_dir_is_left_alone(main, small_dir, tmp_path):
     assert os.listdir(tmp_path / "used") == ["notes.txt"]
 
 
-def import_alone() -> int:
-    """Import it.py from the current folder, which holds no other file of ours."""
-    ours = [name for name, module in sys.modules.items() if is_ours(getattr(module, "__file__", None))]
-    for name in ours:
-        del sys.modules[name]
-    sys.path = [os.getcwd(), *(path for path in sys.path if not is_ours(path))]
-    importlib.import_module("it")
-    return 0
-
-
-def is_ours(path: str | None) -> bool:
-    return path is not None and Path(path).is_relative_to(ROOT)
-
-
 def test_modules_run_alone_in_an_empty_folder(small_dir, tmp_path):
     for name in MODULES:
         shutil.copyfile(ROOT / name, tmp_path / name)
     flags = ("--epochs", 1, "--precision", "fp32", "--schedule", "constant", "--augment", 0)
-    flags += ("--val_size", 100, "--label_smoothing", 0.1)
-    result = run_python("train.py", "--data_dir", small_dir, *flags, cwd=tmp_path, WANDB_MODE="disabled")
+    flags += ("--val_size", 100, "--label_smoothing", 0.1, "--l1_size", 4, "--l2_size", 8)
+    off = {"cwd": tmp_path, "WANDB_MODE": "disabled"}
+    result = run(as_python, "train.py", "--data_dir", small_dir, *flags, **off)
     assert result.returncode == 0, result.stderr
     config = json.loads((tmp_path / "runs/001/config.json").read_text())
     assert config["precision"] == "fp32" and config["device"] in ("cpu", "cuda")
@@ -265,7 +252,7 @@ def test_modules_run_alone_in_an_empty_folder(small_dir, tmp_path):
         shutil.copyfile(ROOT / name, tmp_path / "alone" / name)
     for name in MODULES[1:]:
         shutil.copyfile(ROOT / name, tmp_path / "alone" / "it.py")
-        result = run(import_alone, cwd=tmp_path / "alone")
+        result = run(as_python, "-c", "import it", cwd=tmp_path / "alone")
         assert result.returncode == 0, result.stderr
 
 
@@ -356,8 +343,8 @@ def trained_in_a_thread() -> int:
 
 
 def test_train_works_in_a_thread_and_twice_in_a_process(finished, small_dir, tmp_path):
-    settings = {"data_dir": str(small_dir), "epochs": 2, "batch_size": 64, "lr": 0.005}
-    result = run(trained_in_a_thread, json.dumps(settings), cwd=tmp_path, WANDB_MODE="offline")
+    settings = json.dumps({"data_dir": str(small_dir), **SETTINGS})
+    result = run(trained_in_a_thread, settings, cwd=tmp_path, WANDB_MODE="offline")
     assert result.returncode == 0 and result.stderr == "", result.stderr
     for name in ("001", "002"):
         assert contents(tmp_path / "runs" / name) == contents(finished)
@@ -510,13 +497,11 @@ def test_run_with_model_pt2_alone_is_finished(main, finished, tmp_path):
     assert result.returncode == 0 and "run is finished" in result.stdout
 
 
-def test_next_commands_are_those_that_can_be_typed(tiny_dir, tmp_path):
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/my-python3").symlink_to(sys.executable)
-    command = "cd $0; bin/my-python3 $1 --data_dir $2 --epochs 1"
-    arguments = [tmp_path, ROOT / "train.py", tiny_dir]
-    env = environment(WANDB_MODE="disabled", PYTHONPATH=":".join(sys.path))
-    result = subprocess.run(["sh", "-c", command, *arguments], env=env, capture_output=True, text=True)
+def test_next_commands_are_those_that_can_be_typed(main, tiny_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["bin/my-python3", "train.py"])
+    flags = ("--data_dir", tiny_dir, "--epochs", 1, "--l1_size", 4, "--l2_size", 8)
+    result = main("train.py", *flags, cwd=tmp_path, WANDB_MODE="disabled")
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("next ")]
-    assert line.startswith(f"next  bin/my-python3 {ROOT}/evaluate.py runs/001/model.pt"), result.stderr
-    assert subprocess.run(["sh", "-c", line.removeprefix("next ")], cwd=tmp_path, env=env).returncode == 0
+    python, *words = shlex.split(line.removeprefix("next "))
+    assert python == "bin/my-python3" and words[:2] == [f"{ROOT}/evaluate.py", "runs/001/model.pt"]
+    assert run(as_python, *words, cwd=tmp_path).returncode == 0
