@@ -648,7 +648,7 @@ def test_moved_folder_resumes_and_other_pictures_do_not(main, tmp_path):
     other = fill(tmp_path / "other", 10, high=200)
     refused = main(*resume, "--dataset", other, cwd=tmp_path, **OFF)
     assert refused.returncode == 2
-    assert refused.stderr.splitlines()[1].startswith(f"error: {other} holds other images")
+    assert refused.stderr.splitlines()[1].startswith(f"error: {other} does not hold the images")
     result = main(*resume, "--dataset", "moved", cwd=tmp_path, **OFF)
     assert result.returncode == 0 and f"{tmp_path}/moved: 24 images" in result.stdout, result.stderr
     assert main(*resume[:-1], 3, cwd=tmp_path, **OFF).returncode == 0  # the new place is known now
