@@ -502,7 +502,8 @@ def accuracy(seeds: int = 3) -> None:
         "batch 128, one cycle to 0.01": {"batch_size": 128, "lr": 0.01, "schedule": "one_cycle"},
         "distortions": {"augment": 1.0},
         "label smoothing 0.1": {"label_smoothing": 0.1},
-        "margin sampling (the default)": {"margin_sampling": True},
+        "margin sampling": {"margin_sampling": True},
+        "beta2 0.95 (the default)": {"beta2": 0.95},
     }
     data_dir, rows, settings = find_mnist(), [], {"val_size": 10_000, "epochs": 5}
     for name, change in ladder.items():
