@@ -416,7 +416,7 @@ def test_online_run_is_resumed_as_the_same_wandb_run(stopped, settings, whole, t
     assert (epochs[9], epochs[19]) == (1, 2)  # the row of an epoch's last step is complete
 
 
-@pytest.fixture(params=[0, 600], ids=["full", "soon full"])
+@pytest.fixture(params=[0, 350], ids=["full", "soon full"])
 def small_disk(request, tmp_path):
     """A folder on a file system of its own, with a few free KiB."""
     folder = tmp_path / "disk"
