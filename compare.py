@@ -317,6 +317,7 @@ def write_suspects(
 
 @contextmanager
 def naming(flag: str, path: str) -> Iterator[None]:
+    """Name the flag in errors of the file that it asks for."""
     try:
         yield
     except OSError as error:

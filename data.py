@@ -102,8 +102,8 @@ def load_split(dataset: str, data_dir, train: bool, image_size=28, download=True
     """One split of a data set: name, classes, images (N, C, H, W), labels (N,). Raises DataError.
 
     "auto" is MNIST, or synthetic digits, with a warning, if MNIST cannot be downloaded. Pictures of a folder
-    get `image_size` pixels a side, and `channels` (1 or 3) if given. A folder
-    without a test set gives all its pictures for both splits, those to hold out first.
+    get `image_size` pixels a side, and `channels` (1 or 3) if given. A folder without a test set gives all
+    its pictures for both splits, those to hold out first.
     """
     data_dir = Path(os.path.expanduser(data_dir))
     raw, prefix = data_dir / "MNIST" / "raw", "train" if train else "t10k"

@@ -81,7 +81,10 @@ def parse_settings(config_class: type, argv: list[str] | None, description: str)
 
 
 def resumed_settings(config_class: type, run_dir: str, overrides: dict):
-    """The settings of the run to resume. Flags given again must match; the data may have moved."""
+    """The settings, a `config_class`, of the run to resume. Raises ConfigError.
+
+    Settings in `overrides`, given again as flags, must match, but the data may have moved.
+    """
     path = Path(run_dir) / "config.json"
     try:
         record = json.loads(read_file(path))
@@ -102,7 +105,7 @@ def resumed_settings(config_class: type, run_dir: str, overrides: dict):
     if saved["dataset"] == f"{dataset}-format" or os.path.isabs(saved["dataset"]) and os.path.isdir(dataset):
         saved["dataset"] = overrides.pop("dataset")  # train() compares what it holds
     config = config_class(**{**saved, **overrides})
-    longer = config.epochs > saved["epochs"] and config.schedule == "constant"  # rates without an end
+    longer = config.epochs > saved["epochs"] and config.schedule == "constant"  # its rates ignore the total
     free = ["run_dir", "resume", "data_dir", *(["epochs"] if longer else [])]
     changed = [name for name in overrides if name not in free and overrides[name] != saved[name]]
     if changed:
