@@ -184,7 +184,7 @@ class RunLogger:
             self.wandb = WandbRun(self.run_dir, self.config, classes, images, saved.get("wandb_id"))
             undo.callback(self.wandb.finish, 1)
             last_step = int(history[-1].split(",")[0]) if history else -1
-            gap = not self.wandb.run.offline and self.wandb.first_step <= last_step
+            gap = self.wandb.mode != "offline" and self.wandb.first_step <= last_step
             self.wandb.lacks_part = gap or bool(saved.get("wandb_lacks_part"))
             if history:  # it no longer says "finished"
                 write_json(self.run_dir / "summary.json", self.summary)
@@ -235,7 +235,7 @@ class RunLogger:
             empty = [""] * (len(self.columns) - 3)
             rows = zip(steps, epochs, losses)
             self.append_metrics([[step, epoch, f"{loss:.9g}", *empty] for step, epoch, loss in rows])
-            self.wandb.submit(self.wandb.log_losses, steps, losses)
+            self.wandb.submit("log_losses", steps, losses)
         for epoch, step, loss in zip(epochs, steps, losses):
             if not math.isfinite(loss):
                 cure = "Lower the learning rate or train in fp32. The last finished epoch is kept."
@@ -249,16 +249,16 @@ class RunLogger:
             raise ValueError(f"logits {list(logits.shape)}, {len(labels)} labels do not match {expected}")
         rows, metrics = prediction_rows(logits, labels), compute_metrics(logits, labels)
         metrics = {key: value.item() if torch.is_tensor(value) else value for key, value in metrics.items()}
-        predictions = self.run_dir / "predictions" / f"epoch-{epoch:03d}.csv"
+        predictions = f"predictions/epoch-{epoch:03d}.csv"
         self.save_pictures(rows)
-        write_predictions(predictions, rows, self.num_classes)
+        write_predictions(self.run_dir / predictions, rows, self.num_classes)
         self.append_metrics([[step, epoch, "", *(f"{value:.9g}" for value in metrics.values())]])
         sync(self.run_dir / "metrics.csv")
         record = {"epoch": epoch, "dataset": self.config.get("dataset", "unknown"), **metrics}
         self.summary["train_seconds"].append(round(seconds, 3))
         self.summary.update(record)
         write_json(self.run_dir / "summary.json", self.summary)
-        self.wandb.submit(self.wandb.log_epoch, step, record, predictions)
+        self.wandb.submit("log_epoch", step, record, predictions)
         of_total = f"/{self.config['epochs']}" if "epochs" in self.config else ""
         values = "  ".join(f"{name} {round(value, 4):.10g}" for name, value in metrics.items())
         print(f"epoch {epoch}{of_total}  {values}  {seconds:.1f} s", flush=True)
@@ -290,7 +290,7 @@ class RunLogger:
         for name, content in contents.items():
             with atomic_write(self.run_dir / name) as scratch:
                 scratch.write_bytes(content)
-        self.wandb.submit(self.wandb.log_model, [self.run_dir / name for name in contents], metadata)
+        self.wandb.submit("log_model", list(contents), metadata)
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         record = {**self.summary, "sha256": digests, "finished": self.summary["epoch"]}
         write_json(self.run_dir / "summary.json", record)

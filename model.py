@@ -99,6 +99,28 @@ class ConvNet(nn.Module):
         return self.linear(x)
 
 
+class MeanOfShifts(nn.Module):
+    """Test-time augmentation: in eval mode, the mean logits of an image and two copies of it.
+
+    The copies are shifted by a pixel, left and up or right and down, and the pixels at the edge repeated.
+
+    Args:
+        net: normalized floats (N, C, H, W) to logits (N, K).
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalized floats (N, C, H, W) to logits (N, K)."""
+        logits = self.net(images)
+        if self.training:
+            return logits
+        wide = F.pad(images, [1, 1, 1, 1], mode="replicate")
+        return (logits + self.net(wide[:, :, 2:, 2:]) + self.net(wide[:, :, :-2, :-2])) / 3
+
+
 def fit_temperature(batches: Sequence[tuple[Tensor, Tensor]]) -> float:
     """The T, from 0.02 to 50, for which softmax(logits / T) fits the labels best; 1 without any batch.
 

@@ -52,36 +52,37 @@ def send(run_dir: Path) -> None:
         config, summary = (json.loads(read_file(run_dir / name)) for name in ("config.json", "summary.json"))
         classes = [str(name) for name in config["classes"]]
         rows = read_metrics(run_dir / "metrics.csv")
-        models = [run_dir / str(name) for name in summary["sha256"]] if "finished" in summary else []
-        metadata = read_metadata(models[0]) if models else {}
+        models = [str(name) for name in summary["sha256"]] if "finished" in summary else []
+        metadata = read_metadata(run_dir / models[0]) if models else {}
         pictures = read_pictures(run_dir / "pictures.pt")
     except Exception as error:  # damage of any kind
         raise RunError(f"{run_dir} is damaged ({error!r:.200}). Copy it again.") from error
     run_id = config.pop("wandb_id", None) or secrets.token_hex(4)
     again = config.pop("wandb_lacks_part", False)
     run = WandbRun(run_dir, config, classes, pictures, run_id, again, WAITS)
-    if run.run.disabled or (run.run.offline and os.environ.get("WANDB_MODE") != "offline"):
+    if run.mode == "disabled" or (run.mode == "offline" and os.environ.get("WANDB_MODE") != "offline"):
         run.finish(1)
-        shutil.rmtree(Path(run.run.dir).parent, ignore_errors=True)
+        if run.dir:
+            shutil.rmtree(Path(run.dir).parent, ignore_errors=True)
         raise RunError("W&B got nothing. Run wandb login, see WANDB_MODE, or try again later.")
 
     # If this is cut short, the next time begins again.
     write_json(run_dir / "config.json", {**config, "wandb_id": run_id, "wandb_lacks_part": True})
     for step, epoch, loss, metrics in rows:
         if loss is not None:
-            run.submit(run.log_losses, [step], [loss])
+            run.submit("log_losses", [step], [loss])
         else:
             print(f"epoch {epoch}/{rows[-1][1]}", flush=True)
             record = {"epoch": epoch, "dataset": config.get("dataset", "unknown"), **metrics}
-            run.submit(run.log_epoch, step, record, run_dir / "predictions" / f"epoch-{epoch:03d}.csv")
+            run.submit("log_epoch", step, record, f"predictions/epoch-{epoch:03d}.csv")
     if models:
-        run.submit(run.log_model, models, metadata)
+        run.submit("log_model", models, metadata)
     print("waiting for the uploads", flush=True)
     run.finish(0)
     if run.disabled:
         raise RunError(f"W&B did not get all of {run_dir}. Start the same command again.")
     write_json(run_dir / "config.json", {**config, "wandb_id": run_id, "wandb_lacks_part": False})
-    print(f"done  {run.run.dir if run.run.offline else run.run.url}")
+    print(f"done  {run.dir if run.mode == 'offline' else run.url}")
 
 
 def read_metrics(path: Path) -> list[tuple]:

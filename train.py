@@ -26,8 +26,8 @@ import torch.nn.functional as F
 
 from data import DataError, ImageData, MarginSampler, batches, digest, load_data, pixel_statistics
 from logging_utils import RunError, RunLogger, holds_run, is_finished
-from model import Classifier, ConvNet, ModelError, export_model, fit_temperature, full_precision
-from model import predict_logits, read_intact
+from model import Classifier, ConvNet, MeanOfShifts, ModelError, export_model, fit_temperature
+from model import full_precision, predict_logits, read_intact
 from program import ConfigError, CudaGraphs, check_settings, exit_status, keep_freed_memory
 from program import own_torch_state, parse_settings, pick_device, pick_precision, printable, process_group
 from program import progress, read_json, resume_hint, resumed_settings, setting, start_command
@@ -49,6 +49,7 @@ class Config:
     l1_size: int = setting(32, "channels of the first convolution", low=1, high=4096)
     l2_size: int = setting(64, "channels of the second convolution", low=1, high=4096)
     conv_kernel: int = setting(5, "height and width of both kernels, odd", low=1, high=99)
+    tta: bool = setting(False, "test-time augmentation: guess by the mean logits of three shifted images")
     seed: int = setting(0, "random seed of weights, order and augmentation", low=0, high=2**32 - 1)
     precision: str = setting("auto", "auto, fp32, bf16, fp16", choices=("auto", "fp32", "bf16", "fp16"))
     device: str = setting("auto", "auto (the GPU if there is one), cpu, cuda, cuda:1")
@@ -116,7 +117,7 @@ def train(config: Config) -> Path:
 
     # ---- Model and optimizer ----
     net = ConvNet(len(data.classes), image_shape, config.l1_size, config.l2_size, config.conv_kernel)
-    model = Classifier(net, mean, std).to(device)
+    model = Classifier(MeanOfShifts(net) if config.tta else net, mean, std).to(device)
     if rank == 0:  # try the export now: after the last epoch it is too late to change the net
         export_model(model, data.eval_images, {"classes": data.classes}, config.export_pt2)
     # Batch norm normalizes by the images of its own process.

@@ -40,6 +40,7 @@ from logging_utils import RunLogger  # noqa: E402
 from model import (  # noqa: E402
     Classifier,
     ConvNet,
+    MeanOfShifts,
     export_model,
     full_precision,
     load_exported,
@@ -299,6 +300,7 @@ def race() -> None:
     """The tutorial, two ways to its accuracy and the default recipe; their tables, logging and memory."""
     data_dir, device = find_mnist(), pick_device("auto")
     programs = {f"train.py {to_flags(QUICK)}": QUICK, f"train.py {to_flags(SAME)}": SAME, "train.py": {}}
+    programs["train.py --tta"] = {"tta": True}
     results, tutorial = {name: [] for name in programs}, []
     with tempfile.TemporaryDirectory() as scratch, one_process() as pool:
         pool.submit(begin, opponents.tutorial, data_dir, device, 0, 5, Path(scratch)).result()
@@ -411,13 +413,20 @@ def evaluation() -> None:
     keep_freed_memory()
     device, data = pick_device("auto"), load_data("mnist", find_mnist())
     images = data.eval_images.to(device)
-    model = default_model().eval()
-    content = export_model(model, data.eval_images[:8], {"classes": data.classes})["model.pt"]
-    exported, eager = load_exported(content, device)[0], model.to(device)
-    contestants = {
-        "eager": lambda: predict_logits(eager, images),
-        "exported": lambda: predict_logits(exported, images),
+
+    def exported(model: Classifier):
+        content = export_model(model, data.eval_images[:8], {"classes": data.classes})["model.pt"]
+        return load_exported(content, device)[0]
+
+    eager = default_model().eval().to(device)
+    shifts = default_model().eval()
+    shifts.net = MeanOfShifts(shifts.net)
+    models = {
+        "eager": eager,
+        "exported": exported(default_model()),
+        "exported, with --tta": exported(shifts),
     }
+    contestants = {name: partial(predict_logits, model, images) for name, model in models.items()}
     seconds = take_turns(contestants, rounds=11)
     print_table("10,000 images", "model | s", [[name, f"{value:.2f}"] for name, value in seconds.items()])
 

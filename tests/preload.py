@@ -3,9 +3,8 @@
 import gc
 
 import conftest  # noqa: F401
-import requests  # noqa: F401  by the first W&B run
 import torch._dynamo  # noqa: F401  by the first optimizer
-import wandb.sdk.launch  # noqa: F401  by the first W&B run
+import wandb.cli.cli  # noqa: F401  by `python -m wandb`, which reads what W&B wrote
 
 import compare  # noqa: F401
 import evaluate  # noqa: F401

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import io
 import json
@@ -28,7 +29,7 @@ from logging_utils import (
     write_predictions,
 )
 from program import atomic_write, read_file, read_json
-from wandb_run import shown_rows
+from wandb_run import WandbRun, shown_rows
 
 LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 3.0]])
 LABELS = torch.tensor([0, 1])
@@ -267,7 +268,9 @@ def test_wandb_mode_wins_and_there_is_never_a_prompt(main, tiny_dir, tmp_path):
 def test_name_that_wandb_refuses_is_one_line(name, main, tiny_dir, tmp_path):
     env = {"WANDB_PROJECT": name, "WANDB_MODE": "offline"}
     result = main("train.py", "--data_dir", tiny_dir, "--epochs", 1, cwd=tmp_path, **env)
-    assert_one_line_error(result, "W&B: UsageError: Invalid project name", "Fix WANDB_*")
+    assert_one_line_error(
+        result, "W&B cannot start, because of UsageError: Invalid project name", "Fix WANDB_*"
+    )
 
 
 def test_empty_variables_of_wandb_are_as_if_unset(tmp_path, monkeypatch):
@@ -277,11 +280,10 @@ def test_empty_variables_of_wandb_are_as_if_unset(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     with RunLogger(tmp_path / "run", {}, ["a", "b", "c"]) as log:
         log.log_epoch(1, 1, LOGITS, LABELS)
-        assert log.wandb.run.offline and log.wandb.run.project == "table-quickstart"
-    assert not log.wandb.disabled
+    assert log.wandb.mode == "offline" and not log.wandb.disabled
     assert {name: os.environ.get(name) for name in empty} == empty
     monkeypatch.setenv("WANDB_MODE", "onlin")
-    with pytest.raises(RunError, match="W&B: .*mode Input should be .*'disabled'.* Fix WANDB_"):
+    with pytest.raises(RunError, match="W&B .*mode Input should be .*'disabled'.* Fix WANDB_"):
         RunLogger(tmp_path / "other", {}, ["a", "b", "c"])
 
 
@@ -293,7 +295,7 @@ def test_table_has_fewer_rows_above_sixteen_classes():
 
 
 def log_both_tables() -> int:
-    """Log a table of ours and the one that W&B makes of the same rows, in one run."""
+    """Log a table of ours, and in another run the one that W&B makes of the same rows."""
     import wandb
 
     classes = json.loads(os.environ["CLASSES"])
@@ -305,6 +307,8 @@ def log_both_tables() -> int:
     config = {"img_count": 30, "log_images": 7}
     with RunLogger("run", config, classes, images) as log:
         log.log_epoch(1, 1, logits, labels)
+    os.environ["WANDB_DATA_DIR"] = os.path.abspath("theirs")
+    with wandb.init(project="theirs", dir="theirs", settings=wandb.Settings(silent=True)) as theirs:
         names = [int(name) if name.isdecimal() else name for name in classes]
         rows = []
         for i, guess, truth, *scores in prediction_rows(logits, labels)[:30]:
@@ -312,26 +316,21 @@ def log_both_tables() -> int:
             picture = wandb.Image(images[i, 0].numpy()) if pictured else None
             rows.append([i, picture, names[guess], names[truth], *scores])
         columns = ["id", "image", "guess", "truth", *(f"score_{k}" for k in range(len(classes)))]
-        log.wandb.run.log({"theirs": wandb.Table(columns=columns, data=rows)})
+        theirs.log({"test_predictions": wandb.Table(columns=columns, data=rows)})
     return 0
 
 
 @pytest.mark.parametrize("classes", [["0", "1", "2"], ["ant", "bee", "cow"]])
 def test_table_is_what_wandb_makes_of_the_same_rows(classes, tmp_path):
     env = {"WANDB_MODE": "offline", "CLASSES": json.dumps(classes)}
+    (tmp_path / "theirs").mkdir()
     result = run(log_both_tables, cwd=tmp_path, **env)
     assert result.returncode == 0 and result.stderr == "", result.stderr
-    tables = {}
-    for artifact in records(tmp_path / "run")["artifact"]:
-        for entry in artifact["manifest"]["contents"]:
-            if entry["path"] in ("test_predictions.table.json", "theirs.table.json"):
-                table = json.loads(Path(entry["local_path"]).read_text())
-                for row in table["data"]:
-                    if row[1]:
-                        row[1].pop("path")
-                tables[entry["path"].split(".")[0]] = table
-    assert len(tables["test_predictions"]["data"]) == 30
-    assert tables["test_predictions"] == tables["theirs"]
+    ours, theirs = (read_table(tmp_path / folder)[0] for folder in ("run", "theirs"))
+    for row in (*ours["data"], *theirs["data"]):
+        if row[1]:
+            row[1].pop("path")
+    assert len(ours["data"]) == 30 and ours == theirs
 
 
 def log_many_classes() -> int:
@@ -372,13 +371,25 @@ def log_beside_a_run_of_the_caller() -> int:
         log.log_epoch(1, 1, LOGITS, LABELS)
     mine.log({"still": "open"})
     mine.finish()
-    return int(log.wandb.run.id == mine.id or log.wandb.disabled)
+    return int(log.wandb.id == mine.id or log.wandb.disabled)
 
 
 def test_run_of_the_caller_stays_open(tmp_path):
     env = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     result = run(log_beside_a_run_of_the_caller, cwd=tmp_path, **env)
     assert result.returncode == 0 and result.stderr == "", result.stderr
+
+
+def test_a_line_on_wandb_is_not_lost_during_an_export(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(WandbRun, "log_epoch", lambda *_: 1 / 0)
+    with RunLogger(tmp_path / "run", {}, ["a", "b", "c"]) as log:
+        with contextlib.redirect_stderr(io.StringIO()):  # as export_model does
+            log.log_epoch(1, 1, LOGITS, LABELS)
+            log.wandb.jobs.put(None)
+            log.wandb.thread.join()
+    line = "W&B: no further records, because of ZeroDivisionError: division by zero\n"
+    assert capsys.readouterr().err == line and log.wandb.lacks_part
 
 
 def train_in_a_loop_of_its_own() -> int:

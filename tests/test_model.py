@@ -12,6 +12,7 @@ from logging_utils import expected_calibration_error
 from model import (
     Classifier,
     ConvNet,
+    MeanOfShifts,
     ModelError,
     export_model,
     fit_temperature,
@@ -146,6 +147,17 @@ assert model((images / 255 - 0.5) * 9).shape == (20, 10)  # nothing is checked i
 """
     result = run(as_python, "-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_mean_of_shifts_is_that_of_three_images_in_eval_mode(images):
+    images = F.pad(images[:, :, 1:-1, 1:-1], [1, 1, 1, 1])  # a dark edge
+    net = ConvNet()
+    plain, mean = Classifier(net, MEAN, STD), Classifier(MeanOfShifts(net), MEAN, STD)
+    torch.testing.assert_close(mean(images), plain(images))  # in train mode
+    copies = [images, images.roll((1, 1), (2, 3)), images.roll((-1, -1), (2, 3))]
+    expected = sum(predict_logits(plain, copy) for copy in copies) / 3
+    torch.testing.assert_close(predict_logits(mean, images), expected)
+    assert not torch.equal(expected, predict_logits(plain, images))
 
 
 @pytest.mark.parametrize("kind", ["normalized", "29 x 29", "no batch"])
@@ -337,6 +349,8 @@ def compiled_twice() -> nn.Module:
 
 NETS = {
     "arguments": Flat,
+    "shifts": lambda: MeanOfShifts(small_net()),
+    "shifts of a net that is traced": lambda: MeanOfShifts(Flat()),
     "constant": KeepsConstant,
     "compiled twice": compiled_twice,
     "hook": hooked_net,

@@ -17,9 +17,10 @@ from conftest import ROOT, SETTINGS, SHORT, assert_one_line_error, assert_usage_
 from programs import as_python, run, run_python
 from torch import nn
 
+import data
 import train
 from data import ImageData
-from model import load_exported
+from model import load_exported, predict_logits
 
 MODULES = ("train.py", "data.py", "model.py", "logging_utils.py", "wandb_run.py", "program.py")
 
@@ -66,7 +67,7 @@ def test_seed_decides_every_byte(finished, small_dir, tmp_path):
     assert all(
         contents(tmp_path / "other")[name] != value
         for name, value in contents(finished).items()
-        if name.endswith("csv") or name == "1.conv1.weight"
+        if name.endswith("csv") or name == "net.conv1.weight"
     )
 
 
@@ -101,6 +102,28 @@ def test_stopped_run_is_resumed_to_the_same_bytes(finished, small_dir, tmp_path,
     Path("stopped/model.pt").unlink()
     assert train.main() == 0 and Path("stopped/model.pt").exists()
     assert contents(Path("stopped")) == contents(finished)
+
+
+def test_augmentation_at_test_time_changes_guesses_alone(small_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    images = data.load_split("mnist", small_dir, train=False)[2]
+    files = []
+    for tta in (False, True):
+        settings = {**SETTINGS, "epochs": 1, "tta": tta, "export_pt2": True}
+        run_dir = train.train(
+            train.Config(data_dir=str(small_dir), run_dir=str(tmp_path / f"{tta}"), **settings)
+        )
+        files.append(contents(run_dir))
+        for name in ("model.pt", "model.pt2"):
+            model, metadata = load_exported((run_dir / name).read_bytes())
+            scores = predict_logits(model, images).softmax(1)
+            with open(run_dir / "predictions/epoch-001.csv", newline="") as file:
+                logged = [[float(row[f"score_{k}"]) for k in range(10)] for row in csv.DictReader(file)]
+            torch.testing.assert_close(scores, torch.tensor(logged), rtol=1e-4, atol=1e-5)
+            assert metadata["settings"]["tta"] == tta
+    plain, mean = files
+    assert plain["predictions/epoch-001.csv"] != mean["predictions/epoch-001.csv"]
+    assert plain["net.conv1.weight"] == mean["net.net.conv1.weight"]
 
 
 def test_loss_that_is_not_finite_stops_the_run(small_dir, tmp_path, monkeypatch, capsys):
