@@ -194,6 +194,8 @@ def test_offline_wandb_run_holds_everything(finished):
     assert artifacts[-1]["aliases"] == ["latest"]
     assert json.loads(artifacts[-1]["metadata"])["classes"] == list("0123456789")
     assert all(row["confusion_table.nrows"] == 100 for row in epochs)
+    # The process that talks to W&B has not imported torch, which takes seconds and half a gigabyte.
+    assert "torch" not in record["telemetry"][-1].get("imports_finish", {})
     assert any(m.get("name") == "acc" and m.get("step_metric") == "epoch" for m in record["metric"])
 
 
