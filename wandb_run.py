@@ -94,12 +94,8 @@ class WandbRun:
         self.stderr = sys.stderr  # an export redirects it for a while
         self.process, self.mode, self.first_step, self.url, self.dir = None, "disabled", 0, "", ""
         if os.environ.get("WANDB_MODE") != "disabled":
-            plain = json.loads(
-                json.dumps(config, default=str)
-            )  # the process need not import torch to read it
-            self.mode, run_id, self.first_step, self.url, self.dir = self.start(
-                plain, classes, run_id, again
-            )
+            started = self.start(classes, run_id, again)
+            self.mode, run_id, self.first_step, self.url, self.dir = started
         self.id = run_id or secrets.token_hex(4)
         self.jobs = queue.Queue(QUEUE_SIZE)  # (method of Recorder, arguments), or None at the end
         self.thread = threading.Thread(target=self.work, daemon=True)
@@ -113,12 +109,14 @@ class WandbRun:
         options |= {"env": environment(self.folder), "start_new_session": True}  # Ctrl-C does not reach it
         settings = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT, "silent": True}
         settings |= {"finish_timeout_raises": True, "x_stats_pid": os.getpid()}
+        plain = json.loads(json.dumps(self.config, default=str))  # an object of torch would import torch
         for mode in (wanted, "offline"):
             self.process = subprocess.Popen([sys.executable, PROGRAM], **options)
             timer = threading.Timer(INIT_WAIT, self.kill)  # W&B may wait for ever
             timer.start()
             try:
-                started = self.call("start", sys.path, sys.argv, settings, self.folder, mode, *arguments)
+                place = sys.path, sys.argv, self.folder
+                started = self.call("start", *place, settings, plain, mode, *arguments)
                 if started[0] == "offline" and problem:
                     print(f"W&B: offline, because {problem}", file=sys.stderr)
                 return started
@@ -126,7 +124,7 @@ class WandbRun:
                 self.kill()
                 if not isinstance(error, RunError):
                     raise
-                problem = str(error)
+                problem = str(error) if timer.is_alive() else f"it has not started within {INIT_WAIT} s"
             finally:
                 timer.cancel()
         raise RunError(f"W&B cannot start, because {problem}. Fix WANDB_*, or set WANDB_MODE=disabled.")
@@ -254,7 +252,7 @@ def kill_service(parent: int) -> None:
 class Recorder:
     """The run on W&B. `WandbRun.call` calls its methods."""
 
-    def start(self, path, argv, settings, folder, mode, config, classes, run_id, again) -> tuple:
+    def start(self, path, argv, folder, settings, config, mode, classes, run_id, again) -> tuple:
         """Start the wandb.Run, as if the caller did it. Returns values of attributes of WandbRun."""
         sys.path, sys.argv = path, argv
         import wandb
