@@ -39,23 +39,19 @@ def prediction_columns(num_classes: int) -> list[str]:
 
 
 def prediction_rows(logits: Tensor, labels: Tensor) -> list[list]:
-    """Logits (N, K) and labels (N,) to N rows of `prediction_columns`.
-
-    Scores are softmax probabilities, rounded to the 9 digits that restore a float32 exactly.
-    """
+    """Logits (N, K) and labels (N,) to N rows of `prediction_columns`. Scores are softmax probabilities."""
     scores = logits.softmax(1)
     if scores.shape[1] > MAX_SCORES:
         best = torch.stack([part.float() for part in reversed(scores.topk(10))], dim=2).flatten(1)
         scores = torch.cat([scores.gather(1, labels[:, None]), best], dim=1)
-    values = [[float(f"{value:.9g}") for value in row] for row in scores.tolist()]
-    columns = zip(logits.argmax(1).tolist(), labels.tolist(), values)
+    columns = zip(logits.argmax(1).tolist(), labels.tolist(), scores.tolist())
     return [[i, guess, truth, *values] for i, (guess, truth, values) in enumerate(columns)]
 
 
 def write_predictions(path: str | Path, rows: list[list], num_classes: int) -> None:
     """Write rows of `prediction_columns`; id and truth may be text."""
     columns = prediction_columns(num_classes)
-    line = "%s,%d,%s" + ",%.9g" * (len(columns) - 3) + "\n"
+    line = "%s,%d,%s" + ",%.9g" * (len(columns) - 3) + "\n"  # 9 digits restore a float32 exactly
     text = ",".join(columns) + "\n" + "".join([line % tuple(row) for row in rows])
     with atomic_write(path) as scratch:
         scratch.write_bytes(text.encode(errors="backslashreplace"))

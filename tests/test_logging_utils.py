@@ -316,6 +316,7 @@ def log_both_tables() -> int:
         for i, guess, truth, *scores in prediction_rows(logits, labels)[:30]:
             pictured = i < 7 or guess != truth
             picture = wandb.Image(images[i, 0].numpy()) if pictured else None
+            scores = [float(f"{score:.9g}") for score in scores]  # as the CSV file has them
             rows.append([i, picture, names[guess], names[truth], *scores])
         columns = ["id", "image", "guess", "truth", *(f"score_{k}" for k in range(len(classes)))]
         theirs.log({"test_predictions": wandb.Table(columns=columns, data=rows)})
