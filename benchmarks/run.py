@@ -513,6 +513,7 @@ def accuracy(seeds: int = 3) -> None:
         "label smoothing 0.1": {"label_smoothing": 0.1},
         "margin sampling": {"margin_sampling": True},
         "beta2 0.95 (the default)": {"beta2": 0.95},
+        "--tta": {"tta": True},
     }
     data_dir, rows, settings = find_mnist(), [], {"val_size": 10_000, "epochs": 5}
     for name, change in ladder.items():
