@@ -69,15 +69,23 @@ def check_settings(config) -> None:
 
 
 def parse_settings(config_class: type, argv: list[str] | None, description: str) -> dict:
-    """The settings that are given on a command line, by their names."""
+    """The settings that are given on a command line, by their names.
+
+    Sweeps pass --tta=True or --tta=0, not --tta or --no-tta. Both are taken.
+    """
     usage = "python %(prog)s [--help] [--SETTING VALUE ...]"
     parser = argparse.ArgumentParser(usage=usage, description=description, allow_abbrev=False)
+    switches = {}
     for f in fields(config_class):
         kind = {"type": f.type, "metavar": f.type.__name__}
-        kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else kind
+        if f.type is bool:
+            kind = {"action": argparse.BooleanOptionalAction}
+            switches |= {f"--{f.name}={value}": f"--{f.name}" for value in ("true", "1")}
+            switches |= {f"--{f.name}={value}": f"--no-{f.name}" for value in ("false", "0")}
         text = f.metadata["help"] + ("" if f.default is None else f" [{f.default}]")
         parser.add_argument(f"--{f.name}", help=text, default=argparse.SUPPRESS, **kind)
-    return vars(parser.parse_args(argv))
+    words = sys.argv[1:] if argv is None else argv
+    return vars(parser.parse_args([switches.get(word.lower(), word) for word in words]))
 
 
 def resumed_settings(config_class: type, run_dir: str, overrides: dict):
