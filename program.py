@@ -245,7 +245,7 @@ def describe_environment(device: str = "auto") -> dict:
         "hardware": torch.cuda.get_device_name() if gpu else torch.cpu.get_capabilities()["cpu_name"],
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # it is of a type of torch
+        "torch": str(torch.__version__),  # to unpickle a TorchVersion, W&B's process would import torch
         **{found.name: found.version for found in distributions() if found.name in ("torchvision", "wandb")},
         "commit": git.removesuffix("-dirty") or None,
         "dirty": git.endswith("-dirty") if git else None,
