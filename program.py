@@ -58,6 +58,8 @@ def check_settings(config) -> None:
     """Raise ConfigError if a setting is out of its bounds."""
     for f in fields(config):
         value, (_, low, high, choices) = getattr(config, f.name), f.metadata.values()
+        if isinstance(value, str) and f.type is not str:  # YAML reads 1e-3 as text
+            raise ConfigError(f"--{f.name} must be of the type {f.type.__name__}, not the text {value!r}.")
         allowed = value in choices if choices else low is None or low <= value <= high
         if value == "":
             raise ConfigError(f"--{f.name} is empty. Give it a value, or leave it out.")

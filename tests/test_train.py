@@ -401,6 +401,12 @@ def test_flag_that_is_on_can_be_switched_off():
         train.parse_config(["--tta=2"])
 
 
+@pytest.mark.parametrize("name, value", [("lr", "1e-3"), ("epochs", "3"), ("tta", "False")])
+def test_text_instead_of_a_number_is_refused(name, value):
+    with pytest.raises(train.ConfigError, match=f"--{name} must be of the type .*, not the text '{value}'"):
+        train.Config(**{name: value})
+
+
 def without_memory(error: str) -> int:
     """A train.py that finds no memory in its 5th step."""
     real, calls = train.F.cross_entropy, 0
