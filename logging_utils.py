@@ -158,6 +158,7 @@ class RunLogger:
                 raise ValueError("images must be uint8, or floats in 0..1, of shape (N, 1 or 3, H, W)")
             images = images.to("cpu", torch.uint8)
         self.images = images
+        classes = [str(name) for name in classes]  # W&B refuses strings of numpy
         self.num_classes = len(classes)
         dummy = torch.zeros(1, len(classes)), torch.zeros(1, dtype=torch.int64)  # for the metrics' names
         self.columns = ["step", "epoch", "loss", *compute_metrics(*dummy)]

@@ -102,7 +102,7 @@ class ConvNet(nn.Module):
 class MeanOfShifts(nn.Module):
     """Test-time augmentation: in eval mode, the mean logits of an image and two copies of it.
 
-    The copies are shifted by a pixel, left and up or right and down, and the pixels at the edge repeated.
+    One copy is shifted by a pixel to the upper left, the other to the lower right; its edge is repeated.
 
     Args:
         net: normalized floats (N, C, H, W) to logits (N, K).
@@ -117,8 +117,9 @@ class MeanOfShifts(nn.Module):
         logits = self.net(images)
         if self.training:
             return logits
-        wide = F.pad(images, [1, 1, 1, 1], mode="replicate")
-        return (logits + self.net(wide[:, :, 2:, 2:]) + self.net(wide[:, :, :-2, :-2])) / 3
+        upper_left = F.pad(images, [-1, 1, -1, 1], mode="replicate")  # -1 removes a column or row
+        lower_right = F.pad(images, [1, -1, 1, -1], mode="replicate")
+        return (logits + self.net(upper_left) + self.net(lower_right)) / 3
 
 
 def fit_temperature(batches: Sequence[tuple[Tensor, Tensor]]) -> float:

@@ -58,6 +58,8 @@ def check_settings(config) -> None:
     """Raise ConfigError if a setting is out of its bounds."""
     for f in fields(config):
         value, (_, low, high, choices) = getattr(config, f.name), f.metadata.values()
+        if isinstance(value, str) and f.type is not str:  # YAML reads 1e-3 as text
+            raise ConfigError(f"--{f.name} must be of the type {f.type.__name__}, not the text {value!r}.")
         allowed = value in choices if choices else low is None or low <= value <= high
         if value == "":
             raise ConfigError(f"--{f.name} is empty. Give it a value, or leave it out.")
@@ -69,15 +71,23 @@ def check_settings(config) -> None:
 
 
 def parse_settings(config_class: type, argv: list[str] | None, description: str) -> dict:
-    """The settings that are given on a command line, by their names."""
+    """The settings that are given on a command line, by their names.
+
+    Sweeps pass --tta=True or --tta=0, not --tta or --no-tta. Both are taken.
+    """
     usage = "python %(prog)s [--help] [--SETTING VALUE ...]"
     parser = argparse.ArgumentParser(usage=usage, description=description, allow_abbrev=False)
+    switches = {}
     for f in fields(config_class):
         kind = {"type": f.type, "metavar": f.type.__name__}
-        kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else kind
+        if f.type is bool:
+            kind = {"action": argparse.BooleanOptionalAction}
+            switches |= {f"--{f.name}={value}": f"--{f.name}" for value in ("true", "1")}
+            switches |= {f"--{f.name}={value}": f"--no-{f.name}" for value in ("false", "0")}
         text = f.metadata["help"] + ("" if f.default is None else f" [{f.default}]")
         parser.add_argument(f"--{f.name}", help=text, default=argparse.SUPPRESS, **kind)
-    return vars(parser.parse_args(argv))
+    words = sys.argv[1:] if argv is None else argv
+    return vars(parser.parse_args([switches.get(word.lower(), word) for word in words]))
 
 
 def resumed_settings(config_class: type, run_dir: str, overrides: dict):
@@ -237,7 +247,7 @@ def describe_environment(device: str = "auto") -> dict:
         "hardware": torch.cuda.get_device_name() if gpu else torch.cpu.get_capabilities()["cpu_name"],
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # it is of a type of torch
+        "torch": str(torch.__version__),  # to unpickle a TorchVersion, W&B's process would import torch
         **{found.name: found.version for found in distributions() if found.name in ("torchvision", "wandb")},
         "commit": git.removesuffix("-dirty") or None,
         "dirty": git.endswith("-dirty") if git else None,

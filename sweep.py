@@ -301,7 +301,8 @@ def main() -> int:
     try:
         vars(sweep).update(load_sweep(sweep.config))
         sweep.settings = parse_flags(sweep.flags)
-        if clash := sweep.settings.keys() & {*sweep.space, "run_dir", "resume", "help"}:
+        given = {name.removeprefix("no-") for name in sweep.settings}
+        if clash := given & {*sweep.space, "run_dir", "resume", "help"}:
             raise SweepError(f"--{min(clash)} cannot be given, because the sweep sets it.")
         study = open_study(sweep)
         while (taken := take_trial(study, sweep)) or study.get_trials(states=[TrialState.RUNNING]):

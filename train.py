@@ -49,7 +49,7 @@ class Config:
     l1_size: int = setting(32, "channels of the first convolution", low=1, high=4096)
     l2_size: int = setting(64, "channels of the second convolution", low=1, high=4096)
     conv_kernel: int = setting(5, "height and width of both kernels, odd", low=1, high=99)
-    tta: bool = setting(False, "test-time augmentation: guess by the mean logits of three shifted images")
+    tta: bool = setting(False, "test-time augmentation: mean logits of the image and two shifted copies")
     seed: int = setting(0, "random seed of weights, order and augmentation", low=0, high=2**32 - 1)
     precision: str = setting("auto", "auto, fp32, bf16, fp16", choices=("auto", "fp32", "bf16", "fp16"))
     device: str = setting("auto", "auto (the GPU if there is one), cpu, cuda, cuda:1")

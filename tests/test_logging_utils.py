@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SHORT, assert_one_line_error
@@ -381,6 +382,15 @@ def test_run_of_the_caller_stays_open(tmp_path):
     env = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     result = run(log_beside_a_run_of_the_caller, cwd=tmp_path, **env)
     assert result.returncode == 0 and result.stderr == "", result.stderr
+
+
+@pytest.mark.parametrize("classes", [np.array(["ant", "bee", "cow"]), [*"ab", 3]], ids=["numpy", "mixed"])
+def test_wandb_takes_class_names_of_any_kind(classes, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with RunLogger(tmp_path / "run", {}, classes) as log:
+        log.log_epoch(1, 1, LOGITS, LABELS)
+    assert not log.wandb.disabled
+    assert read_json(tmp_path / "run/config.json")["classes"] == [str(name) for name in classes]
 
 
 def test_a_line_on_wandb_is_not_lost_during_an_export(monkeypatch, capsys, tmp_path):

@@ -280,6 +280,13 @@ class Flat(nn.Module):
         return self.linear(args[0].flatten(1))
 
 
+class View(Flat):
+    """A net that takes only images that are contiguous in memory, and is traced."""
+
+    def forward(self, *args):
+        return self.linear(args[0].view(-1, 3 * 32 * 32))
+
+
 class Branch(Flat):
     """Only torch.export takes torch.cond."""
 
@@ -350,7 +357,7 @@ def compiled_twice() -> nn.Module:
 NETS = {
     "arguments": Flat,
     "shifts": lambda: MeanOfShifts(small_net()),
-    "shifts of a net that is traced": lambda: MeanOfShifts(Flat()),
+    "shifts of a net that calls view": lambda: MeanOfShifts(View()),
     "constant": KeepsConstant,
     "compiled twice": compiled_twice,
     "hook": hooked_net,

@@ -422,9 +422,9 @@ def test_error_without_a_name_gets_that_of_the_folder(sweep_main, monkeypatch):
 
 
 def test_mistakes_of_the_user_are_one_line(stub):
-    for flag in ("--lr=1", "--resume"):
+    for flag, name in {"--lr=1": "lr", "--no-epochs": "epochs", "--resume": "resume"}.items():
         refused = run_python("sweep.py", "--", flag, cwd=stub)
-        assert_one_line_error(refused, f"{flag.split('=')[0]} cannot be given")
+        assert_one_line_error(refused, f"--{name} cannot be given")
     (stub / "bad.yaml").write_text("a: b: c")
     assert_one_line_error(run_python("sweep.py", "--config", "bad.yaml", cwd=stub), "bad.yaml", "Fix")
     assert_one_line_error(run_python("sweep.py", "--config", "no.yaml", cwd=stub), "no.yaml")

@@ -394,6 +394,17 @@ def test_setting_that_an_old_run_does_not_know_has_its_default(main, small_dir, 
 def test_flag_that_is_on_can_be_switched_off():
     assert train.parse_config(["--export_pt2"]).export_pt2
     assert not train.parse_config(["--export_pt2", "--no-export_pt2"]).export_pt2
+    for word, value in {"True": True, "false": False, "1": True, "0": False}.items():  # as sweeps give it
+        config = train.parse_config([f"--tta={word}", f"--margin_sampling={word}"])
+        assert config.tta is config.margin_sampling is value
+    with pytest.raises(SystemExit):
+        train.parse_config(["--tta=2"])
+
+
+@pytest.mark.parametrize("name, value", [("lr", "1e-3"), ("epochs", "3"), ("tta", "False")])
+def test_text_instead_of_a_number_is_refused(name, value):
+    with pytest.raises(train.ConfigError, match=f"--{name} must be of the type .*, not the text '{value}'"):
+        train.Config(**{name: value})
 
 
 def without_memory(error: str) -> int:
