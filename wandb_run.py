@@ -15,8 +15,10 @@ import secrets
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -92,7 +94,8 @@ class WandbRun:
         self.patience = self.epoch_wait  # seconds left to wait in this epoch
         self.disabled = self.ended = self.lacks_part = False
         self.stderr = sys.stderr  # an export redirects it for a while
-        self.process, self.mode, self.first_step, self.url, self.dir = None, "disabled", 0, "", ""
+        self.process = self.socket = self.temporary = None
+        self.mode, self.first_step, self.url, self.dir = "disabled", 0, "", ""
         if os.environ.get("WANDB_MODE") != "disabled":
             started = self.start(classes, run_id, again)
             self.mode, run_id, self.first_step, self.url, self.dir = started
@@ -101,22 +104,20 @@ class WandbRun:
         self.thread = threading.Thread(target=self.work, daemon=True)
         self.thread.start()
 
-    def start(self, *arguments) -> tuple:
+    def start(self, classes, run_id, again) -> tuple:
         """Start the process, and the run in it: offline if W&B cannot do it otherwise. Raises RunError."""
         wanted = os.environ.get("WANDB_MODE") or None
         problem = "no API key is set up (run wandb login)" if wanted == "online" else None
-        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        options |= {"env": environment(self.folder), "start_new_session": True}  # Ctrl-C does not reach it
         settings = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT, "silent": True}
         settings |= {"finish_timeout_raises": True, "x_stats_pid": os.getpid()}
-        plain = json.loads(json.dumps(self.config, default=str))  # an object of torch would import torch
+        plain = json.loads(json.dumps([self.config, classes], default=str))  # other types need their modules
         for mode in (wanted, "offline"):
-            self.process = subprocess.Popen([sys.executable, PROGRAM], **options)
             timer = threading.Timer(INIT_WAIT, self.kill)  # W&B may wait for ever
-            timer.start()
             try:
+                self.launch()
+                timer.start()
                 place = sys.path, sys.argv, self.folder
-                started = self.call("start", *place, settings, plain, mode, *arguments)
+                started = self.call("start", *place, settings, *plain, mode, run_id, again)
                 if started[0] == "offline" and problem:
                     print(f"W&B: offline, because {problem}", file=sys.stderr)
                 return started
@@ -124,17 +125,34 @@ class WandbRun:
                 self.kill()
                 if not isinstance(error, RunError):
                     raise
-                problem = str(error) if timer.is_alive() else f"it has not started within {INIT_WAIT} s"
+                late = timer.ident and not timer.is_alive()
+                problem = f"it has not started within {INIT_WAIT} s" if late else str(error)
             finally:
                 timer.cancel()
         raise RunError(f"W&B cannot start, because {problem}. Fix WANDB_*, or set WANDB_MODE=disabled.")
 
+    def launch(self) -> None:
+        """Start the process. Its stdin is a socket to this one. Raises RunError."""
+        try:
+            self.temporary = tempfile.mkdtemp(prefix="wandb-")
+            self.socket, theirs = socket.socketpair()
+            with theirs:
+                for end in (self.socket, theirs):
+                    end.setblocking(True)  # the caller may have set a default timeout
+                options = {"stdin": theirs, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+                options["env"] = environment(self.folder) | {"TMPDIR": self.temporary}
+                options["start_new_session"] = True  # Ctrl-C does not reach it
+                self.process = subprocess.Popen([sys.executable, PROGRAM], **options)
+        except (OSError, TypeError) as error:  # TypeError: sys.executable is None
+            raise RunError(f"{sys.executable} cannot start its process ({reason(error)})") from error
+
     def call(self, method: str, *arguments):
         """Call a method of Recorder in the process. Raises RunError, which says what follows "because"."""
         try:
-            pickle.dump((method, arguments), self.process.stdin)
-            self.process.stdin.flush()
-            result, problem = pickle.load(self.process.stdout)
+            with self.socket.makefile("rwb") as stream:
+                pickle.dump((method, arguments), stream)
+                stream.flush()
+                result, problem = pickle.load(stream)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             raise RunError("its process has ended") from error
         if problem:
@@ -184,28 +202,33 @@ class WandbRun:
     def finish(self, exit_code: int) -> None:
         """Wait for the uploads, `end_wait` seconds at most. publish.py sends what is missing then."""
         end = time.monotonic() + self.end_wait
-        for job in (("end", (exit_code,)), None) if self.process else (None,):
-            with suppress(queue.Full):
-                self.jobs.put(job, timeout=max(0, end - time.monotonic()))
-        self.thread.join(max(0, end - time.monotonic()))
-        if self.thread.is_alive():
-            self.give_up(f"it has not ended within {self.end_wait} s")
-        if self.process:
+        try:
+            for job in (("end", (exit_code,)), None) if self.process else (None,):
+                with suppress(queue.Full):
+                    self.jobs.put(job, timeout=max(0, end - time.monotonic()))
+            self.thread.join(max(0, end - time.monotonic()))
+            if self.thread.is_alive():
+                self.give_up(f"it has not ended within {self.end_wait} s")
             if self.ended:
                 with suppress(subprocess.TimeoutExpired):
                     self.process.wait(max(1, end - time.monotonic()))
+        finally:  # also after a second Ctrl-C, in a notebook
+            self.disabled |= not self.ended
             self.kill()
-            shutil.rmtree(self.folder / "wandb/tmp", ignore_errors=True)
 
     def kill(self) -> None:
         """Kill the process, and W&B's own that it has started. If they hang, nothing else helps."""
-        kill_service(self.process.pid)
-        self.process.kill()
-        for pipe in (self.process.stdin, self.process.stdout):
+        if self.process:
+            kill_service(self.process.pid)
+            self.process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+        if self.socket:
             with suppress(OSError):
-                pipe.close()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(5)
+                self.socket.shutdown(socket.SHUT_RDWR)  # a forked process may have a copy of it
+            self.socket.close()
+        for folder in filter(None, (self.temporary, self.folder / "wandb/tmp")):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def address(self, publish: str) -> str:
         """The run's address on W&B, or the command that sends it there; `publish` starts publish.py."""
@@ -225,15 +248,20 @@ def environment(folder: Path) -> dict[str, str]:
         "WANDB_CACHE_DIR": f"{folder}/wandb/cache",
         "WANDB_ERROR_REPORTING": "false",  # it delays the end
         "WANDB_PROGRAM": getattr(main, "__file__", None) or "python",
+        "PYTHONSAFEPATH": "1",  # a module beside this file may be named like one of Python's
     }
     # An empty variable counts as not set; W&B would refuse many.
     given = {name: value for name, value in os.environ.items() if value or not name.startswith("WANDB_")}
-    given.pop("WANDB_SERVICE", None)  # W&B's process of the caller
-    wandb = sys.modules.get("wandb") if "WANDB_SERVICE" in os.environ else None
-    if wandb and getattr(wandb.setup(), "most_recent_active_run", wandb.run):
-        # The caller has a run of its own open, perhaps a trial of a sweep: it is not continued.
-        for name in ("RUN_ID", "SWEEP_ID", "SWEEP_PARAM_PATH", "RESUME"):
-            given.pop(f"WANDB_{name}", None)
+    wandb = sys.modules.get("wandb") if given.pop("WANDB_SERVICE", None) else None
+    if wandb:  # the caller has used W&B, and perhaps wandb.login or wandb.setup
+        session = wandb.setup()
+        for name in ("api_key", "base_url", "entity", "mode"):
+            if value := getattr(session.settings, name):
+                defaults[f"WANDB_{name.upper()}"] = value
+        if getattr(session, "most_recent_active_run", wandb.run):
+            # The caller's run, perhaps a trial of a sweep, is not continued.
+            for name in ("RUN_ID", "SWEEP_ID", "SWEEP_PARAM_PATH", "RESUME"):
+                given.pop(f"WANDB_{name}", None)
     return defaults | given
 
 
@@ -252,7 +280,7 @@ def kill_service(parent: int) -> None:
 class Recorder:
     """The run on W&B. `WandbRun.call` calls its methods."""
 
-    def start(self, path, argv, folder, settings, config, mode, classes, run_id, again) -> tuple:
+    def start(self, path, argv, folder, settings, config, classes, mode, run_id, again) -> tuple:
         """Start the wandb.Run, as if the caller did it. Returns values of attributes of WandbRun."""
         sys.path, sys.argv = path, argv
         import wandb
@@ -378,10 +406,9 @@ class Recorder:
 
 def serve() -> None:
     """What the process does: answer calls until there are no more."""
-    calls, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1):  # W&B's process inherits these
-        os.dup2(null, descriptor)
+    stream = socket.socket(fileno=os.dup(0)).makefile("rwb")
+    os.dup2(1, 0)  # W&B's process inherits it
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     sys.stdout.reconfigure(errors="backslashreplace")
     for number in (signal.SIGINT, signal.SIGTERM):  # the caller says when to stop
         signal.signal(number, signal.SIG_IGN)
@@ -390,15 +417,22 @@ def serve() -> None:
     recorder, method = Recorder(), None
     while method != "end":
         try:
-            method, arguments = pickle.load(calls)
-        except EOFError:  # the caller has ended, and W&B's own process ends when this one has
+            method, arguments = pickle.load(stream)
+        except (OSError, EOFError):  # the caller has ended, and W&B's own process ends when this one has
             os._exit(1)
         try:
             answer = getattr(recorder, method)(*arguments), None
         except (Exception, SystemExit) as error:
             answer, recorder.held = (None, f"of {reason(error)}"), None
-        pickle.dump(answer, answers)
-        answers.flush()
+        pickle.dump(answer, stream)
+        stream.flush()
+
+
+def end_with(parent: int) -> None:
+    """End this process when its parent has ended, even if a process forked from that has the socket."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 if __name__ == "__main__":
