@@ -112,7 +112,7 @@ class WandbRun:
         settings |= {"finish_timeout_raises": True, "x_stats_pid": os.getpid()}
         plain = json.loads(json.dumps([self.config, classes], default=str))  # other types need their modules
         for mode in (wanted, "offline"):
-            timer = threading.Timer(INIT_WAIT, self.kill)  # W&B may wait for ever
+            begin, timer = time.monotonic(), threading.Timer(INIT_WAIT, self.kill)  # W&B may wait for ever
             try:
                 self.launch()
                 timer.start()
@@ -125,7 +125,7 @@ class WandbRun:
                 self.kill()
                 if not isinstance(error, RunError):
                     raise
-                late = timer.ident and not timer.is_alive()
+                late = time.monotonic() - begin >= INIT_WAIT
                 problem = f"it has not started within {INIT_WAIT} s" if late else str(error)
             finally:
                 timer.cancel()
@@ -213,7 +213,6 @@ class WandbRun:
                 with suppress(subprocess.TimeoutExpired):
                     self.process.wait(max(1, end - time.monotonic()))
         finally:  # also after a second Ctrl-C, in a notebook
-            self.disabled |= not self.ended
             self.kill()
 
     def kill(self) -> None:
