@@ -113,9 +113,9 @@ class WandbRun:
         plain = json.loads(json.dumps([self.config, classes], default=str))  # other types need their modules
         for mode in (wanted, "offline"):
             begin, timer = time.monotonic(), threading.Timer(INIT_WAIT, self.kill)  # W&B may wait for ever
+            timer.start()
             try:
                 self.launch()
-                timer.start()
                 place = sys.path, sys.argv, self.folder
                 started = self.call("start", *place, settings, *plain, mode, run_id, again)
                 if started[0] == "offline" and problem:
@@ -129,6 +129,7 @@ class WandbRun:
                 problem = f"it has not started within {INIT_WAIT} s" if late else str(error)
             finally:
                 timer.cancel()
+                timer.join()  # it must not kill the next process
         raise RunError(f"W&B cannot start, because {problem}. Fix WANDB_*, or set WANDB_MODE=disabled.")
 
     def launch(self) -> None:
