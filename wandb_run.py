@@ -35,6 +35,7 @@ EPOCH_WAIT, END_WAIT = 10, 40  # seconds that training waits for W&B at most, in
 MAX_ROWS, MAX_CELLS = 10_000, 200_000  # of a table, if the user sets no number of rows
 MAX_WRONG_PICTURES = 1000  # in a table; each takes about a millisecond
 MAX_CONFUSION = 100  # classes; W&B cuts larger charts
+NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)  # it would end a program that has restored its default
 QUEUE_SIZE = 64  # records (losses of 50 steps, or an epoch) on their way to W&B
 
 
@@ -150,9 +151,8 @@ class WandbRun:
     def call(self, method: str, *arguments):
         """Call a method of Recorder in the process. Raises RunError, which says what follows "because"."""
         try:
-            with self.socket.makefile("rwb") as stream:
-                pickle.dump((method, arguments), stream)
-                stream.flush()
+            self.socket.sendall(pickle.dumps((method, arguments)), NO_SIGPIPE)
+            with self.socket.makefile("rb") as stream:
                 result, problem = pickle.load(stream)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             raise RunError("its process has ended") from error

@@ -91,6 +91,22 @@ def test_ctrl_c_at_the_end_leaves_no_process(temporary, monkeypatch):
     assert run.process.returncode == -signal.SIGKILL and not run.thread.is_alive()
 
 
+def with_the_default_of_sigpipe() -> int:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    run = make_run()
+    run.process.kill()
+    run.process.wait()
+    run.finish(0)
+    return 0
+
+
+def test_program_in_which_a_broken_pipe_is_deadly_goes_on(tmp_path):
+    (tmp_path / "run").mkdir()
+    result = run(with_the_default_of_sigpipe, cwd=tmp_path, WANDB_MODE="offline")
+    assert result.returncode == 0
+    assert result.stderr == "W&B: no further records, because its process has ended\n"
+
+
 KILLED_WITH_A_FORK = """
 import os, signal, sys, time
 sys.path.append(sys.argv[1])
