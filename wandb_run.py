@@ -1,7 +1,7 @@
 """A run on W&B. train.py fills it while it trains, publish.py from a run directory, at any time later.
 
-Both use `WandbRun`. It starts this file as a program, in which `Recorder` talks to W&B. So a table that is
-built takes no time from training's Python, and training goes on, whatever W&B does.
+Both use `WandbRun`. It starts this file as a program, in which `Recorder` talks to W&B. Building tables
+there leaves the Python of training free, and training goes on if W&B fails.
 """
 
 import csv
@@ -35,7 +35,7 @@ EPOCH_WAIT, END_WAIT = 10, 40  # seconds that training waits for W&B at most, in
 MAX_ROWS, MAX_CELLS = 10_000, 200_000  # of a table, if the user sets no number of rows
 MAX_WRONG_PICTURES = 1000  # in a table; each takes about a millisecond
 MAX_CONFUSION = 100  # classes; W&B cuts larger charts
-NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)  # it would end a program that has restored its default
+NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)  # for callers in whose program SIGPIPE is deadly
 QUEUE_SIZE = 64  # records (losses of 50 steps, or an epoch) on their way to W&B
 
 
@@ -45,7 +45,7 @@ class RunError(Exception):
 
 def reason(error: Exception) -> str:
     """What an error of W&B says, in one line."""
-    text = " ".join(str(error).split()).partition(" [type=")[0]  # pydantic adds how it came to it
+    text = " ".join(str(error).split()).partition(" [type=")[0]  # pydantic appends what it was given
     return textwrap.shorten(f"{type(error).__name__}: {text}", 200, placeholder=" ...").rstrip(":. ")
 
 
@@ -59,8 +59,8 @@ def pictured_ids(config: dict, rows: list[list]) -> list[int]:
 
 
 def shown_rows(config: dict, rows: list[list]) -> list[list]:
-    """The first rows, for the W&B table: `img_count` of them, or as many as take it about a second."""
-    columns = len(rows[0]) + 1  # the picture's
+    """The rows of the W&B table: the first `img_count`, or as many as W&B builds in about a second."""
+    columns = len(rows[0]) + 1  # and the picture
     return rows[: config.get("img_count") or min(MAX_ROWS, MAX_CELLS // columns)]
 
 
@@ -73,7 +73,7 @@ def read_table(path: Path) -> tuple[list[str], list[list]]:
 
 
 class WandbRun:
-    """A run on W&B. Records wait in a queue, training waits a bounded time at most.
+    """A run on W&B. Records wait in a queue. Training waits a bounded time at most.
 
     It never prompts: WANDB_MODE decides, else it is online if an API key is set up. After an error or a wait
     that is too long, one line says so, and W&B gets nothing more.
@@ -188,7 +188,7 @@ class WandbRun:
                 self.give_up(f"of {reason(error)}")
 
     def log_epoch(self, step: int, record: dict, predictions: str) -> None:
-        """Have an epoch logged with its table and the pictures in it, which the process gets one by one."""
+        """Have an epoch logged with its table. The process gets the pictures that it lacks one by one."""
         needed = self.call("read_epoch", predictions)
         for index in needed if self.images is not None else ():
             pixels = self.images[index].permute(1, 2, 0).squeeze(2)  # (H, W, 3), or (H, W) if C is 1
@@ -295,7 +295,7 @@ class Recorder:
         options = {key: os.environ.get(f"WANDB_{key.upper()}", value) for key, value in defaults.items()}
         resume = {"resume": "allow"} if run_id and mode != "offline" and not again else {}
         options |= {"config": config, "id": run_id, "mode": mode}
-        # The button on the run's page, which stops it.
+        # What the stop button on the run's page does.
         settings["stop_fn"] = lambda: os.kill(settings["x_stats_pid"], signal.SIGINT)
         self.run = run = wandb.init(**options, **resume, settings=wandb.Settings(**settings))
         self.first_step = run.starting_step
@@ -368,9 +368,9 @@ class Recorder:
         self.pictures[index] = self.wandb.Image(str(path))
 
     def remove_copies(self, staged_before: set[str]) -> None:
-        """Remove the copies that W&B 0.31 keeps of a table, but for the one that its artifact names.
+        """Delete the spare copies that W&B 0.31 keeps of a table. Keep the one that its artifact names.
 
-        Of each picture it keeps a copy an epoch. They become one file with many names.
+        W&B also copies each picture in every epoch. Those copies become hard links to the first one.
         """
         for _ in range(100):  # W&B keeps the last 100 artifacts in memory, each with a file in $TMPDIR
             self.wandb.Artifact("none", type="none")
@@ -418,7 +418,7 @@ def serve() -> None:
     while method != "end":
         try:
             method, arguments = pickle.load(stream)
-        except (OSError, EOFError):  # the caller has ended, and W&B's own process ends when this one has
+        except (OSError, EOFError):  # the caller has ended; W&B's own process ends with this one
             os._exit(1)
         try:
             answer = getattr(recorder, method)(*arguments), None
