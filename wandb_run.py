@@ -1,7 +1,7 @@
 """A run on W&B. train.py fills it while it trains, publish.py from a run directory, at any time later.
 
-Both use `WandbRun`. It starts this file as a program, in which `Recorder` talks to W&B. So a table that is
-built takes no time from training's Python, and training goes on, whatever W&B does.
+Both use `WandbRun`. It starts this file as a program, in which `Recorder` talks to W&B. Building tables
+there leaves the Python of training free, and training goes on if W&B fails.
 """
 
 import csv
@@ -15,8 +15,10 @@ import secrets
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -33,6 +35,7 @@ EPOCH_WAIT, END_WAIT = 10, 40  # seconds that training waits for W&B at most, in
 MAX_ROWS, MAX_CELLS = 10_000, 200_000  # of a table, if the user sets no number of rows
 MAX_WRONG_PICTURES = 1000  # in a table; each takes about a millisecond
 MAX_CONFUSION = 100  # classes; W&B cuts larger charts
+NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)  # for callers in whose program SIGPIPE is deadly
 QUEUE_SIZE = 64  # records (losses of 50 steps, or an epoch) on their way to W&B
 
 
@@ -42,7 +45,7 @@ class RunError(Exception):
 
 def reason(error: Exception) -> str:
     """What an error of W&B says, in one line."""
-    text = " ".join(str(error).split()).partition(" [type=")[0]  # pydantic adds how it came to it
+    text = " ".join(str(error).split()).partition(" [type=")[0]  # pydantic appends what it was given
     return textwrap.shorten(f"{type(error).__name__}: {text}", 200, placeholder=" ...").rstrip(":. ")
 
 
@@ -56,8 +59,8 @@ def pictured_ids(config: dict, rows: list[list]) -> list[int]:
 
 
 def shown_rows(config: dict, rows: list[list]) -> list[list]:
-    """The first rows, for the W&B table: `img_count` of them, or as many as take it about a second."""
-    columns = len(rows[0]) + 1  # the picture's
+    """The rows of the W&B table: the first `img_count`, or as many as W&B builds in about a second."""
+    columns = len(rows[0]) + 1  # and the picture
     return rows[: config.get("img_count") or min(MAX_ROWS, MAX_CELLS // columns)]
 
 
@@ -70,7 +73,7 @@ def read_table(path: Path) -> tuple[list[str], list[list]]:
 
 
 class WandbRun:
-    """A run on W&B. Records wait in a queue, training waits a bounded time at most.
+    """A run on W&B. Records wait in a queue. Training waits a bounded time at most.
 
     It never prompts: WANDB_MODE decides, else it is online if an API key is set up. After an error or a wait
     that is too long, one line says so, and W&B gets nothing more.
@@ -92,7 +95,8 @@ class WandbRun:
         self.patience = self.epoch_wait  # seconds left to wait in this epoch
         self.disabled = self.ended = self.lacks_part = False
         self.stderr = sys.stderr  # an export redirects it for a while
-        self.process, self.mode, self.first_step, self.url, self.dir = None, "disabled", 0, "", ""
+        self.process = self.socket = self.temporary = None
+        self.mode, self.first_step, self.url, self.dir = "disabled", 0, "", ""
         if os.environ.get("WANDB_MODE") != "disabled":
             started = self.start(classes, run_id, again)
             self.mode, run_id, self.first_step, self.url, self.dir = started
@@ -101,22 +105,20 @@ class WandbRun:
         self.thread = threading.Thread(target=self.work, daemon=True)
         self.thread.start()
 
-    def start(self, *arguments) -> tuple:
+    def start(self, classes, run_id, again) -> tuple:
         """Start the process, and the run in it: offline if W&B cannot do it otherwise. Raises RunError."""
         wanted = os.environ.get("WANDB_MODE") or None
         problem = "no API key is set up (run wandb login)" if wanted == "online" else None
-        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        options |= {"env": environment(self.folder), "start_new_session": True}  # Ctrl-C does not reach it
         settings = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT, "silent": True}
         settings |= {"finish_timeout_raises": True, "x_stats_pid": os.getpid()}
-        plain = json.loads(json.dumps(self.config, default=str))  # an object of torch would import torch
+        plain = json.loads(json.dumps([self.config, classes], default=str))  # other types need their modules
         for mode in (wanted, "offline"):
-            self.process = subprocess.Popen([sys.executable, PROGRAM], **options)
-            timer = threading.Timer(INIT_WAIT, self.kill)  # W&B may wait for ever
+            begin, timer = time.monotonic(), threading.Timer(INIT_WAIT, self.kill)  # W&B may wait for ever
             timer.start()
             try:
+                self.launch()
                 place = sys.path, sys.argv, self.folder
-                started = self.call("start", *place, settings, plain, mode, *arguments)
+                started = self.call("start", *place, settings, *plain, mode, run_id, again)
                 if started[0] == "offline" and problem:
                     print(f"W&B: offline, because {problem}", file=sys.stderr)
                 return started
@@ -124,17 +126,34 @@ class WandbRun:
                 self.kill()
                 if not isinstance(error, RunError):
                     raise
-                problem = str(error) if timer.is_alive() else f"it has not started within {INIT_WAIT} s"
+                late = time.monotonic() - begin >= INIT_WAIT
+                problem = f"it has not started within {INIT_WAIT} s" if late else str(error)
             finally:
                 timer.cancel()
+                timer.join()  # it must not kill the next process
         raise RunError(f"W&B cannot start, because {problem}. Fix WANDB_*, or set WANDB_MODE=disabled.")
+
+    def launch(self) -> None:
+        """Start the process. Its stdin is a socket to this one. Raises RunError."""
+        try:
+            self.temporary = tempfile.mkdtemp(prefix="wandb-")
+            self.socket, theirs = socket.socketpair()
+            with theirs:
+                for end in (self.socket, theirs):
+                    end.setblocking(True)  # the caller may have set a default timeout
+                options = {"stdin": theirs, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+                options["env"] = environment(self.folder) | {"TMPDIR": self.temporary}
+                options["start_new_session"] = True  # Ctrl-C does not reach it
+                self.process = subprocess.Popen([sys.executable, PROGRAM], **options)
+        except (OSError, TypeError) as error:  # TypeError: sys.executable is None
+            raise RunError(f"{sys.executable} cannot start its process ({reason(error)})") from error
 
     def call(self, method: str, *arguments):
         """Call a method of Recorder in the process. Raises RunError, which says what follows "because"."""
         try:
-            pickle.dump((method, arguments), self.process.stdin)
-            self.process.stdin.flush()
-            result, problem = pickle.load(self.process.stdout)
+            self.socket.sendall(pickle.dumps((method, arguments)), NO_SIGPIPE)
+            with self.socket.makefile("rb") as stream:
+                result, problem = pickle.load(stream)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             raise RunError("its process has ended") from error
         if problem:
@@ -169,7 +188,7 @@ class WandbRun:
                 self.give_up(f"of {reason(error)}")
 
     def log_epoch(self, step: int, record: dict, predictions: str) -> None:
-        """Have an epoch logged with its table and the pictures in it, which the process gets one by one."""
+        """Have an epoch logged with its table. The process gets the pictures that it lacks one by one."""
         needed = self.call("read_epoch", predictions)
         for index in needed if self.images is not None else ():
             pixels = self.images[index].permute(1, 2, 0).squeeze(2)  # (H, W, 3), or (H, W) if C is 1
@@ -184,28 +203,32 @@ class WandbRun:
     def finish(self, exit_code: int) -> None:
         """Wait for the uploads, `end_wait` seconds at most. publish.py sends what is missing then."""
         end = time.monotonic() + self.end_wait
-        for job in (("end", (exit_code,)), None) if self.process else (None,):
-            with suppress(queue.Full):
-                self.jobs.put(job, timeout=max(0, end - time.monotonic()))
-        self.thread.join(max(0, end - time.monotonic()))
-        if self.thread.is_alive():
-            self.give_up(f"it has not ended within {self.end_wait} s")
-        if self.process:
+        try:
+            for job in (("end", (exit_code,)), None) if self.process else (None,):
+                with suppress(queue.Full):
+                    self.jobs.put(job, timeout=max(0, end - time.monotonic()))
+            self.thread.join(max(0, end - time.monotonic()))
+            if self.thread.is_alive():
+                self.give_up(f"it has not ended within {self.end_wait} s")
             if self.ended:
                 with suppress(subprocess.TimeoutExpired):
                     self.process.wait(max(1, end - time.monotonic()))
+        finally:  # also after a second Ctrl-C, in a notebook
             self.kill()
-            shutil.rmtree(self.folder / "wandb/tmp", ignore_errors=True)
 
     def kill(self) -> None:
         """Kill the process, and W&B's own that it has started. If they hang, nothing else helps."""
-        kill_service(self.process.pid)
-        self.process.kill()
-        for pipe in (self.process.stdin, self.process.stdout):
+        if self.process:
+            kill_service(self.process.pid)
+            self.process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+        if self.socket:
             with suppress(OSError):
-                pipe.close()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(5)
+                self.socket.shutdown(socket.SHUT_RDWR)  # a forked process may have a copy of it
+            self.socket.close()
+        for folder in filter(None, (self.temporary, self.folder / "wandb/tmp")):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def address(self, publish: str) -> str:
         """The run's address on W&B, or the command that sends it there; `publish` starts publish.py."""
@@ -225,15 +248,20 @@ def environment(folder: Path) -> dict[str, str]:
         "WANDB_CACHE_DIR": f"{folder}/wandb/cache",
         "WANDB_ERROR_REPORTING": "false",  # it delays the end
         "WANDB_PROGRAM": getattr(main, "__file__", None) or "python",
+        "PYTHONSAFEPATH": "1",  # a module beside this file may be named like one of Python's
     }
     # An empty variable counts as not set; W&B would refuse many.
     given = {name: value for name, value in os.environ.items() if value or not name.startswith("WANDB_")}
-    given.pop("WANDB_SERVICE", None)  # W&B's process of the caller
-    wandb = sys.modules.get("wandb") if "WANDB_SERVICE" in os.environ else None
-    if wandb and getattr(wandb.setup(), "most_recent_active_run", wandb.run):
-        # The caller has a run of its own open, perhaps a trial of a sweep: it is not continued.
-        for name in ("RUN_ID", "SWEEP_ID", "SWEEP_PARAM_PATH", "RESUME"):
-            given.pop(f"WANDB_{name}", None)
+    wandb = sys.modules.get("wandb") if given.pop("WANDB_SERVICE", None) else None
+    if wandb:  # the caller has used W&B, and perhaps wandb.login or wandb.setup
+        session = wandb.setup()
+        for name in ("api_key", "base_url", "entity", "mode"):
+            if value := getattr(session.settings, name):
+                defaults[f"WANDB_{name.upper()}"] = value
+        if getattr(session, "most_recent_active_run", wandb.run):
+            # The caller's run, perhaps a trial of a sweep, is not continued.
+            for name in ("RUN_ID", "SWEEP_ID", "SWEEP_PARAM_PATH", "RESUME"):
+                given.pop(f"WANDB_{name}", None)
     return defaults | given
 
 
@@ -252,7 +280,7 @@ def kill_service(parent: int) -> None:
 class Recorder:
     """The run on W&B. `WandbRun.call` calls its methods."""
 
-    def start(self, path, argv, folder, settings, config, mode, classes, run_id, again) -> tuple:
+    def start(self, path, argv, folder, settings, config, classes, mode, run_id, again) -> tuple:
         """Start the wandb.Run, as if the caller did it. Returns values of attributes of WandbRun."""
         sys.path, sys.argv = path, argv
         import wandb
@@ -267,7 +295,7 @@ class Recorder:
         options = {key: os.environ.get(f"WANDB_{key.upper()}", value) for key, value in defaults.items()}
         resume = {"resume": "allow"} if run_id and mode != "offline" and not again else {}
         options |= {"config": config, "id": run_id, "mode": mode}
-        # The button on the run's page, which stops it.
+        # What the stop button on the run's page does.
         settings["stop_fn"] = lambda: os.kill(settings["x_stats_pid"], signal.SIGINT)
         self.run = run = wandb.init(**options, **resume, settings=wandb.Settings(**settings))
         self.first_step = run.starting_step
@@ -340,9 +368,9 @@ class Recorder:
         self.pictures[index] = self.wandb.Image(str(path))
 
     def remove_copies(self, staged_before: set[str]) -> None:
-        """Remove the copies that W&B 0.31 keeps of a table, but for the one that its artifact names.
+        """Delete the spare copies that W&B 0.31 keeps of a table. Keep the one that its artifact names.
 
-        Of each picture it keeps a copy an epoch. They become one file with many names.
+        W&B also copies each picture in every epoch. Those copies become hard links to the first one.
         """
         for _ in range(100):  # W&B keeps the last 100 artifacts in memory, each with a file in $TMPDIR
             self.wandb.Artifact("none", type="none")
@@ -378,10 +406,9 @@ class Recorder:
 
 def serve() -> None:
     """What the process does: answer calls until there are no more."""
-    calls, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1):  # W&B's process inherits these
-        os.dup2(null, descriptor)
+    stream = socket.socket(fileno=os.dup(0)).makefile("rwb")
+    os.dup2(1, 0)  # W&B's process inherits it
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     sys.stdout.reconfigure(errors="backslashreplace")
     for number in (signal.SIGINT, signal.SIGTERM):  # the caller says when to stop
         signal.signal(number, signal.SIG_IGN)
@@ -390,15 +417,22 @@ def serve() -> None:
     recorder, method = Recorder(), None
     while method != "end":
         try:
-            method, arguments = pickle.load(calls)
-        except EOFError:  # the caller has ended, and W&B's own process ends when this one has
+            method, arguments = pickle.load(stream)
+        except (OSError, EOFError):  # the caller has ended; W&B's own process ends with this one
             os._exit(1)
         try:
             answer = getattr(recorder, method)(*arguments), None
         except (Exception, SystemExit) as error:
             answer, recorder.held = (None, f"of {reason(error)}"), None
-        pickle.dump(answer, answers)
-        answers.flush()
+        pickle.dump(answer, stream)
+        stream.flush()
+
+
+def end_with(parent: int) -> None:
+    """End this process when its parent has ended, even if a process forked from that has the socket."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 if __name__ == "__main__":
