@@ -183,7 +183,7 @@ class RunLogger:
             last_step = int(history[-1].split(",")[0]) if history else -1
             gap = self.wandb.mode != "offline" and self.wandb.first_step <= last_step
             self.wandb.lacks_part = gap or bool(saved.get("wandb_lacks_part"))
-            if history:  # it no longer says "finished"
+            if history:  # a resumed run is not finished any more
                 write_json(self.run_dir / "summary.json", self.summary)
             self.write_config()
             (self.run_dir / "predictions").mkdir(exist_ok=True)
@@ -297,9 +297,11 @@ class RunLogger:
 
     def __exit__(self, error_type, error, traceback) -> None:
         if self.rank == 0:
-            self.wandb.finish(exit_code=0 if error_type is None else 1)
-            if self.wandb.disabled:
-                self.wandb.lacks_part = True
-                with suppress(OSError):
-                    self.write_config()
-            self.lock.release()
+            try:
+                self.wandb.finish(exit_code=0 if error_type is None else 1)
+                if self.wandb.disabled:
+                    self.wandb.lacks_part = True
+                    with suppress(OSError):
+                        self.write_config()
+            finally:  # also after a second Ctrl-C, in a notebook
+                self.lock.release()

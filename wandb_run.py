@@ -25,6 +25,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 PROGRAM = os.path.abspath(__file__)
@@ -81,8 +82,8 @@ class WandbRun:
     Args:
         run_dir, config, classes: as in RunLogger. W&B's own files go to `run_dir`.
         images: id -> uint8 (C, H, W), of every picture that a table may show; or None.
-        run_id: of the run on W&B to go on with, or None.
-        again: whether to begin that run again, instead of adding to it.
+        run_id: of the W&B run to resume, or None.
+        again: whether to replace that run on W&B, instead of resuming it.
         waits: seconds to wait for W&B at most, in an epoch and at the end, if not the defaults.
 
     Attributes: `mode` is online, offline or disabled. W&B has the steps before `first_step`.
@@ -94,7 +95,7 @@ class WandbRun:
         self.epoch_wait, self.end_wait = waits or (EPOCH_WAIT, END_WAIT)
         self.patience = self.epoch_wait  # seconds left to wait in this epoch
         self.disabled = self.ended = self.lacks_part = False
-        self.stderr = sys.stderr  # an export redirects it for a while
+        self.stderr = sys.stderr  # kept, because an export redirects sys.stderr
         self.process = self.socket = self.temporary = None
         self.mode, self.first_step, self.url, self.dir = "disabled", 0, "", ""
         if os.environ.get("WANDB_MODE") != "disabled":
@@ -106,12 +107,12 @@ class WandbRun:
         self.thread.start()
 
     def start(self, classes, run_id, again) -> tuple:
-        """Start the process, and the run in it: offline if W&B cannot do it otherwise. Raises RunError."""
+        """Start the process, and the run in it. If that fails, try again offline. Raises RunError."""
         wanted = os.environ.get("WANDB_MODE") or None
         problem = "no API key is set up (run wandb login)" if wanted == "online" else None
         settings = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT, "silent": True}
         settings |= {"finish_timeout_raises": True, "x_stats_pid": os.getpid()}
-        plain = json.loads(json.dumps([self.config, classes], default=str))  # other types need their modules
+        plain = json.loads(json.dumps([self.config, classes], default=str))  # no types of other modules
         for mode in (wanted, "offline"):
             begin, timer = time.monotonic(), threading.Timer(INIT_WAIT, self.kill)  # W&B may wait for ever
             timer.start()
@@ -149,7 +150,7 @@ class WandbRun:
             raise RunError(f"{sys.executable} cannot start its process ({reason(error)})") from error
 
     def call(self, method: str, *arguments):
-        """Call a method of Recorder in the process. Raises RunError, which says what follows "because"."""
+        """Call a method of Recorder in the process. Raises RunError: a reason, to be put after "because"."""
         try:
             self.socket.sendall(pickle.dumps((method, arguments)), NO_SIGPIPE)
             with self.socket.makefile("rb") as stream:
@@ -177,18 +178,18 @@ class WandbRun:
         while job := self.jobs.get():
             method, arguments = job
             try:
-                if method == "log_epoch" and not self.disabled:
-                    self.log_epoch(*arguments)
-                elif method == "end" or not self.disabled:
-                    self.call(method, *arguments)
-                    self.ended = method == "end"
+                if self.disabled and method != "end":
+                    continue
+                send = self.log_epoch if method == "log_epoch" else partial(self.call, method)
+                send(*arguments)
+                self.ended = method == "end"
             except RunError as error:
                 self.give_up(str(error))
             except Exception as error:  # of any type: the run's own files are complete without W&B
                 self.give_up(f"of {reason(error)}")
 
     def log_epoch(self, step: int, record: dict, predictions: str) -> None:
-        """Have an epoch logged with its table. The process gets the pictures that it lacks one by one."""
+        """Send the pictures that the process lacks, one by one. Then have it log the epoch and its table."""
         needed = self.call("read_epoch", predictions)
         for index in needed if self.images is not None else ():
             pixels = self.images[index].permute(1, 2, 0).squeeze(2)  # (H, W, 3), or (H, W) if C is 1
@@ -204,7 +205,8 @@ class WandbRun:
         """Wait for the uploads, `end_wait` seconds at most. publish.py sends what is missing then."""
         end = time.monotonic() + self.end_wait
         try:
-            for job in (("end", (exit_code,)), None) if self.process else (None,):
+            jobs = [("end", (exit_code,))] if self.process else []
+            for job in (*jobs, None):
                 with suppress(queue.Full):
                     self.jobs.put(job, timeout=max(0, end - time.monotonic()))
             self.thread.join(max(0, end - time.monotonic()))
@@ -217,7 +219,7 @@ class WandbRun:
             self.kill()
 
     def kill(self) -> None:
-        """Kill the process, and W&B's own that it has started. If they hang, nothing else helps."""
+        """Kill the process, and W&B's own that it has started: they may hang and ignore other signals."""
         if self.process:
             kill_service(self.process.pid)
             self.process.kill()
@@ -281,7 +283,7 @@ class Recorder:
     """The run on W&B. `WandbRun.call` calls its methods."""
 
     def start(self, path, argv, folder, settings, config, classes, mode, run_id, again) -> tuple:
-        """Start the wandb.Run, as if the caller did it. Returns values of attributes of WandbRun."""
+        """Start the wandb.Run, with the caller's `path`, `argv`. Returns mode, id, first step, url, dir."""
         sys.path, sys.argv = path, argv
         import wandb
 
@@ -295,7 +297,7 @@ class Recorder:
         options = {key: os.environ.get(f"WANDB_{key.upper()}", value) for key, value in defaults.items()}
         resume = {"resume": "allow"} if run_id and mode != "offline" and not again else {}
         options |= {"config": config, "id": run_id, "mode": mode}
-        # What the stop button on the run's page does.
+        # The stop button on the run's page calls this.
         settings["stop_fn"] = lambda: os.kill(settings["x_stats_pid"], signal.SIGINT)
         self.run = run = wandb.init(**options, **resume, settings=wandb.Settings(**settings))
         self.first_step = run.starting_step
@@ -304,7 +306,7 @@ class Recorder:
         return mode, run_id or (None if run.disabled else run.id), run.starting_step, url, run.dir
 
     def log_losses(self, steps: Iterable[int], losses: Iterable[float]) -> None:
-        """Each loss waits for the next one, because the last of an epoch goes into the epoch's record."""
+        """Hold each loss until the next one comes. The last one of an epoch goes into the epoch's record."""
         for step, loss in zip(steps, losses):
             self.log_held()
             self.held = {"loss": loss}, step
@@ -321,7 +323,7 @@ class Recorder:
         return sorted(self.pictured - self.pictures.keys())
 
     def log_epoch(self, step: int, record: dict) -> None:
-        """Log the metrics in `record`, and the table and the confusion matrix of what was read."""
+        """Log the metrics in `record`, and the table and the confusion matrix of what `read_epoch` read."""
         print(" ".join([f"{name} {value}" for name, value in record.items()]))  # to the run's log on W&B
         if self.held and self.held[1] == step:
             record, self.held = self.held[0] | record, None
@@ -341,7 +343,7 @@ class Recorder:
         self.remove_copies(staged_before)
 
     def table(self):
-        """The W&B table of what was read."""
+        """The W&B table of what `read_epoch` read."""
         columns, names = self.columns, self.classes
         if names == [str(k) for k in range(len(names))]:
             names = range(len(names))  # W&B sorts integers by value

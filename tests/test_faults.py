@@ -549,7 +549,7 @@ def test_runs_that_number_themselves_in_the_same_second(settings, whole, tmp_pat
 
 SURROUNDINGS = {  # what is strange -> the command; each is a new interpreter, which takes five seconds
     ("no HOME", "LC_ALL=C", "python -O", "python -W error"): (
-        "env -u HOME LC_ALL=C {python} -O -W error -W ignore::ResourceWarning {train} {settings}"
+        "env -u HOME LC_ALL=C {python} -O -W error {train} {settings}"
     ),
     ("a HOME that cannot be written", "ASCII output"): (
         "env HOME=/proc PYTHONIOENCODING=ascii {python} {train} {settings}"

@@ -335,7 +335,9 @@ def downloaded(page: Page, folder: Path, key: str) -> list[dict]:
     )
     page.click(key)
     deadline = time.monotonic() + 10
-    while not (found := list(folder.glob("*.csv"))) and time.monotonic() < deadline:
+    # Chromium creates the file empty, and replaces it by the whole one at the end.
+    while not (found := [file for file in folder.glob("*.csv") if file.stat().st_size]):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     with open(found[0], newline="") as file:
         return list(csv.DictReader(file))
