@@ -26,6 +26,7 @@ from logging_utils import (
     RunLogger,
     compute_metrics,
     create_run_dir,
+    lock_run,
     prediction_rows,
     write_predictions,
 )
@@ -403,6 +404,17 @@ def test_a_line_on_wandb_is_not_lost_during_an_export(monkeypatch, capsys, tmp_p
             log.wandb.thread.join()
     line = "W&B: no further records, because of ZeroDivisionError: division by zero\n"
     assert capsys.readouterr().err == line and log.wandb.lacks_part
+
+
+def test_run_can_be_resumed_after_its_end_was_interrupted(monkeypatch, tmp_path):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr(WandbRun, "finish", interrupt)
+    with pytest.raises(KeyboardInterrupt), RunLogger(tmp_path / "run", {}, ["a", "b", "c"]):
+        pass
+    lock_run(tmp_path / "run").release()  # it does not say "Another process is writing"
 
 
 def train_in_a_loop_of_its_own() -> int:
