@@ -207,7 +207,8 @@ class MarginSampler(nn.Module):
         self.margins[indices] = best - second
 
     def end_round(self) -> None:
-        if dist.is_initialized():  # each process knows the margins of its part
+        """Share the margins among the processes: each knows those of its own part."""
+        if dist.is_initialized():
             dist.all_reduce(self.margins, dist.ReduceOp.MAX)
 
 

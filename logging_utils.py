@@ -173,13 +173,11 @@ class RunLogger:
                 undo.callback(shutil.rmtree, self.run_dir, ignore_errors=True)
             history = self.restore_history(resumed_epoch) if resumed_epoch else []
             saved = read_json(self.run_dir / "config.json")
-            self.config = (
-                config
-                | dict(classes=classes, run_dir=str(self.run_dir))
-                | describe_environment(config.get("device", "auto"))
-            )
+            config = config | {"classes": classes, "run_dir": str(self.run_dir)}
+            self.config = config | describe_environment(config.get("device", "auto"))
             self.wandb = WandbRun(self.run_dir, self.config, classes, images, saved.get("wandb_id"))
             undo.callback(self.wandb.finish, 1)
+            # Of a resumed run, W&B may lack steps, for example those that were recorded offline.
             last_step = int(history[-1].split(",")[0]) if history else -1
             gap = self.wandb.mode != "offline" and self.wandb.first_step <= last_step
             self.wandb.lacks_part = gap or bool(saved.get("wandb_lacks_part"))
@@ -239,7 +237,7 @@ class RunLogger:
                 raise RunError(f"The loss is {loss} in epoch {epoch}, step {step}. {cure}")
 
     def log_epoch(self, epoch: int, step: int, logits: Tensor, labels: Tensor, seconds=0.0) -> None:
-        """Record an epoch: its last step, logits (N, K) and labels (N,) of the evaluation images."""
+        """Record an epoch: its last step, logits (N, K), labels (N,). Raises ValueError for other sizes."""
         self.flush()
         expected = [len(labels if self.images is None else self.images), self.num_classes]
         if list(logits.shape) != expected or len(labels) != len(logits):

@@ -153,6 +153,7 @@ def predict_logits(model: nn.Module, images: Tensor, batch_size: int | None = No
 
 
 def eval_batch_size(images: Tensor, device: torch.device) -> int:
+    """How many of `images` (N, C, H, W) to evaluate at a time on a device."""
     return max(16, (20 if device.type == "cuda" else 1) * EVAL_PIXELS // images[0, 0].numel())
 
 

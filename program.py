@@ -30,12 +30,6 @@ from torch import Tensor
 MAX_FILE = 2**30  # bytes that are read of a file in a run directory
 MAX_NAME = 40  # columns of a class name on the terminal
 TORCH_STATE = threading.RLock()  # torch has one random generator and one default dtype for all threads
-NO_MEMORY = (  # in torch's errors: on a CPU, of CUDA, of its libraries
-    "can't allocate memory",
-    "CUDA error: out of memory",
-    "_ALLOC_FAILED",
-    "unable to find an engine to execute",
-)
 
 
 class ConfigError(Exception):
@@ -51,23 +45,25 @@ class CellError(Exception):
 
 # ---- Settings: the fields of a dataclass, which are the flags of its program ----
 def setting(default, help: str, low: float | None = None, high: float = 2**31 - 1, choices=()):
+    """A field of a dataclass: its default, its line of --help, and its bounds or choices."""
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
 def check_settings(config) -> None:
-    """Raise ConfigError if a setting is out of its bounds."""
+    """Raise ConfigError if a setting is of another type, empty, or out of its bounds."""
     for f in fields(config):
-        value, (_, low, high, choices) = getattr(config, f.name), f.metadata.values()
+        value = getattr(config, f.name)
+        low, high, choices = (f.metadata[key] for key in ("low", "high", "choices"))
         if isinstance(value, str) and f.type is not str:  # YAML reads 1e-3 as text
             raise ConfigError(f"--{f.name} must be of the type {f.type.__name__}, not the text {value!r}.")
-        allowed = value in choices if choices else low is None or low <= value <= high
         if value == "":
             raise ConfigError(f"--{f.name} is empty. Give it a value, or leave it out.")
         if isinstance(value, str) and printable(value) != value:
             raise ConfigError(f"--{f.name} must not hold control characters.")
-        if not allowed:
-            bounds = f"one of {', '.join(choices)}" if choices else f"between {low} and {high}"
-            raise ConfigError(f"--{f.name} must be {bounds}, not {value}.")
+        if choices and value not in choices:
+            raise ConfigError(f"--{f.name} must be one of {', '.join(choices)}, not {value}.")
+        if low is not None and not low <= value <= high:
+            raise ConfigError(f"--{f.name} must be between {low} and {high}, not {value}.")
 
 
 def parse_settings(config_class: type, argv: list[str] | None, description: str) -> dict:
@@ -116,8 +112,8 @@ def resumed_settings(config_class: type, run_dir: str, overrides: dict):
         saved["dataset"] = overrides.pop("dataset")  # train() compares what it holds
     config = config_class(**{**saved, **overrides})
     longer = config.epochs > saved["epochs"] and config.schedule == "constant"  # its rates ignore the total
-    free = ["run_dir", "resume", "data_dir", *(["epochs"] if longer else [])]
-    changed = [name for name in overrides if name not in free and overrides[name] != saved[name]]
+    may_differ = ["run_dir", "resume", "data_dir", *(["epochs"] if longer else [])]
+    changed = [name for name in overrides if name not in may_differ and overrides[name] != saved[name]]
     if changed:
         changes = "; ".join(f"--{name} was {saved[name]}, now {overrides[name]}" for name in changed)
         rule = "Start a new run. (More --epochs are possible with --schedule constant.)"
@@ -131,8 +127,8 @@ def resume_hint(run_dir: Path) -> str:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         ours = Path(__file__).with_name(Path(__file__).name.replace("program", "train")).resolve()
         started = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
-        command = [start_command("train")] if started == ours else []
-        return " ".join(["continue with", *command, flags])
+        start = f"{start_command('train')} " if started == ours else ""
+        return f"continue with {start}{flags}"
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":  # its addresses are not known here
         return f"continue with the same torchrun commands and {flags}"
     module = getattr(sys.modules["__main__"], "__spec__", None)
@@ -146,23 +142,20 @@ def ipython():
     return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
 
 
-def start_word() -> str:
-    """What our programs are started with here: the Python that was typed, or %run in IPython."""
-    python = next(filter(None, [*sys.orig_argv[:1], sys.executable]), "python")
-    return "%run" if ipython() else shlex.quote(python)
-
-
 def start_command(program: str) -> str:
     """What starts another of our programs, such as "evaluate", from the current directory.
 
-    It is beside this file. In a copy, both may be modules of a package, or have a prefix to their names.
+    It begins with the Python that was typed, or %run in IPython. The program is beside this file. In a copy,
+    both may be modules of a package, or have a prefix to their names.
     """
+    python = next(filter(None, [*sys.orig_argv[:1], sys.executable]), "python")
+    start = "%run" if ipython() else shlex.quote(python)
     module = __name__.removesuffix("program") + program
     if __package__:
-        return f"{start_word()} -m {module}"
+        return f"{start} -m {module}"
     path = Path(__file__).with_name(f"{module}.py")
     path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return f"{start_word()} {shlex.quote(str(path))}"
+    return f"{start} {shlex.quote(str(path))}"
 
 
 @contextmanager
@@ -223,7 +216,7 @@ def process_group() -> tuple[int, int]:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """The precision called `name`; "auto" is bf16 if the hardware computes in it, else fp16 or fp32."""
+    """`name`; for "auto" bf16 if the hardware has it, else fp16 (GPU) or fp32 (CPU). Raises ConfigError."""
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("fp16 needs a GPU. Use bf16 or fp32 on a CPU.")
     if name != "auto":
@@ -241,6 +234,7 @@ def describe_environment(device: str = "auto") -> dict:
     """
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]  # the hash, not a tag
     options = {"cwd": Path(__file__).resolve().parent, "capture_output": True, "text": True}
+    packages = "torchvision", "wandb"  # if they are installed
     git = subprocess.run(command, **options).stdout.strip() if shutil.which("git") else ""
     gpu = torch.cuda.is_initialized() and device != "cpu"
     return {
@@ -248,7 +242,7 @@ def describe_environment(device: str = "auto") -> dict:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # to unpickle a TorchVersion, W&B's process would import torch
-        **{found.name: found.version for found in distributions() if found.name in ("torchvision", "wandb")},
+        **{found.name: found.version for name in packages for found in distributions(name=name)},
         "commit": git.removesuffix("-dirty") or None,
         "dirty": git.endswith("-dirty") if git else None,
     }
@@ -287,6 +281,7 @@ class CudaGraphs:
         return tuple(output.clone() for output in outputs)
 
     def record(self, arguments: tuple) -> tuple:
+        """Record `step`: the graph, and the tensors that it reads and writes. Raises ConfigError."""
         graph = torch.cuda.CUDAGraph()
         inputs = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
         try:
@@ -439,20 +434,24 @@ class LossyFile(io.FileIO):
             return len(data)
 
 
-def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]) -> int:
-    """Run a program. What its user can fix (`cures`, OSError, memory) ends in one line and status 2.
-
-    In IPython, where no status is seen, what is not status 0 ends in a CellError.
-    """
+def secure_output() -> None:
+    """Let prints succeed if a stream is closed or cannot show a character, or if stderr takes no more."""
     if sys.stderr and sys.stderr is sys.__stderr__:  # not that of a notebook
         lossy = io.BufferedWriter(LossyFile(sys.stderr.fileno(), "w", closefd=False))
-        options = {"encoding": sys.stderr.encoding, "errors": sys.stderr.errors}
-        sys.stderr = io.TextIOWrapper(lossy, **options, line_buffering=True)
+        sys.stderr = io.TextIOWrapper(lossy, sys.stderr.encoding, line_buffering=True)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # fd closed: the next opened file would get it, and our prints
             setattr(sys, name, open(os.devnull, "w"))
         if hasattr(getattr(sys, name), "reconfigure"):  # a notebook's have no encoding
             getattr(sys, name).reconfigure(errors="backslashreplace")  # for what a terminal cannot show
+
+
+def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]) -> int:
+    """Run a program. What its user can fix (`cures`, OSError, memory) ends in one line and status 2.
+
+    In IPython, where no status is seen, what is not status 0 ends in a CellError.
+    """
+    secure_output()
     status = 2
     try:
         program()
@@ -483,13 +482,13 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
         message = "error: out of memory. Lower --batch_size, or the layers' --l1_size and --l2_size."
     if ipython():
         raise CellError(printable(message))
-    line = printable(message) + "\n" if is_first_to_fail() else ""
-    for stream, text in ((sys.stdout, ""), (sys.stderr, line)):
-        try:
-            print(text, end="", file=stream, flush=True)
-        except OSError:  # it is closed or full, and Python flushes it again at exit
-            if stream is sys.__stdout__:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    try:
+        sys.stdout.flush()
+    except OSError:  # it is closed or full, and Python flushes it again at exit
+        if sys.stdout is sys.__stdout__:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if is_first_to_fail():
+        print(printable(message), file=sys.stderr, flush=True)
     return status
 
 
@@ -503,8 +502,10 @@ def output_fails() -> bool:
 
 
 def lacks_memory(error: Exception) -> bool:
-    kinds = MemoryError, torch.OutOfMemoryError
-    return isinstance(error, kinds) or any(text in str(error) for text in NO_MEMORY)
+    """Whether an error says so: Python's, torch's, or those of CUDA and its libraries."""
+    texts = "can't allocate memory", "CUDA error: out of memory", "_ALLOC_FAILED", "unable to find an engine"
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(text in str(error) for text in texts)
 
 
 def is_first_to_fail() -> bool:

@@ -198,7 +198,8 @@ def read_metric(path: Path, name: str) -> dict[int, float]:
     return {int(row["epoch"]): float(row[name]) for row in rows if row[name]}
 
 
-def describe(settings: dict) -> str:
+def show_settings(settings: dict) -> str:
+    """Settings in a line for the terminal, with numbers of four digits."""
     words = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in settings.items()}
     return "  ".join(f"{key} {word}" for key, word in sorted(words.items()))
 
@@ -220,7 +221,7 @@ def train_run(study: optuna.Study, trial: optuna.Trial, held, sweep: argparse.Na
     run_dir, log = sweep.dir / run, sweep.dir / f"{run}.log"
     config = run_dir / "config.json"
     resumed = config.exists()
-    print(f"{run}  {'resumed' if resumed else 'started'}  {describe(trial.params)}", flush=True)
+    print(f"{run}  {'resumed' if resumed else 'started'}  {show_settings(trial.params)}", flush=True)
     if resumed:
         flags = ["--resume", *flags_of_this_machine(config, sweep.settings)]
     else:
@@ -268,7 +269,7 @@ def print_ranking(study: optuna.Study, sweep: argparse.Namespace) -> None:
     print(f"\nrank  run  {sweep.metric:>9}  epochs  parameters")
     for rank, trial in enumerate(trials, 1):
         figures = f"{trial.user_attrs['run']}  {trial.value:9.6g}  {trial.last_step:6}"
-        print(f"{rank:4}  {figures}  {describe(trial.params)}")
+        print(f"{rank:4}  {figures}  {show_settings(trial.params)}")
     best = " ".join(shlex.quote(str(sweep.dir / trial.user_attrs["run"])) for trial in trials[:2])
     compare = os.path.relpath(Path(__file__).with_name("compare.py"))
     print(f"\nnext  {shlex.join([sys.orig_argv[0], compare])} {best}", flush=True)

@@ -123,7 +123,7 @@ def train(config: Config) -> Path:
     # Batch norm normalizes by the images of its own process.
     ddp_model = torch.nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
     optimizer = torch.optim.Adam(model.parameters(), config.lr, betas=(0.9, config.beta2), fused=True)
-    base_rates = [group["lr"] for group in optimizer.param_groups]  # a checkpoint restores scheduled rates
+    base_rates = [group["lr"] for group in optimizer.param_groups]  # a checkpoint holds scheduled ones
 
     # ---- The step, in mixed precision ----
     amp_dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16

@@ -86,7 +86,8 @@ class WandbRun:
         again: whether to replace that run on W&B, instead of resuming it.
         waits: seconds to wait for W&B at most, in an epoch and at the end, if not the defaults.
 
-    Attributes: `mode` is online, offline or disabled. W&B has the steps before `first_step`.
+    Attributes: `mode` is online, offline or disabled. W&B has the steps before `first_step`. If it
+    `lacks_part` of the run, publish.py replaces the W&B run.
     """
 
     def __init__(self, run_dir, config, classes, images, run_id, again=False, waits=None):
@@ -109,6 +110,7 @@ class WandbRun:
     def start(self, classes, run_id, again) -> tuple:
         """Start the process, and the run in it. If that fails, try again offline. Raises RunError."""
         wanted = os.environ.get("WANDB_MODE") or None
+        # Why it is offline, if it is. Nothing is said if the user asked for neither mode and has no key.
         problem = "no API key is set up (run wandb login)" if wanted == "online" else None
         settings = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT, "silent": True}
         settings |= {"finish_timeout_raises": True, "x_stats_pid": os.getpid()}
@@ -260,8 +262,7 @@ def environment(folder: Path) -> dict[str, str]:
         for name in ("api_key", "base_url", "entity", "mode"):
             if value := getattr(session.settings, name):
                 defaults[f"WANDB_{name.upper()}"] = value
-        if getattr(session, "most_recent_active_run", wandb.run):
-            # The caller's run, perhaps a trial of a sweep, is not continued.
+        if session.most_recent_active_run:  # the caller's, perhaps a trial of a sweep: it is not continued
             for name in ("RUN_ID", "SWEEP_ID", "SWEEP_PARAM_PATH", "RESUME"):
                 given.pop(f"WANDB_{name}", None)
     return defaults | given
@@ -283,7 +284,7 @@ class Recorder:
     """The run on W&B. `WandbRun.call` calls its methods."""
 
     def start(self, path, argv, folder, settings, config, classes, mode, run_id, again) -> tuple:
-        """Start the wandb.Run, with the caller's `path`, `argv`. Returns mode, id, first step, url, dir."""
+        """Start the wandb.Run, with the caller's sys.path and sys.argv. Returns WandbRun's attributes."""
         sys.path, sys.argv = path, argv
         import wandb
 
@@ -300,7 +301,6 @@ class Recorder:
         # The stop button on the run's page calls this.
         settings["stop_fn"] = lambda: os.kill(settings["x_stats_pid"], signal.SIGINT)
         self.run = run = wandb.init(**options, **resume, settings=wandb.Settings(**settings))
-        self.first_step = run.starting_step
         mode = "disabled" if run.disabled else "offline" if run.offline else "online"
         url = run.url if mode == "online" else ""
         return mode, run_id or (None if run.disabled else run.id), run.starting_step, url, run.dir
@@ -312,7 +312,7 @@ class Recorder:
             self.held = {"loss": loss}, step
 
     def log_held(self) -> None:
-        if self.held and self.held[1] >= self.first_step:
+        if self.held and self.held[1] >= self.run.starting_step:
             self.run.log(*self.held, commit=True)
         self.held = None
 
@@ -328,7 +328,7 @@ class Recorder:
         if self.held and self.held[1] == step:
             record, self.held = self.held[0] | record, None
         self.log_held()
-        if step < self.first_step:
+        if step < self.run.starting_step:
             return
         for metric in record.keys() - {"loss"}:
             self.run.define_metric(metric, step_metric=None if metric == "epoch" else "epoch")
