@@ -141,6 +141,8 @@ class RunLogger:
         resumed_epoch: the last finished epoch of the run to resume; None starts a new run.
         rank, world_size: of this process. Rank 0 alone writes; every rank calls `log_step` and `flush`.
 
+    Attributes: `run_dir`; `config` and `summary`, as in the JSON files; `latest_loss`; `wandb`, a WandbRun.
+
     Raises RunError (the directory, or a WANDB_* variable) or ValueError (images), and leaves nothing new.
     """
 
@@ -297,7 +299,7 @@ class RunLogger:
         if self.rank == 0:
             try:
                 self.wandb.finish(exit_code=0 if error_type is None else 1)
-                if self.wandb.disabled:
+                if self.wandb.gave_up:
                     self.wandb.lacks_part = True
                     with suppress(OSError):
                         self.write_config()

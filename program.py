@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-MAX_FILE = 2**30  # bytes that are read of a file in a run directory
+MAX_FILE = 2**30  # bytes; a larger file is not read
 MAX_NAME = 40  # columns of a class name on the terminal
 TORCH_STATE = threading.RLock()  # torch has one random generator and one default dtype for all threads
 
@@ -205,12 +205,10 @@ def process_group() -> tuple[int, int]:
     """The rank of this process and the number of processes, as torchrun says. Raises ConfigError."""
     names = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
     given = {name: value for name in names if (value := os.environ.get(name))}
-    try:
+    with suppress(ValueError):  # not a number
         rank, world_size = int(given.get("RANK", 0)), int(given.get("WORLD_SIZE", 1))
         if 0 <= rank < world_size and (world_size == 1 or len(given) == len(names)):
             return rank, world_size
-    except ValueError:  # no number
-        pass
     found = ", ".join(f"{name}={value}" for name, value in given.items())
     raise ConfigError(f"{', '.join(names)} do not fit together ({found}). Unset them, or use torchrun.")
 
@@ -306,10 +304,9 @@ def progress(batches: Iterable, count: int, title: str, log) -> Iterator:
     """
     with warnings.catch_warnings(action="ignore"):  # a notebook without ipywidgets has a bar of text
         from tqdm.auto import tqdm
+    place = {"disable": log.rank > 0 or None}  # None: if stderr is no terminal
     if log.rank == 0 and "IPKernelApp" in getattr(ipython(), "config", ()):
         place = {"disable": False, "file": sys.stdout}  # a notebook shows stderr on red
-    else:
-        place = {"disable": log.rank > 0 or None}  # None: if stderr is no terminal
     with tqdm(total=count, desc=title, unit=" images", leave=False, **place) as bar:
         for batch in batches:
             yield batch
@@ -403,7 +400,6 @@ def stop_signals(hint: str) -> Iterator[Callable[[], None]]:
     A handler that the caller has installed stays. A second interrupt does not end a notebook's kernel.
     """
     received, handlers = [], {}
-    defaults = (signal.SIG_DFL, signal.default_int_handler)
 
     def note(number: int, frame) -> None:
         received.append(number)
@@ -415,7 +411,7 @@ def stop_signals(hint: str) -> Iterator[Callable[[], None]]:
 
     with suppress(ValueError):  # outside the main thread
         for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) in defaults:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 handlers[number] = signal.signal(number, note)
     try:
         yield stop_if_asked
@@ -428,10 +424,9 @@ class LossyFile(io.FileIO):
     """A file that drops what it cannot write, because it is full or nobody reads it."""
 
     def write(self, data) -> int:
-        try:
+        with suppress(OSError):
             return super().write(data)
-        except OSError:
-            return len(data)
+        return len(data)
 
 
 def secure_output() -> None:
@@ -447,9 +442,10 @@ def secure_output() -> None:
 
 
 def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]) -> int:
-    """Run a program. What its user can fix (`cures`, OSError, memory) ends in one line and status 2.
+    """Run a program. An error that its user can fix ends in one line and status 2.
 
-    In IPython, where no status is seen, what is not status 0 ends in a CellError.
+    These are the types in `cures`, each with what to do, OSError, and too little memory. IPython shows no
+    status, so there the line is raised as a CellError.
     """
     secure_output()
     status = 2
@@ -494,11 +490,10 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
 
 def output_fails() -> bool:
     """Whether stdout takes no more. What was written before may be lost or waiting, so it writes a line."""
-    try:
+    with suppress(OSError):
         print(flush=True)
-    except OSError:
-        return True
-    return False
+        return False
+    return True
 
 
 def lacks_memory(error: Exception) -> bool:

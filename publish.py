@@ -79,7 +79,7 @@ def send(run_dir: Path) -> None:
         run.submit("log_model", models, metadata)
     print("waiting for the uploads", flush=True)
     run.finish(0)
-    if run.disabled:
+    if run.gave_up:
         raise RunError(f"W&B did not get all of {run_dir}. Start the same command again.")
     write_json(run_dir / "config.json", {**config, "wandb_id": run_id, "wandb_lacks_part": False})
     print(f"done  {run.dir if run.mode == 'offline' else run.url}")

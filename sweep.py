@@ -29,6 +29,7 @@ try:
     import optuna
     import yaml
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.samplers import RandomSampler, TPESampler
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
     from optuna.trial import TrialState
 except ModuleNotFoundError as error:
@@ -36,7 +37,7 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 KEYS = {"program", "project", "name", "description", "method", "metric", "parameters", "early_terminate"}
-SAMPLERS = {"random": optuna.samplers.RandomSampler, "bayes": optuna.samplers.TPESampler, "grid": None}
+SAMPLERS = {"random": RandomSampler, "bayes": TPESampler, "grid": RandomSampler}
 DISTRIBUTIONS = {  # W&B's name -> Optuna's distribution
     "constant": lambda value: CategoricalDistribution([value]),
     "categorical": lambda values: CategoricalDistribution(values),
@@ -180,10 +181,10 @@ def take_trial(study: optuna.Study, sweep: argparse.Namespace):
         if not study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
             if number >= sweep.count or (grid and not point):
                 return None
+            # The sampler draws what is not in the point: nothing of a grid, else everything.
             study.enqueue_trial(point, user_attrs={"run": f"{number + 1:03d}"})
         # Each run has its own seed, so that two processes do not draw the same settings.
-        sampler = SAMPLERS[sweep.content["method"]] or optuna.samplers.RandomSampler
-        study.sampler = sampler(seed=(100_003 * sweep.seed + number) % 2**32)
+        study.sampler = SAMPLERS[sweep.content["method"]](seed=(100_003 * sweep.seed + number) % 2**32)
         trial = study.ask(sweep.space)
         return trial, lock(sweep.dir / f".{trial.user_attrs['run']}.lock")
 

@@ -163,8 +163,8 @@ def train(config: Config) -> Path:
             # For fit_temperature: the last 40 steps, but not of the first 160, where scores change fast.
             recent = deque(maxlen=40 if epoch * steps_per_epoch >= 160 else 0)
             train_set = data.train_images, data.train_labels
-            options = config.batch_size, generator, config.augment, sampler, rank, world_size
-            shuffled = batches(*train_set, *options)
+            options = {"sampler": sampler, "rank": rank, "world_size": world_size}
+            shuffled = batches(*train_set, config.batch_size, generator, config.augment, **options)
             shown = progress(shuffled, num_images, f"epoch {epoch}/{config.epochs}", log)
             first_step = (epoch - 1) * steps_per_epoch + 1
             for step, (images, labels, weight, indices) in enumerate(shown, first_step):

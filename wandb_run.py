@@ -86,8 +86,8 @@ class WandbRun:
         again: whether to replace that run on W&B, instead of resuming it.
         waits: seconds to wait for W&B at most, in an epoch and at the end, if not the defaults.
 
-    Attributes: `mode` is online, offline or disabled. W&B has the steps before `first_step`. If it
-    `lacks_part` of the run, publish.py replaces the W&B run.
+    Attributes: `mode` is online, offline or disabled; it `gave_up` if W&B gets nothing more. W&B has the
+    steps before `first_step`. If it `lacks_part` of the run, publish.py replaces the W&B run.
     """
 
     def __init__(self, run_dir, config, classes, images, run_id, again=False, waits=None):
@@ -95,7 +95,7 @@ class WandbRun:
         self.folder = run_dir.resolve()
         self.epoch_wait, self.end_wait = waits or (EPOCH_WAIT, END_WAIT)
         self.patience = self.epoch_wait  # seconds left to wait in this epoch
-        self.disabled = self.ended = self.lacks_part = False
+        self.gave_up = self.ended = self.lacks_part = False
         self.stderr = sys.stderr  # kept, because an export redirects sys.stderr
         self.process = self.socket = self.temporary = None
         self.mode, self.first_step, self.url, self.dir = "disabled", 0, "", ""
@@ -167,7 +167,7 @@ class WandbRun:
         """Have Recorder call `log_losses`, `log_epoch` or `log_model`. Waits only if the queue is full."""
         started = time.monotonic()
         try:
-            if not self.disabled and self.mode != "disabled":
+            if not self.gave_up and self.mode != "disabled":
                 self.jobs.put((method, arguments), timeout=max(0, self.patience))
         except queue.Full:
             self.give_up(f"it holds up training for more than {self.epoch_wait} s an epoch")
@@ -180,7 +180,7 @@ class WandbRun:
         while job := self.jobs.get():
             method, arguments = job
             try:
-                if self.disabled and method != "end":
+                if self.gave_up and method != "end":
                     continue
                 send = self.log_epoch if method == "log_epoch" else partial(self.call, method)
                 send(*arguments)
@@ -199,8 +199,8 @@ class WandbRun:
         self.call("log_epoch", step, record)
 
     def give_up(self, problem: str) -> None:
-        if not self.disabled:
-            self.disabled = True
+        if not self.gave_up:
+            self.gave_up = True
             print(f"W&B: no further records, because {problem}", file=self.stderr)
 
     def finish(self, exit_code: int) -> None:
@@ -221,7 +221,7 @@ class WandbRun:
             self.kill()
 
     def kill(self) -> None:
-        """Kill the process, and W&B's own that it has started: they may hang and ignore other signals."""
+        """Kill the process and W&B's own: they may hang and ignore other signals. Delete temporary files."""
         if self.process:
             kill_service(self.process.pid)
             self.process.kill()
@@ -239,7 +239,7 @@ class WandbRun:
         if self.mode == "disabled":
             return "disabled by WANDB_MODE"
         publish = f"{publish} {shlex.quote(self.config['run_dir'])}"
-        if self.mode == "offline" or self.disabled:
+        if self.mode == "offline" or self.gave_up:
             return publish
         return f"{self.url}\n      {publish}" if self.lacks_part else self.url
 
@@ -284,7 +284,7 @@ class Recorder:
     """The run on W&B. `WandbRun.call` calls its methods."""
 
     def start(self, path, argv, folder, settings, config, classes, mode, run_id, again) -> tuple:
-        """Start the wandb.Run, with the caller's sys.path and sys.argv. Returns WandbRun's attributes."""
+        """Start the wandb.Run as if in the caller's program. Returns mode, id, first step, url, dir."""
         sys.path, sys.argv = path, argv
         import wandb
 
@@ -409,7 +409,7 @@ class Recorder:
 def serve() -> None:
     """What the process does: answer calls until there are no more."""
     stream = socket.socket(fileno=os.dup(0)).makefile("rwb")
-    os.dup2(1, 0)  # W&B's process inherits it
+    os.dup2(1, 0)  # /dev/null instead of the socket, because W&B's own process inherits stdin
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     sys.stdout.reconfigure(errors="backslashreplace")
     for number in (signal.SIGINT, signal.SIGTERM):  # the caller says when to stop

@@ -284,7 +284,7 @@ def test_empty_variables_of_wandb_are_as_if_unset(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     with RunLogger(tmp_path / "run", {}, ["a", "b", "c"]) as log:
         log.log_epoch(1, 1, LOGITS, LABELS)
-    assert log.wandb.mode == "offline" and not log.wandb.disabled
+    assert log.wandb.mode == "offline" and not log.wandb.gave_up
     assert {name: os.environ.get(name) for name in empty} == empty
     monkeypatch.setenv("WANDB_MODE", "onlin")
     with pytest.raises(RunError, match="W&B .*mode Input should be .*'disabled'.* Fix WANDB_"):
@@ -376,7 +376,7 @@ def log_beside_a_run_of_the_caller() -> int:
         log.log_epoch(1, 1, LOGITS, LABELS)
     mine.log({"still": "open"})
     mine.finish()
-    return int(log.wandb.id == mine.id or log.wandb.disabled)
+    return int(log.wandb.id == mine.id or log.wandb.gave_up)
 
 
 def test_run_of_the_caller_stays_open(tmp_path):
@@ -390,7 +390,7 @@ def test_wandb_takes_class_names_of_any_kind(classes, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
     with RunLogger(tmp_path / "run", {}, classes) as log:
         log.log_epoch(1, 1, LOGITS, LABELS)
-    assert not log.wandb.disabled
+    assert not log.wandb.gave_up
     assert read_json(tmp_path / "run/config.json")["classes"] == [str(name) for name in classes]
 
 
@@ -540,6 +540,6 @@ def test_refused_logger_leaves_nothing_behind(wrong, monkeypatch, tmp_path):
 
 
 def test_environment_is_described_without_torchvision(monkeypatch):
-    monkeypatch.setattr(program, "distributions", lambda: [])
+    monkeypatch.setattr(program, "distributions", lambda **_: [])
     described = program.describe_environment()
     assert described["torch"] == torch.__version__ and "torchvision" not in described

@@ -53,7 +53,7 @@ def test_it_starts_where_python_prints_and_modules_have_names_of_pythons(tempora
         run.finish(0)
     finally:
         socket.setdefaulttimeout(None)
-    assert run.mode == "offline" and run.ended and not run.disabled
+    assert run.mode == "offline" and run.ended and not run.gave_up
 
 
 @pytest.mark.parametrize("executable", [None, "/nowhere/python"])
