@@ -318,35 +318,30 @@ def progress(batches: Iterable, count: int, title: str, log) -> Iterator:
 # ---- Files ----
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a scratch path, and after the block flush it to the disk and rename it. Raises OSError."""
-    path = Path(os.path.realpath(path))  # follow a symbolic link
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is not a file that can be replaced")
-    scratch = path.with_name(f".{path.name}.partial")
+    """Yield a scratch path; flush what the block leaves there to the disk, and rename it. Raises OSError."""
+    target = Path(os.path.realpath(path))  # follow a symbolic link
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "is not a file that can be replaced", str(path))
+    scratch = target.with_name(f".{target.name}.partial")
     try:
         yield scratch
-        sync(scratch)
-        os.replace(scratch, path)
-        sync(path.parent)
+        if scratch.exists():
+            sync(scratch)
+            os.replace(scratch, target)
+            sync(target.parent)
     except OSError as error:
         error.filename = str(path)  # a full disk does not name the file
         raise
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):  # it has its name, or could not be written
+            scratch.unlink()
 
 
 def check_writable(path: Path) -> None:
     """Raise OSError if a file cannot be written. A file that is there stays as it is."""
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise OSError(errno.EINVAL, "is not a file that can be replaced", str(path))
-    scratch = target.with_name(f".{target.name}.partial")  # that of `atomic_write`
-    try:
+    with atomic_write(path) as scratch:
         scratch.touch()
         scratch.unlink()
-    except OSError as error:
-        error.filename = str(path)
-        raise
 
 
 def sync(path: Path) -> None:

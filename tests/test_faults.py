@@ -208,7 +208,7 @@ def test_full_disk(count, settings, whole, tmp_path, faults):
         result = run(partial(limited_files, limit), *settings, cwd=cwd, **OFF)
         error = result.stderr
         assert result.returncode == 2 and error.count("\n") == 1, error
-        assert error.startswith("error: ") and "run" in error
+        assert error.startswith("error: run/")
         assert_every_file_is_whole(cwd)
         assert_resume_completes(settings, cwd, whole)
         faults("a file that cannot grow")
