@@ -262,7 +262,8 @@ def environment(folder: Path) -> dict[str, str]:
         for name in ("api_key", "base_url", "entity", "mode"):
             if value := getattr(session.settings, name):
                 defaults[f"WANDB_{name.upper()}"] = value
-        if session.most_recent_active_run:  # the caller's, perhaps a trial of a sweep: it is not continued
+        # The caller's run, perhaps a trial of a sweep, is not continued.
+        if getattr(session, "most_recent_active_run", wandb.run):
             for name in ("RUN_ID", "SWEEP_ID", "SWEEP_PARAM_PATH", "RESUME"):
                 given.pop(f"WANDB_{name}", None)
     return defaults | given
