@@ -14,18 +14,18 @@ HAS_GPU = torch.backends.cuda.is_built() and (shutil.which("nvidia-smi") or Path
 pytestmark = pytest.mark.skipif(not HAS_GPU, reason="no GPU that torch can use")
 
 
-def run(*arguments, cwd: Path) -> subprocess.CompletedProcess:
+def run(*arguments, cwd: Path, wandb="disabled") -> subprocess.CompletedProcess:
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    env = {"CUDA_VISIBLE_DEVICES": os.environ["VISIBLE_GPUS"], "WANDB_MODE": "disabled", "PYTHONPATH": paths}
+    env = {"CUDA_VISIBLE_DEVICES": os.environ["VISIBLE_GPUS"], "WANDB_MODE": wandb, "PYTHONPATH": paths}
     return run_python(*arguments, cwd=cwd, **env)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
-def test_run_is_repeatable_resumes_and_its_model_is_the_same_on_the_cpu(precision, tmp_path):
+@pytest.mark.parametrize("precision, tta", [("bf16", False), ("fp16", False), ("fp32", True)])
+def test_run_is_repeatable_resumes_and_its_model_is_the_same_on_the_cpu(precision, tta, tmp_path):
     folder = write_mnist_files(tmp_path / "data", train=4000, test=1000)
     # 200 steps in two epochs, so that a temperature is fitted.
     settings = ("--data_dir", folder, "--precision", precision, "--batch_size", 40)
-    settings += ("--schedule", "constant", "--resume")
+    settings += ("--schedule", "constant", "--resume", f"--tta={tta}")
     for name, epochs in (("one", 2), ("two", 2), ("three", 1), ("three", 2)):
         result = run(ROOT / "train.py", *settings, "--epochs", epochs, "--run_dir", name, cwd=tmp_path)
         assert result.returncode == 0 and result.stderr == "", result.stderr
@@ -105,16 +105,38 @@ for device in sys.argv[2:]:
     assert '"wrong": ' in summary and int(summary.split('"wrong": ')[1].split(",")[0]) < 100, summary
 print(count)
 """
-# The images are in the CPU's memory, as of a set that the GPU cannot hold.
 WAITS = """
-import torch
-from data import batches
+import sys, torch, train
+from data import MarginSampler
+from logging_utils import RunLogger
 
-images, labels = torch.zeros(1000, 1, 28, 28, dtype=torch.uint8), torch.zeros(1000).long().cuda()
-steps = batches(images, labels, 100, torch.Generator(), augment=1.0)
-next(steps)
-torch.cuda.set_sync_debug_mode("error")
-assert all(pixels.is_cuda and len(pixels) == 100 for pixels, *_ in steps)
+def may_wait(where, name):
+    function = getattr(where, name)
+
+    def call(*arguments):
+        torch.cuda.set_sync_debug_mode("default")
+        return function(*arguments)
+
+    setattr(where, name, call)
+
+may_wait(train, "batches")  # of all images, at the end of an epoch
+may_wait(MarginSampler, "choose")
+may_wait(RunLogger, "flush")
+log_step, strict = RunLogger.log_step, 0
+
+def then_never_wait(log, epoch, step, loss):
+    global strict
+    log_step(log, epoch, step, loss)
+    if epoch > 1:  # the first epoch meets new shapes
+        torch.cuda.set_sync_debug_mode("error")
+        strict += 1
+
+RunLogger.log_step = then_never_wait
+folder, precision, free = sys.argv[1:]
+if free == "none":  # a GPU that cannot hold the images
+    torch.cuda.mem_get_info = lambda *_: (1000, 1000)
+train.train(train.Config(data_dir=folder, epochs=2, batch_size=40, device="cuda", precision=precision))
+print(strict)
 """
 
 
@@ -125,7 +147,7 @@ def count_gpus(cwd: Path) -> int:
 def test_training_records_its_step_on_each_gpu(tmp_path):
     devices = [f"cuda:{i}" for i in range(count_gpus(tmp_path))]
     folder = write_mnist_files(tmp_path / "data", train=4000, test=1000)
-    result = run("-c", STEP, folder, *devices, cwd=tmp_path)
+    result = run("-c", STEP, folder, *devices, cwd=tmp_path, wandb="offline")
     assert result.returncode == 0 and result.stderr == "", result.stderr
     assert result.stdout.splitlines()[-1] == str(2 * len(devices))  # of batches of 128 and of the last one
 
@@ -142,9 +164,12 @@ def test_torchrun_uses_the_device_that_is_asked_for(device, tmp_path):
         assert result.returncode == 0 and "warn" not in result.stderr.lower(), result.stderr
 
 
-def test_batches_from_the_memory_of_the_cpu_do_not_wait_for_the_gpu(tmp_path):
-    result = run("-c", WAITS, cwd=tmp_path)
+@pytest.mark.parametrize("precision, free", [("bf16", "all"), ("fp16", "all"), ("bf16", "none")])
+def test_no_step_waits_for_the_gpu_except_to_fetch_losses_and_choose_images(precision, free, tmp_path):
+    folder = write_mnist_files(tmp_path / "data", train=4000, test=1000)
+    result = run("-c", WAITS, folder, precision, free, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "100"
 
 
 def test_recorded_step_trains_the_same_net(tmp_path):
