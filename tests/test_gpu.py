@@ -140,6 +140,19 @@ print(strict)
 """
 
 
+OWN_LOOP = """
+import torch
+from logging_utils import RunLogger
+
+images, labels = torch.rand(200, 1, 8, 8), torch.arange(200) % 3  # on the CPU, as their loader gives them
+net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).cuda()
+with RunLogger("run", {}, ["a", "b", "c"], images) as log, torch.autocast("cuda", torch.bfloat16):
+    loss = torch.nn.functional.cross_entropy(net(images.cuda()), labels.cuda())
+    log.log_step(1, 1, loss)
+    log.log_epoch(1, 1, net(images.cuda()), labels)
+"""
+
+
 def count_gpus(cwd: Path) -> int:
     return int(run("-c", "import torch; print(torch.cuda.device_count())", cwd=cwd).stdout)
 
@@ -180,6 +193,12 @@ def test_recorded_step_trains_the_same_net(tmp_path):
 def test_step_that_reads_a_value_from_the_gpu_is_refused(tmp_path):
     result = run("-c", READS_A_VALUE, cwd=tmp_path)
     assert "Remove @CudaGraphs" in result.stdout, result.stderr
+
+
+def test_loop_of_your_own_may_give_labels_on_the_cpu(tmp_path):
+    result = run("-c", OWN_LOOP, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len((tmp_path / "run/predictions/epoch-001.csv").read_text().splitlines()) == 201
 
 
 def test_full_memory_is_one_line(tmp_path):
