@@ -20,25 +20,27 @@ def run(*arguments, cwd: Path, wandb="disabled") -> subprocess.CompletedProcess:
     return run_python(*arguments, cwd=cwd, **env)
 
 
-@pytest.mark.parametrize("precision, tta", [("bf16", False), ("fp16", False), ("fp32", True)])
-def test_run_is_repeatable_resumes_and_its_model_is_the_same_on_the_cpu(precision, tta, tmp_path):
+@pytest.mark.parametrize(
+    "precision, more", [("bf16", ()), ("fp16", ()), ("fp32", ("--tta", "--export_pt2"))]
+)
+def test_run_is_repeatable_resumes_and_its_model_is_the_same_on_the_cpu(precision, more, tmp_path):
     folder = write_mnist_files(tmp_path / "data", train=4000, test=1000)
     # 200 steps in two epochs, so that a temperature is fitted.
-    settings = ("--data_dir", folder, "--precision", precision, "--batch_size", 40)
-    settings += ("--schedule", "constant", "--resume", f"--tta={tta}")
+    settings = ("--data_dir", folder, "--precision", precision, "--batch_size", 40, *more)
+    settings += ("--schedule", "constant", "--resume")
     for name, epochs in (("one", 2), ("two", 2), ("three", 1), ("three", 2)):
         result = run(ROOT / "train.py", *settings, "--epochs", epochs, "--run_dir", name, cwd=tmp_path)
         assert result.returncode == 0 and result.stderr == "", result.stderr
         assert f"; cuda, {precision}; " in result.stdout
-    runs = [tmp_path / name / "predictions/epoch-002.csv" for name in ("one", "two", "three")]
-    assert len({path.read_text() for path in runs}) == 1
-    guesses = []
-    for device in ("cpu", "cuda"):
-        flags = ("--data_dir", folder, "--device", device, "--predictions", f"{device}.csv")
-        assert run(ROOT / "evaluate.py", "one/model.pt", *flags, cwd=tmp_path).returncode == 0
-        runs.append(tmp_path / f"{device}.csv")
-    for path in runs:
-        guesses.append([line.split(",")[:3] for line in path.read_text().splitlines()])
+    tables = [tmp_path / name / "predictions/epoch-002.csv" for name in ("one", "two", "three")]
+    assert len({path.read_text() for path in tables}) == 1
+    for model in (tmp_path / "one").glob("model.pt*"):
+        for device in ("cpu", "cuda"):
+            tables.append(tmp_path / f"{model.name}-{device}.csv")
+            flags = ("--data_dir", folder, "--device", device, "--predictions", tables[-1])
+            result = run(ROOT / "evaluate.py", model, *flags, cwd=tmp_path)
+            assert result.returncode == 0, result.stderr
+    guesses = [[line.split(",")[:3] for line in path.read_text().splitlines()] for path in tables]
     assert all(columns == guesses[0] for columns in guesses)
 
 
