@@ -70,9 +70,9 @@ def compute_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 def expected_calibration_error(scores: Tensor, labels: Tensor, num_bins: int = 15) -> float:
     """Mean distance, in percent, of scores (N, K) from the accuracy, over bins of the guesses' scores."""
-    confidence, guess = scores.double().cpu().max(1)
+    confidence, guess = scores.double().max(1)
     bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
-    gaps = confidence - (guess == labels.cpu()).double()
+    gaps = confidence - (guess == labels).double()
     sums = gaps.new_zeros(num_bins).index_add(0, bins, gaps)
     return 100 * sums.abs().sum().item() / len(labels)
 
@@ -241,6 +241,7 @@ class RunLogger:
     def log_epoch(self, epoch: int, step: int, logits: Tensor, labels: Tensor, seconds=0.0) -> None:
         """Record an epoch: its last step, logits (N, K), labels (N,). Raises ValueError for other sizes."""
         self.flush()
+        logits, labels = logits.float().cpu(), labels.cpu()  # they may be in bf16, and on two devices
         expected = [len(labels if self.images is None else self.images), self.num_classes]
         if list(logits.shape) != expected or len(labels) != len(logits):
             raise ValueError(f"logits {list(logits.shape)}, {len(labels)} labels do not match {expected}")

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -35,7 +36,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 import opponents  # noqa: E402
 
 import train  # noqa: E402
-from data import ImageData, batches, load_data  # noqa: E402
+from data import ImageData, MarginSampler, batches, load_data  # noqa: E402
 from logging_utils import RunLogger  # noqa: E402
 from model import (  # noqa: E402
     Classifier,
@@ -128,8 +129,9 @@ def ours(settings: dict, data_dir: str, after: Callable[[Path], dict] = lambda _
     memory = []
 
     def timed(purpose: str, function):
-        # Waiting for the GPU at every step would slow down what is measured.
-        clock = time.perf_counter if purpose == "losses" else lambda: opponents.now(device)
+        # Waiting for the GPU at every step would slow down what is measured. In the thread that sends the
+        # tables it may fail: nobody may wait for the GPU while a CUDA graph is recorded.
+        clock = time.perf_counter if purpose in ("losses", "table") else lambda: opponents.now(device)
 
         def wrapper(*arguments, **options):
             start = clock()
@@ -161,6 +163,11 @@ def ours(settings: dict, data_dir: str, after: Callable[[Path], dict] = lambda _
         more = after(run_dir)
     measured = {"train": summary["train_seconds"], "wrong": wrong, "memory": memory, "total": total}
     return {**measured, **spent, **more}
+
+
+def ours_without_wandb(settings: dict, data_dir: str) -> dict:
+    os.environ["WANDB_MODE"] = "disabled"  # of this process alone
+    return ours(settings, data_dir)
 
 
 def theirs(name: str, *arguments) -> list[opponents.Epoch]:
@@ -524,21 +531,52 @@ def accuracy(seeds: int = 3) -> None:
     print_table("Accuracy on the hold-out", "setting, with those above it | wrong | training, s", rows)
 
 
-def gpu() -> None:
-    """On a GPU: no step waits for it; CUDA graphs and torch.compile, with their warm-up counted."""
-    device = pick_device("auto")
+def gpu(seeds: int = 3) -> None:
+    """On a GPU: no step waits for it; CUDA graphs and torch.compile, with their warm-up counted; W&B."""
+    data_dir, device = find_mnist(), pick_device("auto")
     if device.type == "cpu":
         print("\nThere is no GPU here: synchronisation, CUDA graphs and torch.compile are not measured.")
         return
     rows = []
     for mode in ("as it is", "CUDA graphs (train.py)", "torch.compile", "torch.compile, reduce-overhead"):
-        seconds = alone(gpu_epochs, mode, find_mnist())
+        seconds = alone(gpu_epochs, mode, data_dir)
         total = seconds[0] + 4 * seconds[2]
         rows.append([mode, *(f"{value:.2f}" for value in (*seconds, total))])
     print_table(
         "The step on a GPU", "forward and backward | epoch 1, s | epoch 2 | epoch 3 | five epochs", rows
     )
-    print("\nNo step of epochs 2 and 3 waited for the GPU (torch.cuda.set_sync_debug_mode).")
+    print("\nIn epochs 2 and 3 only the rounds waited for the GPU (torch.cuda.set_sync_debug_mode).")
+
+    seconds, _, wrong = zip(*alone(theirs, "tutorial", data_dir, device, 0, 5, None))
+    runs = {"tutorial, 5 epochs": [{"train": seconds, "wrong": wrong, "losses": 0, "epochs": 0}]}
+    programs = {f"train.py {to_flags(QUICK)}": (ours_without_wandb, QUICK)}
+    programs |= {"train.py": (ours_without_wandb, {}), "train.py, W&B offline": (ours, {})}
+    for seed in range(seeds):  # in turn
+        for name, (function, settings) in programs.items():
+            runs.setdefault(name, []).append(alone(function, {**settings, "seed": seed}, data_dir))
+    rows = []
+    for name, measured in runs.items():
+        training = [sum(run["train"]) for run in measured]
+        to_98 = [seconds for run in measured if (seconds := seconds_to(98, run)) is not None]
+        records = [100 * (run["losses"] + run["epochs"]) / sum(run["train"]) for run in measured]
+        wrong = spread([run["wrong"][-1] for run in measured])
+        rows.append([name, wrong, spread(training, 2), spread(to_98, 2) if to_98 else "", spread(records)])
+    header = "program, without W&B or with | wrong | training, s | to 98 wrong, s | records, % of training"
+    print_table("Training on a GPU", header, rows)
+
+
+def seconds_to(wrong: int, run: dict) -> float | None:
+    """Seconds of training to the first epoch with at most so many wrong guesses, if there is one."""
+    ends = zip(accumulate(run["train"]), run["wrong"])
+    return next((seconds for seconds, found in ends if found <= wrong), None)
+
+
+class WaitingSampler(MarginSampler):
+    """May wait for the GPU, at the start of a round."""
+
+    def choose(self, limit: int) -> Tensor:
+        torch.cuda.set_sync_debug_mode("default")
+        return super().choose(limit)
 
 
 @full_precision()
@@ -546,29 +584,33 @@ def gpu_epochs(mode: str, data_dir: str) -> list[float]:
     """Seconds of three epochs of the default recipe, without logging. Fails if a step waits for the GPU."""
     device, seconds = pick_device("auto"), []
     data = load_data("mnist", data_dir).to(device)
+    num_images = len(data.train_labels)
+    sampler = WaitingSampler(num_images, 128, 0.25).to(device)
     model = default_model().to(device)
     options = {"mode": "reduce-overhead"} if "reduce" in mode else {}
     forward = torch.compile(model, **options) if "compile" in mode else model
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001, fused=True)
     generator = torch.Generator().manual_seed(0)
 
-    def forward_backward(images: Tensor, labels: Tensor) -> tuple[Tensor]:
+    def forward_backward(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast("cuda", torch.bfloat16):
-            loss = F.cross_entropy(forward(images), labels)
+            logits = forward(images)
+            loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad(set_to_none="graph" not in mode)
         loss.backward()
-        return (loss.detach(),)
+        return logits.detach(), loss.detach()
 
     step = CudaGraphs(forward_backward) if "graph" in mode else forward_backward
     for epoch in range(3):
         start = opponents.now(device)
-        shuffled = batches(data.train_images, data.train_labels, 128, generator, augment=1.0)
-        for number, (images, labels, *_) in enumerate(shuffled):
+        shuffled = batches(data.train_images, data.train_labels, 128, generator, 1.0, sampler)
+        for number, (images, labels, _, indices) in enumerate(shuffled):
             # Epochs 1 and 2 meet new shapes. Else a step that waits for the GPU is an error.
-            strict = epoch and 0 < number < len(data.train_labels) // 128
+            strict = epoch and 0 < number < num_images // 128
             torch.cuda.set_sync_debug_mode("error" if strict else "default")
-            step(images, labels)
+            logits, _ = step(images, labels)
             optimizer.step()
+            sampler.update(indices, logits)
         torch.cuda.set_sync_debug_mode("default")
         seconds.append(opponents.now(device) - start)
     return seconds

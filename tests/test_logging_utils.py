@@ -514,6 +514,17 @@ def test_resumed_run_has_a_metric_that_was_added_since(monkeypatch, tmp_path):
     assert config["classes"] == ["a", "b", "c"]
 
 
+def test_scores_of_logits_in_half_precision_are_exact(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logits = (7 * torch.randn(50, 10, generator=torch.Generator().manual_seed(0))).bfloat16()
+    with RunLogger("run", {}, list("0123456789")) as log:
+        log.log_epoch(1, 1, logits, torch.arange(50) % 10)
+    with open("run/predictions/epoch-001.csv", newline="") as file:
+        scores = [[float(row[f"score_{k}"]) for k in range(10)] for row in csv.DictReader(file)]
+    torch.testing.assert_close(torch.tensor(scores), logits.float().softmax(1), rtol=1e-6, atol=1e-9)
+
+
 def test_logits_that_do_not_match_are_refused(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")

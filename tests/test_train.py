@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -354,6 +355,42 @@ def test_net_and_images_of_other_kinds_train(tmp_path, monkeypatch):
     run_dir = train.train(train.Config(epochs=2, batch_size=32))
     model, metadata = load_exported(run_dir / "model.pt")
     assert metadata["input"]["shape"] == [None, 2, 28, 28] and model(images).shape == (65, 3)
+
+
+def test_no_step_waits_for_the_device(tmp_path, monkeypatch):
+    """A tensor on "meta" has no values: what reads one raises, and so does most that mixes devices.
+
+    The device may be waited for at the start of a round, to fetch the losses, and after an epoch.
+    """
+    images, labels = torch.zeros(32, 2, 8, 8, dtype=torch.uint8), torch.arange(32) % 3
+    made_up = ImageData("two channels", ["a", "b", "c"], images, labels, images, labels)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr("logging_utils.FETCH_EVERY", 10)
+    monkeypatch.setattr(train, "load_data", lambda *_: made_up)
+    monkeypatch.setattr(ImageData, "__post_init__", lambda _: None)  # it reads values, before training
+    monkeypatch.setattr(train, "pick_device", lambda _: torch.device("meta"))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # torch has none for "meta"
+    monkeypatch.setattr(torch.optim, "Adam", lambda p, lr, **_: torch.optim.SGD(p, lr))  # nor a fused Adam
+    monkeypatch.setattr(train, "fit_temperature", lambda _: 1.0)
+    for name in ("export_model", "save_checkpoint", "describe", "print_results"):
+        monkeypatch.setattr(train, name, lambda *_: None)
+    for name in ("log_epoch", "log_model"):
+        monkeypatch.setattr(train.RunLogger, name, lambda *_: None)
+    rounds, fetched = [], []
+
+    def choose(sampler, limit: int) -> torch.Tensor:
+        rounds.append(limit)
+        return torch.arange(min(limit, 20))
+
+    def flush(log) -> None:
+        fetched.append(len(log.pending))
+        log.pending.clear()
+
+    monkeypatch.setattr(train.MarginSampler, "choose", choose)
+    monkeypatch.setattr(train.RunLogger, "flush", flush)
+    train.train(train.Config(epochs=2, batch_size=3, precision="fp32"))
+    assert rounds == 2 * [32, 12] and fetched == 2 * [10, 1]
 
 
 def trained_in_a_thread() -> int:
