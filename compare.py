@@ -25,7 +25,7 @@ try:
     import pandas as pd
 
     from data import DataError, digest, load_data, load_split
-    from page.figures import Run, answer, confused_pairs, label_margins, make_pairs
+    from page.figures import Run, answer, confused_pairs, counted, label_margins, make_pairs
     from page.joining import is_epoch_of, make_labels_unique, share_classes, share_test_set, with_history
     from page.reading import Predictions, read_predictions
     from page.render import render_page
@@ -308,7 +308,7 @@ def write_suspects(
     }
     table = pd.DataFrame({name: values[order] for name, values in columns.items()})
     write_file(path, "--suspects", table.to_csv(index=False))
-    say(f"suspects  {path} ({len(order)} images)")
+    say(f"suspects  {path} ({counted(len(order))})")
 
 
 # ----------------------------------------------------------------------------------------------------------
