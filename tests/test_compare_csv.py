@@ -261,6 +261,14 @@ BAD = {  # file, and words of the error
         with_names("id,guess,truth,score_0,score_1", NAMES, SCORES[:, :2] / 0.9),
         ["3 class names", "2 numbered score columns", "score_ant"],
     ),
+    "ranks as timm writes them": (
+        table(
+            "filename,index_0,index_1,prob_0,prob_1", "abc", [7, 1, 4], [2, 0, 3], [0.9, 0.8, 0.7], [0.1] * 3
+        ),
+        ["index_0 beside prob_0", "Call the classes best_1, best_2 ..., and their scores best_1_score"],
+    ),
+    "nothing": ("", ["mine.csv is empty"]),
+    "only blank lines": ("\n \n", ["mine.csv is empty"]),
     "a class twice": (PLAIN.replace("score_2", "score_1"), ["two columns of scores for one class"]),
     "bytes that are no text": (PLAIN.replace("\n0,", "\n\udcff,"), ["cannot be read as CSV", "UTF-8"]),
     "no rows": (HEADER, ["no rows"]),
