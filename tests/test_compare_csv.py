@@ -376,6 +376,8 @@ def test_nothing_that_is_named_is_replaced_or_waited_for(main, tmp_path):
     for flag in ("--out", "--suspects"):
         result = main("compare.py", "mine.csv", "--no_images", flag, "link.csv", cwd=tmp_path)
         assert_one_line_error(result, f"{flag} link.csv would replace")
+    result = main("compare.py", "mine.csv", "--out", "new", "--suspects", "new", cwd=tmp_path)
+    assert_one_line_error(result, "--suspects new would replace")
     assert (tmp_path / "mine.csv").read_text() == PLAIN
 
 
@@ -388,6 +390,15 @@ def mailed(tmp_path) -> Path:
     (tmp_path / "run" / "config.json").write_text("{}")
     (tmp_path / "run" / "summary.json").write_text("{}")
     return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["config.json", "predictions/epoch-001.csv"])
+def test_files_of_a_run_are_not_replaced(main, mailed, name):
+    before = (mailed / name).read_bytes()
+    for argument in (mailed, f"{mailed}@2"):
+        result = main("compare.py", argument, "--no_images", "--suspects", mailed / name, cwd=mailed.parent)
+        assert_one_line_error(result, f"{name} would replace a file of another argument")
+    assert (mailed / name).read_bytes() == before
 
 
 @pytest.mark.parametrize(
