@@ -25,7 +25,7 @@ try:
     import pandas as pd
 
     from data import DataError, digest, load_data, load_split
-    from page.figures import Run, answer, confused_pairs, label_margins, make_pairs
+    from page.figures import Run, answer, confused_pairs, counted, label_margins, make_pairs
     from page.joining import is_epoch_of, make_labels_unique, share_classes, share_test_set, with_history
     from page.reading import Predictions, read_predictions
     from page.render import render_page
@@ -308,7 +308,7 @@ def write_suspects(
     }
     table = pd.DataFrame({name: values[order] for name, values in columns.items()})
     write_file(path, "--suspects", table.to_csv(index=False))
-    say(f"suspects  {path} ({len(order)} images)")
+    say(f"suspects  {path} ({counted(len(order))})")
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -343,12 +343,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def files_read(argument: str) -> Iterator[str]:
+    """The paths of the files that an argument stands for, whether they exist or not."""
+    yield os.path.realpath(argument)
+    run_dir = os.path.realpath(re.sub(r"@\d{1,9}$", "", argument))
+    yield from (os.path.join(run_dir, name) for name in ("config.json", "summary.json", "metrics.csv"))
+    yield from map(str, Path(run_dir, "predictions").glob("epoch-*.csv"))
+
+
 def compare(args: argparse.Namespace) -> None:
+    taken = {path for argument in args.runs for path in files_read(argument)}
     for flag, path in (("--out", args.out), ("--suspects", args.suspects)):
         if path is None:
             continue
-        if os.path.realpath(path) in map(os.path.realpath, args.runs):
-            raise CompareError(f"{flag} {path} would replace the predictions. Choose another path.")
+        if os.path.realpath(path) in taken:
+            raise CompareError(
+                f"{flag} {path} would replace a file of another argument. Choose another path."
+            )
+        taken.add(os.path.realpath(path))
         with naming(flag, path):  # before the work, because it can take long
             check_writable(Path(path))
     runs = [load_run(argument) for argument in args.runs]

@@ -36,7 +36,7 @@ WAITS = 3600, 3600  # seconds to wait for W&B at most, in an epoch and at the en
 
 def publish(run_dir: Path) -> None:
     """Send a run to W&B. Raises RunError if it is damaged, or if W&B does not get all of it."""
-    if not holds_run(run_dir):
+    if run_dir.is_file() or not holds_run(run_dir):
         raise RunError(f"{run_dir} holds no run. Name a directory that train.py wrote.")
     if not (run_dir / "summary.json").exists():
         raise RunError(f"{run_dir} has no finished epoch. Publish it after the first one.")
@@ -52,6 +52,10 @@ def send(run_dir: Path) -> None:
         config, summary = (json.loads(read_file(run_dir / name)) for name in ("config.json", "summary.json"))
         classes = [str(name) for name in config["classes"]]
         rows = read_metrics(run_dir / "metrics.csv")
+        files = {epoch: f"predictions/epoch-{epoch:03d}.csv" for _, epoch, loss, _ in rows if loss is None}
+        for name in files.values():
+            if not (run_dir / name).exists():  # W&B's process would notice it only after the uploads
+                raise FileNotFoundError(name)
         models = [str(name) for name in summary["sha256"]] if "finished" in summary else []
         metadata = read_metadata(run_dir / models[0]) if models else {}
         pictures = read_pictures(run_dir / "pictures.pt")
@@ -74,7 +78,7 @@ def send(run_dir: Path) -> None:
         else:
             print(f"epoch {epoch}/{rows[-1][1]}", flush=True)
             record = {"epoch": epoch, "dataset": config.get("dataset", "unknown"), **metrics}
-            run.submit("log_epoch", step, record, f"predictions/epoch-{epoch:03d}.csv")
+            run.submit("log_epoch", step, record, files[epoch])
     if models:
         run.submit("log_model", models, metadata)
     print("waiting for the uploads", flush=True)

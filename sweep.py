@@ -58,6 +58,8 @@ def load_sweep(path: str) -> dict:
     """Read a sweep in W&B's format: its content, metric, search space, options of the study."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no sweep")
         if unknown := set(content) - KEYS:
             raise ValueError(f"{', '.join(map(str, unknown))} is not supported")
         if content.get("method") not in SAMPLERS or content.get("program", "train.py") != "train.py":
@@ -75,6 +77,8 @@ def load_sweep(path: str) -> dict:
         optuna.create_study(**options)  # raises ValueError for another goal
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise SweepError(f"{path}: {error}. Fix the file.") from error
+    except OSError as error:
+        raise SweepError(f"{path}: {error.strerror}. Name the file with --config.") from error
     return {"content": content, "metric": metric["name"], "space": space, "options": options}
 
 

@@ -26,6 +26,7 @@ int main(int argc, char* argv[]) {
   auto model = torch::jit::load(argv[1]);
   const auto images = read_idx(argv[2], 16).view({-1, 1, 28, 28}).split(100);  // uint8
   const auto labels = read_idx(argv[3], 8).split(100);
+  TORCH_CHECK(images.size() == labels.size(), "These are not the labels of these images.");
   int64_t wrong = 0;
   for (size_t i = 0; i < images.size(); i++) {
     const auto logits = model.forward({images[i]}).toTensor();  // (N, 10)

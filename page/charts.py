@@ -188,7 +188,7 @@ def reliability_chart(runs: list[Run]) -> Element:
         chart.curve(i, list(zip(100 * confidence, 100 * accuracy)))
         for n, x, y in zip(counts, 100 * confidence, 100 * accuracy):
             radius = 1.5 + 3 * math.sqrt(n / len(run.ids))
-            chart.dot(i, x, y, radius, f"{n:,} images: score {x:.1f} %, right {y:.1f} %")
+            chart.dot(i, x, y, radius, f"{figures.counted(n)}: score {x:.1f} %, right {y:.1f} %")
         texts[i] = f"ECE {100 * figures.calibration_error(run):.2f} %"
     chart.labels({i: f"{short(runs[i].label)} {text}" for i, text in texts.items()}, "lower right")
     return chart.figure("Reliability", "right by score", named(texts, runs))

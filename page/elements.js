@@ -13,6 +13,7 @@ function h(tag, attributes, ...children) {
 }
 const fill = (id, ...children) => $(id).replaceChildren(...children.flat(Infinity).filter(Boolean));
 const { format: comma } = new Intl.NumberFormat("en"), percent = value => `${Math.round(100 * value)} %`;
+const counted = number => `${comma(number)} image${number === 1 ? "" : "s"}`;
 const option = (value, text, now) => h("option", { value, selected: String(now) === String(value) }, text);
 const runClass = r => `r${r % 6}`;
 const button = (key, text, onclick, more) =>

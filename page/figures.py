@@ -261,17 +261,21 @@ def learning(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return learned, (wrong[1:] & ~wrong[:-1]).sum(0)
 
 
+def counted(count: int) -> str:
+    return f"{count:,} image" if count == 1 else f"{count:,} images"
+
+
 def answer(runs: list[Run]) -> tuple[str, str]:
     """Which run is better, as a headline and the figures behind it."""
     wrong = [f"{run.wrong.sum():,}" for run in runs]
     if not runs[0].has_truth:
         same, names = (verdicts(runs) == 0).sum(), " and ".join(run.label for run in runs)
-        images = f"{len(runs[0].ids):,} images"
+        images = counted(len(runs[0].ids))
         if len(runs) == 1:
             return f"{names} guesses the classes of {images}", ": the truth is unknown"
         return f"{names} guess the same for {same:,} of {images}", ": the truth is unknown"
     if len(runs) == 1:
-        headline = f"{runs[0].label} gets {wrong[0]} of {len(runs[0].ids):,} images wrong"
+        headline = f"{runs[0].label} gets {wrong[0]} of {counted(len(runs[0].ids))} wrong"
         return headline, f": accuracy {runs[0].accuracy:.2f} %"
     pairs = make_pairs(runs)
     if len(runs) == 2:

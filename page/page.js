@@ -286,7 +286,7 @@ function drawFilters() {
   const filters = Object.keys(clear).some(name => state[name] !== clear[name]);
   const asked = conditions(), applied = asked.filter(condition => isApplied(wantedValue(condition))).length;
   const query = applied < asked.length ? `query: ${applied} of ${asked.length} conditions` : "query";
-  fill("filters", h("span", { id: "shown" }, h("b", null, comma(found.length)), ` of ${comma(count)} images`),
+  fill("filters", h("span", { id: "shown" }, h("b", null, comma(found.length)), ` of ${counted(count)}`),
     state.cell && remove("cell", `truth ${classes[t]}, guess ${classes[g]} by ${whose}`, { cell: "" }),
     state.box
       && remove("box", `${runs[r].title}: mean ${low}–${high}, spread ${left}–${right}`, { box: "" }),
@@ -309,8 +309,8 @@ function drawList() {
   const heads = rows.map((n, i) => {  // what stands above a row that starts a group
     const value = group?.value(n);
     if (!group || i && group.value(rows[i - 1]) === value) return null;
-    const images = comma(found.filter(other => group.value(other) === value).length);
-    return [`${group.title()}: `, h("bdi", null, group.names[value]), `, ${images} images`];
+    const images = counted(found.filter(other => group.value(other) === value).length);
+    return [`${group.title()}: `, h("bdi", null, group.names[value]), `, ${images}`];
   });
   const title = ([key, text]) => {
     const order = key === state.sort && (state.down ? "descending" : "ascending");
@@ -465,20 +465,20 @@ function drawGroups() {
   const wide = length => `width:calc((100% - 2rem) * ${length / longest} + 2px)`;
   const bar = (r, length) => h("div", { class: `bar ${runClass(r)}` },
     length > 0 && [h("i", { style: wide(length) }), h("span", null, comma(length))]);
-  const more = (number, what) => number > 0 && h("div", { class: "hint" }, `+${comma(number)} ${what}`);
+  const more = (number, what) => number > 0 && h("div", { class: "hint" }, `+${what(number)}`);
   const pictures = (r, images, truths) => {  // in the order of their true classes
     const places = new Map(truths.map((t, i) => [t, i])), place = n => places.get(truth[n]);
     const some = images.sort((a, b) => place(a) - place(b) || a - b).slice(0, MOST.pictures);
     return oneTabStop(h("div", { class: `pictures ${runClass(r)}` },
       h("b", { title: label(r) }, comma(images.length)),
-      some.map(n => opener(n, Math.min(64, rowSide))), more(images.length - MOST.pictures, "images")));
+      some.map(n => opener(n, Math.min(64, rowSide))), more(images.length - MOST.pictures, counted)));
   };
   const axisLine = (t, counts) => h("div", { class: "line" },
     h("span", { class: "name" }, className(t)), RUNS.map(r => bar(r, counts[r].get(t) ?? 0)));
   const row = (kind, name, middle, parts) =>
     h("div", { class: `wrongs ${kind}` }, h("b", { class: "name" }, name), h("div", null, middle), parts);
   const axis = (truths, counts) => [truths.slice(0, MOST.truths).map(t => axisLine(t, counts)),
-    more(truths.length - MOST.truths, "classes")];
+    more(truths.length - MOST.truths, number => `${comma(number)} classes`)];
   const group = ({ g, counts, truths }) =>
     row("", className(g), axis(truths, counts), RUNS.map(r => pictures(r, imagesOf(r, g), truths)));
   const heads = row("heads", "guess", "true class", RUNS.map(r => h("div", null, runName(r))));

@@ -30,6 +30,7 @@ SCORE_NAME = re.compile(  # score_3, prob[cat], y_score_-1
 )
 ONE_SCORE = re.compile(r"(?:y_?)?" + PREFIX, re.IGNORECASE)  # of one of two classes, see `two_classes`
 BEST_NAME = re.compile(r"(best|top)[\W_]*(\d{1,3})(?:[\W_]*(.+))?", re.IGNORECASE)  # best_1, top1_prob
+RANKED_CLASS = re.compile(r"(?:index|idx|label|class|pred|prediction)[\W_]*(\d{1,3})", re.IGNORECASE)
 TRUTH_SCORE = re.compile(r"(?:truth|true|label|target)[\W_]*" + PREFIX, re.IGNORECASE)
 GUESS_REMARK = "the guess is the class with the highest score"
 
@@ -63,6 +64,7 @@ def read_predictions(name: str, content: bytes) -> Predictions:
     if not best and not columns and len(roles) < 3:
         missing = ", ".join(role for role in ALIASES if role not in roles)
         table.refuse_columns(f"{missing}, and no scores")
+    refuse_ranked_scores(table, columns)
     if len(columns) > MAX_CLASSES:
         raise CompareError(f"{name} has {len(columns):,} classes. A page has room for {MAX_CLASSES:,}.")
     if table.columns.empty:
@@ -202,6 +204,16 @@ def find_columns_of_classes(table: Table, roles: dict[str, int]) -> list[int]:
     places = [p for p in range(len(table.header)) if p not in roles.values()]
     named = [p for p in places if table.header[p] in seen]
     return [p for p in places if named[0] <= p <= named[-1]] if len(named) == len(seen) > 1 else []
+
+
+def refuse_ranked_scores(table: Table, columns: list[int]) -> None:
+    """Refuse index_0, index_1 ..., prob_0, prob_1 ..., as timm writes them: prob_0 is not of class 0."""
+    ranks = {score_suffix(table.header[place]) for place in columns}
+    ranked = [text for text in table.header if (m := RANKED_CLASS.fullmatch(text)) and m[1] in ranks]
+    if len(ranked) > 1 and (np.diff(table.matrix(columns)) <= 0).all():
+        found = f"{table.name} has {ranked[0]} beside {table.header[columns[0]]}, and scores that only fall"
+        cure = "Call the classes best_1, best_2 ..., and their scores best_1_score, best_2_score ..."
+        raise CompareError(f"{found}: they are of the best classes. {cure}")
 
 
 def score_suffix(name: str) -> str:

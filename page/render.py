@@ -241,7 +241,7 @@ def render_page(
     record |= {"hasTruth": has_truth, "hasScores": has_scores, "complete": complete}
     known = figures.VERDICTS[min(len(runs), 3)]
     record["verdicts"] = known if runs[0].has_truth else figures.VERDICTS_WITHOUT_TRUTH
-    record["about"] = f"{figures.shared_data_set(runs)}{len(runs[0].ids):,} images"
+    record["about"] = f"{figures.shared_data_set(runs)}{figures.counted(len(runs[0].ids))}"
     record["tiles"], files = (None, []) if pictures is None else sheets(pictures)
     kinds = {
         "many": len(classes) > 12,

@@ -68,6 +68,8 @@ class Table:
         if len(content) > MAX_HEADER and not lines.read(1):
             raise CompareError(f"{name} has a first line of more than {MAX_HEADER:,} bytes. {NEEDED}")
         self.header = [to_nfc(text.strip()) for text in header]
+        if not header:
+            raise CompareError(f"{name} is empty. {NEEDED}")
         if len(self.header) > MAX_COLUMNS:
             found = f"{name} has {len(self.header):,} columns"
             raise CompareError(f"{found}. A page has room for {MAX_CLASSES:,} classes.")

@@ -44,7 +44,7 @@ def open_picture(path: str | Path, min_side: int | None = None) -> Image.Image:
     except PermissionError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
     except Exception as error:  # Pillow raises many types for damaged files
-        problem = f"{path} cannot be read as a picture: {error}"
+        problem = f"{path} cannot be read as a picture: {error}".rstrip(".")
         raise SourceError(f"{problem}. Remove it or save it again.") from error
 
 
@@ -88,6 +88,8 @@ def to_8_bits(picture: Image.Image, value_range: tuple[float, float] | None) -> 
         values = numpy.nan_to_num(numpy.asarray(picture, dtype=numpy.float64), nan=low)
         scaled = (values.clip(low, high) - low) * (255 / (high - low))
         return Image.fromarray(scaled.round().astype(numpy.uint8))
+    if picture.mode == "LAB":
+        return picture.convert("RGB")  # Pillow makes it grey in no other way
     if not picture.has_transparency_data:
         return picture
     picture = picture.convert("RGBA")

@@ -261,6 +261,14 @@ BAD = {  # file, and words of the error
         with_names("id,guess,truth,score_0,score_1", NAMES, SCORES[:, :2] / 0.9),
         ["3 class names", "2 numbered score columns", "score_ant"],
     ),
+    "ranks as timm writes them": (
+        table(
+            "filename,index_0,index_1,prob_0,prob_1", "abc", [7, 1, 4], [2, 0, 3], [0.9, 0.8, 0.7], [0.1] * 3
+        ),
+        ["index_0 beside prob_0", "Call the classes best_1, best_2 ..., and their scores best_1_score"],
+    ),
+    "nothing": ("", ["mine.csv is empty"]),
+    "only blank lines": ("\n \n", ["mine.csv is empty"]),
     "a class twice": (PLAIN.replace("score_2", "score_1"), ["two columns of scores for one class"]),
     "bytes that are no text": (PLAIN.replace("\n0,", "\n\udcff,"), ["cannot be read as CSV", "UTF-8"]),
     "no rows": (HEADER, ["no rows"]),
@@ -368,6 +376,8 @@ def test_nothing_that_is_named_is_replaced_or_waited_for(main, tmp_path):
     for flag in ("--out", "--suspects"):
         result = main("compare.py", "mine.csv", "--no_images", flag, "link.csv", cwd=tmp_path)
         assert_one_line_error(result, f"{flag} link.csv would replace")
+    result = main("compare.py", "mine.csv", "--out", "new", "--suspects", "new", cwd=tmp_path)
+    assert_one_line_error(result, "--suspects new would replace")
     assert (tmp_path / "mine.csv").read_text() == PLAIN
 
 
@@ -380,6 +390,15 @@ def mailed(tmp_path) -> Path:
     (tmp_path / "run" / "config.json").write_text("{}")
     (tmp_path / "run" / "summary.json").write_text("{}")
     return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["config.json", "predictions/epoch-001.csv"])
+def test_files_of_a_run_are_not_replaced(main, mailed, name):
+    before = (mailed / name).read_bytes()
+    for argument in (mailed, f"{mailed}@2"):
+        result = main("compare.py", argument, "--no_images", "--suspects", mailed / name, cwd=mailed.parent)
+        assert_one_line_error(result, f"{name} would replace a file of another argument")
+    assert (mailed / name).read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,9 @@ def test_cpp_program_gets_the_same_images_wrong(finished, small_dir, tmp_path):
     ).stdout
     wrong = json.loads((finished / "summary.json").read_text())["wrong"]
     assert 0 < wrong < 400 and output == f"{wrong} wrong\n"
+    files[-1] = raw / "train-labels-idx1-ubyte"
+    other = subprocess.run(["./evaluate", *files], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert other.returncode != 0 and other.stdout == "" and "not the labels of these images" in other.stderr
 
 
 def test_loaded_file_can_be_fine_tuned(finished, test_set, tmp_path):

@@ -407,8 +407,10 @@ def test_picture_that_cannot_be_read_is_named(finished, tmp_path, monkeypatch):
     Image.new("L", (300, 300), 200).save(tmp_path / "blank.png")
     model = finished / "model.pt"
     (tmp_path / "gone.png").symlink_to("nowhere")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "large.png")
     for name, words in (
         ("notes.png", "notes.png cannot be read as a picture: "),
+        ("large.png", "attack. Remove it or save it again."),
         ("none.png", "error: none.png does not exist. Check its name."),
         ("gone.png", "error: gone.png does not exist. Check its name."),
         ("/dev/null", "error: /dev/null is not a file. Save the picture in a file."),

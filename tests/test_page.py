@@ -560,6 +560,15 @@ def test_pages_without_truth_or_scores_leave_out_what_needs_them(page, tmp_path)
     assert [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
+def test_page_of_one_image_says_image(page, tmp_path):
+    (tmp_path / "one.csv").write_text("id,guess,truth,score_0,score_1\n0,1,0,0.2,0.8\n")
+    assert run("compare.py", "one.csv", "--no_images", cwd=tmp_path).returncode == 0
+    page.open(tmp_path / "compare.html", "#group=truth")
+    text = page.js("return document.body.textContent")
+    assert "one gets 1 of 1 image wrong" in text and "truth: 0, 1 image" in text
+    assert not re.search(r"\b1 images\b", text)
+
+
 def test_page_without_javascript_print_phone_and_saved_copy(page, two, files, tmp_path):
     now, cdp = files[1], page.browser.execute_cdp_cmd
     cdp("Emulation.setScriptExecutionDisabled", {"value": True})

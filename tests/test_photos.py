@@ -220,6 +220,7 @@ def digit_files(folder, digit: numpy.ndarray) -> Image.Image:
     upright.convert("1").save(folder / "bilevel.png")
     upright.convert("P").save(folder / "palette.gif")
     upright.convert("CMYK").save(folder / "cmyk.jpg", quality=95)
+    upright.convert("RGB").convert("LAB").save(folder / "lab.tif")
     return upright
 
 

@@ -158,6 +158,9 @@ def test_run_is_published_neither_while_it_trains_nor_before_its_first_epoch(mai
 def test_what_cannot_be_published_ends_in_a_line(main, moved, tmp_path):
     assert_one_line_error(main("publish.py", moved, cwd=tmp_path), "wandb login")
     assert_one_line_error(main("publish.py", "nowhere", cwd=tmp_path), "nowhere")
+    assert_one_line_error(
+        main("publish.py", moved / "model.pt", cwd=tmp_path), "Name a directory that train.py"
+    )
     assert_one_line_error(main("publish.py", moved, cwd=tmp_path, WANDB_MODE="disabled"), "WANDB_MODE")
     assert not list(moved.glob("wandb/*run-*"))
     for name, damage in {
@@ -171,5 +174,9 @@ def test_what_cannot_be_published_ends_in_a_line(main, moved, tmp_path):
         (moved / name).write_text(damage)
         assert_one_line_error(main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline"), "damaged")
         (moved / name).write_bytes(content)
+    table = (moved / "predictions/epoch-002.csv").rename(tmp_path / "table.csv")
+    result = main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline")
+    assert_one_line_error(result, "damaged", "epoch-002.csv", "Copy it again")
+    table.rename(moved / "predictions/epoch-002.csv")
     (moved / "notes.txt").symlink_to("/etc/hostname")
     assert_one_line_error(main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline"), "leads out")
