@@ -127,7 +127,7 @@ def test_stopped_sweep_leaves_no_process_and_resumes_at_the_last_epoch(stub):
 
 
 def test_two_processes_do_the_runs_of_one_sweep_together(stub):
-    processes = [start(stub, "--count", 8, pause=0.2) for _ in range(2)]
+    processes = [start(stub, "--count", 8, pause=0.1) for _ in range(2)]
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     names = [f"{number:03d}" for number in range(1, 9)]
