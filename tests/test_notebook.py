@@ -58,7 +58,7 @@ def check_in_browser(html: str, folder: Path) -> None:
 
 
 @pytest.fixture
-def clone(small_dir, tmp_path) -> Path:
+def clone(tiny_dir, tmp_path) -> Path:
     """A copy of this repository, with a few digits as its data."""
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
@@ -66,7 +66,7 @@ def clone(small_dir, tmp_path) -> Path:
         shutil.copytree(ROOT / folder, tmp_path / folder)
     (tmp_path / "docs").mkdir()
     shutil.copy(TUTORIAL, tmp_path / "docs")
-    (tmp_path / "data").symlink_to(small_dir)
+    (tmp_path / "data").symlink_to(tiny_dir)
     return tmp_path
 
 
@@ -88,7 +88,7 @@ def test_tutorial_runs_and_shows_the_page(clone, monkeypatch):
         next(printed(cell, "stdout") for cell in cells if start in cell.source)
         for start in ("--run_dir runs/small", "--run_dir runs/large", "%run evaluate.py")
     )
-    assert f"done  mnist-format: {wrong['small']} of 500 images wrong" in small
+    assert f"done  mnist-format: {wrong['small']} of 100 images wrong" in small
     assert "next  %run evaluate.py runs/large/model.pt\n      %run compare.py runs/large@1" in large
     assert f"wrong     {wrong['large']}\n" in evaluated
     shown = [output.data for cell in cells for output in cell.outputs if output.output_type != "stream"]

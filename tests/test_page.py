@@ -362,7 +362,7 @@ def test_image_is_opened_stepped_and_marked_by_keys(page, two, tmp_path):
     from selenium.webdriver import ActionChains, Keys
 
     page.open(two)
-    page.js("localStorage.clear(); location.reload()")
+    page.js("localStorage.clear()")
     page.open(two)
     ids = page.ids
     page.js("const e = document.querySelector('#list .open'); e.focus()")
