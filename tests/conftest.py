@@ -16,26 +16,27 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the other tests are of the CPU
 # One thread a process, because several run at once.
 os.environ |= {"NETRC": os.devnull, "WANDB_CONFIG_DIR": os.devnull, "OMP_NUM_THREADS": "1"}
 
+# No torch here: the process that hands out the tests does without it, and starts two seconds earlier.
 import pytest  # noqa: E402
-import torch  # noqa: E402
 from filelock import FileLock  # noqa: E402
 from programs import ROOT, run  # noqa: E402
 from programs import environment as environment  # noqa: E402
-
-from sources.drawn import draw_digits  # noqa: E402
 
 # A run on a few images.
 SETTINGS = {"epochs": 2, "batch_size": 64, "lr": 0.005, "l1_size": 16, "l2_size": 32}
 SHORT = tuple(str(word) for name, value in SETTINGS.items() for word in (f"--{name}", value))
 
 
-def write_idx(path: Path, values: torch.Tensor) -> None:
+def write_idx(path: Path, values) -> None:
+    """Write a tensor of integers as MNIST's files have them."""
     sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
     path.write_bytes((0x800 + values.dim()).to_bytes(4, "big") + sizes + values.byte().numpy().tobytes())
 
 
 def write_mnist_files(folder: Path, train: int = 1500, test: int = 500) -> Path:
     """A data_dir with a few drawn digits in files of MNIST's names and format."""
+    from sources.drawn import draw_digits
+
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for prefix, count, seed in (("train", train, 5), ("t10k", test, 6)):
@@ -84,6 +85,8 @@ def assert_usage_error(result: subprocess.CompletedProcess, *words: str) -> None
 
 def contents(run_dir: Path) -> dict[str, bytes]:
     """What a run must reproduce: every CSV file, and the weights."""
+    import torch
+
     files = {str(path.relative_to(run_dir)): path.read_bytes() for path in sorted(run_dir.rglob("*.csv"))}
     state = torch.load(run_dir / "checkpoint.pt", weights_only=True, map_location="cpu")["model"]
     return {**files, **{name: weight.numpy().tobytes() for name, weight in state.items()}}

@@ -98,6 +98,8 @@ def become(
 ) -> None:
     """Make this forked process like one that was started in `cwd` with `env`, run `main`, and exit."""
     os.setsid()  # so that what it leaves behind can be found, and killed, by its session
+    multiprocessing.current_process().daemon = False  # which may have no processes of its own
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # the default
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)

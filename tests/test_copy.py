@@ -22,9 +22,9 @@ OWN_DATA = """def load_data(dataset="auto", data_dir="data", val_size=0, image_s
 
 
 """
-OWN_MODEL = """    from torchvision.models import resnet18
-
-    net = resnet18(num_classes=len(data.classes))
+OWN_MODEL = """    nn = torch.nn
+    layers = nn.Conv2d(3, 16, 5), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    net = nn.Sequential(*layers, nn.Linear(16, len(data.classes)))
 """
 LATER = """
 import csv, json, sys, torch
@@ -49,7 +49,7 @@ def test_four_files_train_another_model_on_other_data(tmp_path):
     assert changed == 1
     (tmp_path / "data.py").write_text(data)
     (tmp_path / "train.py").write_text(train)
-    flags = ("--epochs", 3, "--batch_size", 20, "--lr", 0.002, "--run_dir", "run")
+    flags = ("--epochs", 3, "--batch_size", 10, "--lr", 0.02, "--run_dir", "run")
     result = run(as_python, "train.py", *flags, cwd=tmp_path, WANDB_MODE="offline")
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "run/summary.json").read_text())

@@ -7,14 +7,13 @@ import signal
 import socket
 import statistics
 import subprocess
-import sys
 import time
 from functools import partial
 
 import pytest
 import torch
 from conftest import ROOT, SHORT, assert_one_line_error, contents
-from programs import Program, environment, run, start
+from programs import Program, as_python, run, start
 
 import program
 import train
@@ -170,11 +169,9 @@ def test_resumed_run_must_be_on_every_machine(finished, small_dir, tmp_path):
 
 
 def test_torchrun_is_named_in_the_advice_after_an_interruption(tiny_dir, tmp_path):
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py"))
-    flags = ("--data_dir", str(tiny_dir), *SHORT, "--epochs", "100", "--run_dir", "run")
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    env = environment(WANDB_MODE="disabled")
-    process = subprocess.Popen([sys.executable, *torchrun, *flags], cwd=tmp_path, env=env, **pipes)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "train.py")
+    flags = ("--data_dir", tiny_dir, *SHORT, "--epochs", 100, "--run_dir", "run")
+    process = start(as_python, *torchrun, *flags, cwd=tmp_path, WANDB_MODE="disabled")
     assert any(line.startswith("epoch 1/") for line in process.stdout)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from programs import ROOT, environment, run_python
+from programs import ROOT, as_python, environment, run, run_python
 
 from data import load_split
 from model import METADATA_FILE, Classifier, export_model, predict_logits
@@ -64,7 +64,7 @@ assert checked > 0 and "model" not in sys.modules
 
 def test_python_in_the_readme_gives_the_models_logits(folder):
     blocks = json.dumps([block for block in readme_blocks() if "onnx" not in block])
-    result = run_python("-I", "-W", "ignore", "-c", RUN_BLOCKS, blocks, cwd=folder)
+    result = run(as_python, "-c", RUN_BLOCKS, blocks, cwd=folder)
     assert result.returncode == 0, result.stderr
 
 
@@ -166,7 +166,8 @@ def test_traced_net_stays_in_eval_mode(test_set, tmp_path):
 
 
 def test_files_of_a_run_hold_neither_paths_nor_pictures(finished, small_dir, test_set):
-    private = [str(path).encode() for path in (ROOT, Path.home(), small_dir, finished.parent, sys.prefix)]
+    places = ROOT, Path.home(), small_dir, finished.parent, sys.prefix, "site-packages", "/usr/", "/home/"
+    private = [str(place).encode() for place in (*places, "data_dir", "run_dir")]
     private += [image.numpy().tobytes() for image in test_set[0]]
     for name in ("model.pt", "model.pt2"):
         with zipfile.ZipFile(finished / name) as file:

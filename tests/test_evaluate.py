@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import assert_one_line_error, assert_usage_error, write_idx, write_mnist_files
 from PIL import Image
-from programs import ROOT, run
+from programs import run
 from test_photos import photograph
 from torch import Tensor
 
@@ -165,12 +165,6 @@ def assert_no_word_in(path: Path, *words: str) -> None:
         for member in file.namelist():
             content = file.read(member)
             assert not any(word.encode() in content for word in words), member
-
-
-def test_files_of_a_run_hold_no_path(finished, small_dir):
-    words = str(small_dir), str(finished.parent), str(ROOT), "data_dir", "run_dir"
-    for name in ("model.pt", "model.pt2"):
-        assert_no_word_in(finished / name, *words)
 
 
 def test_model_of_a_folder_is_evaluated_on_a_moved_copy(tmp_path):

@@ -16,7 +16,6 @@ from sources.errors import warn
 FULL = "/dev/full"
 pytestmark = pytest.mark.skipif(not Path(FULL).exists(), reason="no device that is always full")
 ERROR = "error: the output: No space left on device. Check the name, the space and the permissions.\n"
-TABLE = "id,guess,truth\n0,0,0\n1,1,1\n"
 
 
 def fill_output(monkeypatch, text: str, error: Exception | None = None) -> None:
@@ -81,19 +80,6 @@ def test_warnings_that_nothing_takes_do_not_end_a_program(kind, monkeypatch):
         os.close(writer)
 
 
-def start(name: str, *arguments, cwd: Path, stdout) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / name), *arguments]
-    env = environment(WANDB_MODE="disabled", PYTHONUNBUFFERED="")
-    return subprocess.run(command, cwd=cwd, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True)
-
-
-def test_program_with_a_full_output_ends_in_one_line(tmp_path):
-    (tmp_path / "table.csv").write_text(TABLE)
-    with open(FULL, "w") as full:
-        result = start("compare.py", "table.csv", "--no_images", cwd=tmp_path, stdout=full)
-    assert (result.returncode, result.stderr) == (2, ERROR)
-
-
 @pytest.fixture
 def printing(tmp_path) -> list[str]:
     """The command line of a program that prints many lines, and ends as ours do."""
@@ -102,10 +88,11 @@ def printing(tmp_path) -> list[str]:
     return ["env", path, sys.executable, "-c", code]
 
 
-def test_unbuffered_output_that_is_full_is_named(printing):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_full_output_of_a_program_is_named(unbuffered, printing):
     with open(FULL, "w") as full:
         pipes = {"stdout": full, "stderr": subprocess.PIPE, "text": True}
-        result = subprocess.run(printing, env=environment(PYTHONUNBUFFERED="1"), **pipes)
+        result = subprocess.run(printing, env=environment(PYTHONUNBUFFERED=unbuffered), **pipes)
     assert (result.returncode, result.stderr) == (2, ERROR)
 
 
@@ -123,7 +110,9 @@ def test_sweep_whose_output_fails_ends_in_one_line(kind, tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     with open(FULL if kind == "full" else writer, "w") as out:
-        result = start("sweep.py", "--", "--dataset", "nowhere", cwd=tmp_path, stdout=out)
+        command = [sys.executable, ROOT / "sweep.py", "--", "--dataset", "nowhere"]
+        pipes = {"stdout": out, "stderr": subprocess.PIPE, "text": True}
+        result = subprocess.run(command, cwd=tmp_path, env=environment(PYTHONUNBUFFERED=""), **pipes)
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
     if kind == "full":
         os.close(writer)

@@ -58,17 +58,19 @@ def trained_under_settings_of_the_caller() -> int:
             if pool:
                 torch.backends.fp32_precision = "tf32"  # the newer names, which exclude the older ones
             before = state_of_the_process()
-            train.train(config) if pool is None else pool.submit(train.train, config).result()
+            run_dir = train.train(config) if pool is None else pool.submit(train.train, config).result()
+            assert run_dir == Path("runs/002" if pool else "runs/001")
             assert state_of_the_process() == before
     return 0
 
 
 def test_settings_of_the_caller_are_neither_used_nor_changed(finished, small_dir, tmp_path):
-    settings = json.dumps({"data_dir": str(small_dir), **SETTINGS})
+    settings = json.dumps({"data_dir": str(small_dir), "log_images": "5", **SETTINGS})
     result = run(trained_under_settings_of_the_caller, settings, cwd=tmp_path, WANDB_MODE="offline")
     assert result.returncode == 0 and result.stderr == "", result.stderr
     for name in ("001", "002"):
         assert contents(tmp_path / "runs" / name) == contents(finished)
+        assert list((tmp_path / "runs" / name / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def trained_as_by_an_agent() -> int:
@@ -92,8 +94,8 @@ def trained_as_by_an_agent() -> int:
     return 0
 
 
-def test_run_of_the_caller_is_neither_taken_over_nor_finished(small_dir, tmp_path):
-    settings = json.dumps({"data_dir": str(small_dir), **QUICK})
+def test_run_of_the_caller_is_neither_taken_over_nor_finished(tiny_dir, tmp_path):
+    settings = json.dumps({"data_dir": str(tiny_dir), "log_images": "5", **QUICK})
     result = run(trained_as_by_an_agent, settings, cwd=tmp_path, WANDB_MODE="offline")
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
     assert len(list(tmp_path.glob("wandb/offline-run-*-trial1"))) == 1
@@ -112,8 +114,8 @@ def trained_before_the_caller_uses_wandb() -> int:
     return 0
 
 
-def test_later_run_of_the_caller_is_like_any_other(small_dir, tmp_path):
-    settings = json.dumps({"data_dir": str(small_dir), **QUICK})
+def test_later_run_of_the_caller_is_like_any_other(tiny_dir, tmp_path):
+    settings = json.dumps({"data_dir": str(tiny_dir), "log_images": "5", **QUICK})
     result = run(trained_before_the_caller_uses_wandb, settings, cwd=tmp_path, WANDB_MODE="offline")
     assert result.returncode == 0 and "wandb: Tracking run" in result.stderr, result.stderr
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1

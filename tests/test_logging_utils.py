@@ -253,7 +253,7 @@ def test_online_run_ends_well(tiny_dir, tmp_path):
     assert [each["alias"] for each in model["aliases"]] == ["latest"]
 
 
-def test_wandb_mode_wins_and_there_is_never_a_prompt(main, tiny_dir, tmp_path):
+def test_wandb_mode_wins_and_there_is_never_a_prompt(tiny_dir, tmp_path):
     arguments = ["--data_dir", tiny_dir, "--epochs", 1, "--img_count", 10]
     result = run("train.py", *arguments, cwd=tmp_path, WANDB_MODE="disabled", WANDB_API_KEY="0" * 40)
     assert result.returncode == 0 and "disabled by WANDB_MODE" in result.stdout
@@ -265,12 +265,10 @@ def test_wandb_mode_wins_and_there_is_never_a_prompt(main, tiny_dir, tmp_path):
     )
     table, _ = read_table(tmp_path / "runs" / "002")
     assert len(table["data"]) == 10 and all(row[1] for row in table["data"])
-    assert_one_line_error(main("train.py", *arguments, cwd=tmp_path, WANDB_MODE="onlin"), "WANDB_MODE")
 
 
-@pytest.mark.parametrize("name", ["a/b%c", 200 * "x"])
-def test_name_that_wandb_refuses_is_one_line(name, main, tiny_dir, tmp_path):
-    env = {"WANDB_PROJECT": name, "WANDB_MODE": "offline"}
+def test_name_that_wandb_refuses_is_one_line(main, tiny_dir, tmp_path):
+    env = {"WANDB_PROJECT": "a/b%c", "WANDB_MODE": "offline"}
     result = main("train.py", "--data_dir", tiny_dir, "--epochs", 1, cwd=tmp_path, **env)
     assert_one_line_error(
         result, "W&B cannot start, because of UsageError: Invalid project name", "Fix WANDB_*"
@@ -286,9 +284,6 @@ def test_empty_variables_of_wandb_are_as_if_unset(tmp_path, monkeypatch):
         log.log_epoch(1, 1, LOGITS, LABELS)
     assert log.wandb.mode == "offline" and not log.wandb.gave_up
     assert {name: os.environ.get(name) for name in empty} == empty
-    monkeypatch.setenv("WANDB_MODE", "onlin")
-    with pytest.raises(RunError, match="W&B .*mode Input should be .*'disabled'.* Fix WANDB_"):
-        RunLogger(tmp_path / "other", {}, ["a", "b", "c"])
 
 
 def test_table_has_fewer_rows_above_sixteen_classes():
@@ -302,34 +297,29 @@ def log_both_tables() -> int:
     """Log a table of ours, and in another run the one that W&B makes of the same rows."""
     import wandb
 
-    classes = json.loads(os.environ["CLASSES"])
-    images = torch.randint(
-        0, 256, (40, 1, 12, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    logits = torch.randn(40, len(classes), generator=torch.Generator().manual_seed(1))
-    labels = torch.arange(40) % len(classes)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, 1, 12, 10), dtype=torch.uint8, generator=generator)
+    logits, labels = torch.randn(40, 3, generator=generator), torch.arange(40) % 3
     config = {"img_count": 30, "log_images": 7}
-    with RunLogger("run", config, classes, images) as log:
+    with RunLogger("run", config, ["0", "1", "2"], images) as log:
         log.log_epoch(1, 1, logits, labels)
     os.environ["WANDB_DATA_DIR"] = os.path.abspath("theirs")
     with wandb.init(project="theirs", dir="theirs", settings=wandb.Settings(silent=True)) as theirs:
-        names = [int(name) if name.isdecimal() else name for name in classes]
         rows = []
         for i, guess, truth, *scores in prediction_rows(logits, labels)[:30]:
             pictured = i < 7 or guess != truth
             picture = wandb.Image(images[i, 0].numpy()) if pictured else None
             scores = [float(f"{score:.9g}") for score in scores]  # as the CSV file has them
-            rows.append([i, picture, names[guess], names[truth], *scores])
-        columns = ["id", "image", "guess", "truth", *(f"score_{k}" for k in range(len(classes)))]
+            rows.append([i, picture, guess, truth, *scores])
+        columns = ["id", "image", "guess", "truth", "score_0", "score_1", "score_2"]
         theirs.log({"test_predictions": wandb.Table(columns=columns, data=rows)})
     return 0
 
 
-@pytest.mark.parametrize("classes", [["0", "1", "2"], ["ant", "bee", "cow"]])
-def test_table_is_what_wandb_makes_of_the_same_rows(classes, tmp_path):
-    env = {"WANDB_MODE": "offline", "CLASSES": json.dumps(classes)}
+def test_table_is_what_wandb_makes_of_the_same_rows(tmp_path):
+    """Classes that have names: see test_table_of_many_classes_stays_small."""
     (tmp_path / "theirs").mkdir()
-    result = run(log_both_tables, cwd=tmp_path, **env)
+    result = run(log_both_tables, cwd=tmp_path, WANDB_MODE="offline")
     assert result.returncode == 0 and result.stderr == "", result.stderr
     ours, theirs = (read_table(tmp_path / folder)[0] for folder in ("run", "theirs"))
     for row in (*ours["data"], *theirs["data"]):
@@ -341,10 +331,10 @@ def test_table_is_what_wandb_makes_of_the_same_rows(classes, tmp_path):
 def log_many_classes() -> int:
     """An epoch of 120 classes, of which most guesses are wrong."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.zeros(3000, 1, 8, 8, dtype=torch.uint8)
+    images = torch.zeros(1500, 1, 8, 8, dtype=torch.uint8)
     names = [f"kind {k}" for k in range(120)]
     with RunLogger("run", {"log_images": 10}, names, images) as log:
-        log.log_epoch(1, 1, torch.randn(3000, 120, generator=generator), torch.arange(3000) % 120)
+        log.log_epoch(1, 1, torch.randn(1500, 120, generator=generator), torch.arange(1500) % 120)
     return 0
 
 
@@ -354,7 +344,7 @@ def test_table_of_many_classes_stays_small(tmp_path):
     table, _ = read_table(tmp_path / "run")
     columns = table["columns"]
     assert columns[:7] == ["id", "image", "guess", "truth", "truth_score", "best_1", "best_1_score"]
-    assert len(table["data"]) == 3000
+    assert len(table["data"]) == 1500
     with open(tmp_path / "run/predictions/epoch-001.csv", newline="") as file:
         for line, row in zip(csv.DictReader(file), table["data"]):
             cells = dict(zip(columns, row))
@@ -368,25 +358,8 @@ def test_table_of_many_classes_stays_small(tmp_path):
     assert not any("confusion" in name for name in names)
 
 
-def log_beside_a_run_of_the_caller() -> int:
-    import wandb
-
-    mine = wandb.init(project="mine", dir=".")
-    with RunLogger("run", {}, ["a", "b", "c"]) as log:
-        log.log_epoch(1, 1, LOGITS, LABELS)
-    mine.log({"still": "open"})
-    mine.finish()
-    return int(log.wandb.id == mine.id or log.wandb.gave_up)
-
-
-def test_run_of_the_caller_stays_open(tmp_path):
-    env = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    result = run(log_beside_a_run_of_the_caller, cwd=tmp_path, **env)
-    assert result.returncode == 0 and result.stderr == "", result.stderr
-
-
-@pytest.mark.parametrize("classes", [np.array(["ant", "bee", "cow"]), [*"ab", 3]], ids=["numpy", "mixed"])
-def test_wandb_takes_class_names_of_any_kind(classes, monkeypatch, tmp_path):
+def test_wandb_takes_class_names_of_any_kind(monkeypatch, tmp_path):
+    classes = np.array(["ant", "bee", 3], dtype=object)
     monkeypatch.setenv("WANDB_MODE", "offline")
     with RunLogger(tmp_path / "run", {}, classes) as log:
         log.log_epoch(1, 1, LOGITS, LABELS)
@@ -539,13 +512,14 @@ def test_logits_that_do_not_match_are_refused(monkeypatch, tmp_path):
 def test_refused_logger_leaves_nothing_behind(wrong, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     before = dict(os.environ)
-    images = torch.zeros(4, 1, 5, 5)
+    images, error, words = torch.zeros(4, 1, 5, 5), ValueError, "images must be uint8"
     if wrong == "images":
         images = images - 0.42  # normalized
     else:
+        error, words = RunError, "W&B .*mode Input should be .*'disabled'.* Fix WANDB_"
         monkeypatch.setenv("WANDB_MODE", "onlin")
         before["WANDB_MODE"] = "onlin"
-    with pytest.raises(ValueError if wrong == "images" else RunError, match=wrong):
+    with pytest.raises(error, match=words):
         RunLogger("mine", {}, ["a", "b"], images)
     assert os.listdir(tmp_path) == [] and dict(os.environ) == before
 

@@ -58,7 +58,7 @@ def check_in_browser(html: str, folder: Path) -> None:
 
 
 @pytest.fixture
-def clone(small_dir, tmp_path) -> Path:
+def clone(tiny_dir, tmp_path) -> Path:
     """A copy of this repository, with a few digits as its data."""
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
@@ -66,12 +66,13 @@ def clone(small_dir, tmp_path) -> Path:
         shutil.copytree(ROOT / folder, tmp_path / folder)
     (tmp_path / "docs").mkdir()
     shutil.copy(TUTORIAL, tmp_path / "docs")
-    (tmp_path / "data").symlink_to(small_dir)
+    (tmp_path / "data").symlink_to(tiny_dir)
     return tmp_path
 
 
 @pytest.mark.first
-def test_tutorial_runs_and_shows_the_page(clone):
+def test_tutorial_runs_and_shows_the_page(clone, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     cells = nbformat.read(TUTORIAL, as_version=4).cells
     cells = [cell for cell in execute(cells, clone / "docs") if cell.cell_type == "code"]
     for cell in cells:
@@ -87,7 +88,7 @@ def test_tutorial_runs_and_shows_the_page(clone):
         next(printed(cell, "stdout") for cell in cells if start in cell.source)
         for start in ("--run_dir runs/small", "--run_dir runs/large", "%run evaluate.py")
     )
-    assert f"done  mnist-format: {wrong['small']} of 500 images wrong" in small
+    assert f"done  mnist-format: {wrong['small']} of 100 images wrong" in small
     assert "next  %run evaluate.py runs/large/model.pt\n      %run compare.py runs/large@1" in large
     assert f"wrong     {wrong['large']}\n" in evaluated
     shown = [output.data for cell in cells for output in cell.outputs if output.output_type != "stream"]
@@ -114,7 +115,7 @@ def test_what_goes_wrong_in_a_cell_is_one_line_and_the_kernel_goes_on(clone, mon
         INTERRUPT,
         "%run train.py --run_dir stopped --epochs 3 --resume",
         f"%run train.py {QUICK} --run_dir whole",
-        f"%run -i train.py {QUICK} --run_dir again",
+        f"%env WANDB_MODE=offline\n%run -i train.py {QUICK} --run_dir again",
         "%run train.py --help",
     ]
     cells = [nbformat.v4.new_code_cell(f"{source}\nprint('next line')") for source in sources]
@@ -141,4 +142,5 @@ def test_what_goes_wrong_in_a_cell_is_one_line_and_the_kernel_goes_on(clone, mon
     assert printed(cells[6], "stdout").splitlines()[1].startswith("epoch 1/1")  # and nothing left of it
     whole, again = (clone / name / "predictions/epoch-001.csv" for name in ("whole", "again"))
     assert whole.read_bytes() == again.read_bytes()
+    assert list(clone.glob("again/wandb/offline-run-*"))
     assert "--epochs int" in printed(cells[8], "stdout")

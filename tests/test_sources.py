@@ -5,8 +5,6 @@ import io
 import pickle
 import shutil
 import socket
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -18,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, write_mnist_files
 from PIL import Image, ImageDraw, ImageOps
+from programs import as_python, run
 from torchvision.datasets import CIFAR10, MNIST, QMNIST
 
 import data
@@ -32,10 +31,9 @@ MNIST_FILES = [TRAIN_IMAGES, TRAIN_LABELS, "t10k-images-idx3-ubyte", "t10k-label
 
 USE_ALONE = """
 import sys
-sys.path.insert(0, sys.argv[1])
 import sources.errors, sources.datasets, sources.folders, sources.photos, sources.drawn
 from pathlib import Path
-for dataset in ("synthetic", sys.argv[2]):
+for dataset in ("synthetic", sys.argv[1]):
     name = sources.datasets.resolve_dataset(dataset, Path("none"))
     sources.datasets.read_dataset(name, Path("none"), train=False, image_size=28)
 """
@@ -44,8 +42,7 @@ for dataset in ("synthetic", sys.argv[2]):
 def test_sources_need_no_file_of_ours_from_outside(tmp_path):
     shutil.copytree(ROOT / "sources", tmp_path / "alone" / "sources", copy_function=shutil.copyfile)
     folder = draw_shapes(tmp_path / "shapes")
-    command = [sys.executable, "-I", "-c", USE_ALONE, str(tmp_path / "alone"), str(folder)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    result = run(as_python, "-c", USE_ALONE, folder, cwd=tmp_path / "alone")
     assert result.returncode == 0, result.stderr
 
 

@@ -66,12 +66,14 @@ def test_python_that_cannot_be_started_is_told_in_a_line(executable, temporary, 
     assert not list(temporary.iterdir())
 
 
-def test_start_that_fails_leaves_no_temporary_files(temporary, monkeypatch):
+def test_start_that_fails_is_told_and_leaves_no_temporary_files(temporary, monkeypatch, capsys):
     with WandbServer("refuses the key") as server:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
         run = make_run()
         run.finish(0)
+    error = capsys.readouterr().err
+    assert error.startswith("W&B: offline, because of ") and error.count("\n") == 1
     assert run.mode == "offline" and run.ended
     assert not list(temporary.iterdir())
 
