@@ -177,7 +177,7 @@ def train(config: Config) -> Path:
                 log.log_step(epoch, step, loss)
                 recent.append((logits, labels))
                 stop_if_asked()  # only here, so evaluation and export always finish
-            if config.margin_sampling and epoch > 1:  # batch norms saw hard images: renew averages
+            if epoch > 1 and sampler.size < num_images:  # batch norms saw hard images: renew averages
                 every_image = batches(*train_set, config.batch_size, generator, config.augment)
                 with torch.no_grad(), autocast:
                     for images, *_ in islice(every_image, 30):
