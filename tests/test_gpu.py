@@ -122,9 +122,9 @@ from logging_utils import RunLogger
 def may_wait(where, name):
     function = getattr(where, name)
 
-    def call(*arguments):
+    def call(*arguments, **options):
         torch.cuda.set_sync_debug_mode("default")
-        return function(*arguments)
+        return function(*arguments, **options)
 
     setattr(where, name, call)
 
