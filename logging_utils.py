@@ -95,7 +95,7 @@ def holds_run(run_dir: str | Path) -> bool:
     names = set(os.listdir(root)) if root.exists() else set()
     if names <= LEFTOVERS or "config.json" in names:
         return "config.json" in names
-    problem = f"{run_dir} is not empty: it holds {min(names - LEFTOVERS)}, but no config.json to resume from"
+    problem = f"{run_dir} is not a run: it holds {min(names - LEFTOVERS)}, but no config.json"
     raise RunError(f"{problem}. Choose another run directory.")
 
 
