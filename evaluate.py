@@ -55,12 +55,8 @@ except ModuleNotFoundError as error:
     print(f"error: {error.name} is missing. evaluate.py needs {needed}.", file=sys.stderr)
     sys.exit(2)
 
-try:
-    from sources.datasets import DATASET_NAMES
-except ImportError:  # without the folder sources only MNIST can be read
-    DATASET_NAMES = ("auto", "mnist")
-
 MNIST_LIKE = ("mnist", "mnist-format", "qmnist", "synthetic")  # light digits on black
+DATASETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "cifar10", "synthetic")
 MAX_BARS = 10  # classes whose scores are shown for a picture; if there are more, the best ones
 MAX_SIDE = 10_000  # channels and pixels a side of an image; more is damage
 CURE = "Use a file that train.py exported."
@@ -196,15 +192,14 @@ def checked_logits(exported: Exported, images: Tensor, batch_size: int | None) -
 def evaluate_test_set(exported: Exported, args: argparse.Namespace) -> None:
     """Print metrics, speed, and precision and recall of each class."""
     name = args.dataset or exported.dataset
-    names = (*DATASET_NAMES[1:], "mnist-format")  # no folder is read because a file says so
-    if not (args.dataset or name in names):
+    if not (args.dataset or name in (*DATASETS, "mnist-format")):  # no folder is read because a file says so
         problem = f"{args.model} was trained on {printable(name)}, which is not here"
         raise ModelError(f"{problem}: give --dataset FOLDER.")
     try:
         download = args.dataset is not None  # nothing is downloaded because a file says so
         found = load_split(name, args.data_dir, False, exported.shape[1], download, exported.shape[0])
     except DataError as error:
-        known = not download and name in DATASET_NAMES
+        known = not download and name in DATASETS
         cure = f"Or download it: --dataset {name}." if known else "Check --dataset and --data_dir."
         raise DataError(f"{error} {cure}") from error
     dataset, classes, images, labels = found
@@ -385,7 +380,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("model", metavar="MODEL.pt", help="file that train.py exported, .pt or .pt2")
     add("pictures", metavar="PICTURE", nargs="*", help="your own pictures or folders, instead of a test set")
-    names = ", ".join(DATASET_NAMES)
+    names = f"auto, {', '.join(DATASETS)}"
     add("--dataset", help=f"test set: {names}, or a folder [what the model was trained on]")
     add("--data_dir", default="data", help="folder of the data sets [data]")
     add("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda, cuda:1 [auto]")

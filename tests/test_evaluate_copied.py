@@ -5,10 +5,13 @@ import shutil
 from dataclasses import fields
 
 import pytest
+import torch
 from conftest import ROOT, assert_one_line_error
 from programs import as_python, run
 
+import evaluate
 import train
+from model import Classifier, ConvNet, export_model, load_exported
 from sources.datasets import DATASET_NAMES
 
 FILES = ("data.py", "model.py", "logging_utils.py", "wandb_run.py", "program.py", "evaluate.py")
@@ -36,6 +39,25 @@ def test_program_that_is_copied_alone_names_the_files_that_it_needs(program, tmp
     assert_one_line_error(run(as_python, program, "nowhere", cwd=tmp_path), "nowhere")
 
 
-def test_help_lists_every_data_set():
+def test_model_of_a_data_set_that_sources_reads_asks_for_sources(finished, tmp_path):
+    metadata = load_exported(finished / "model.pt")[1] | {"dataset": "fashion_mnist"}
+    images = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+    content = export_model(Classifier(ConvNet(l1_size=4, l2_size=4), 0.1, 0.3), images, metadata)
+    (tmp_path / "model.pt").write_bytes(content["model.pt"])
+    for name in FILES:
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    result = run(as_python, "evaluate.py", "model.pt", cwd=tmp_path)
+    assert_one_line_error(result, "Without sources/, only MNIST", "Copy it too")
+
+
+def test_help_lists_every_data_set(capsys):
+    try:
+        evaluate.parse_args(["--help"])
+    except SystemExit as stopped:
+        assert stopped.code == 0
+    listed = re.search(
+        r"--dataset DATASET\s+test set: (.*?), or a folder", capsys.readouterr().out, re.DOTALL
+    )
+    assert tuple(listed[1].replace("\n", " ").replace(" ", "").split(",")) == DATASET_NAMES
     (listed,) = (field.metadata["help"] for field in fields(train.Config) if field.name == "dataset")
     assert listed == ", ".join((*DATASET_NAMES, "FOLDER"))
