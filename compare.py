@@ -343,23 +343,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def files_read(argument: str) -> Iterator[str]:
-    """The paths of the files that an argument stands for, whether they exist or not."""
+def files_of(argument: str) -> Iterator[str]:
+    """The paths of a CSV file, or of what train.py wrote to a run directory."""
     yield os.path.realpath(argument)
-    run_dir = os.path.realpath(re.sub(r"@\d{1,9}$", "", argument))
-    yield from (os.path.join(run_dir, name) for name in ("config.json", "summary.json", "metrics.csv"))
-    yield from map(str, Path(run_dir, "predictions").glob("epoch-*.csv"))
+    run_dir = Path(os.path.realpath(re.sub(r"@\d{1,9}$", "", argument)))
+    for pattern in ("*.json", "*.pt*", "metrics.csv", "predictions/*"):
+        yield from map(str, run_dir.glob(pattern))
 
 
 def compare(args: argparse.Namespace) -> None:
-    taken = {path for argument in args.runs for path in files_read(argument)}
+    taken = {path for argument in args.runs for path in files_of(argument)}
     for flag, path in (("--out", args.out), ("--suspects", args.suspects)):
         if path is None:
             continue
         if os.path.realpath(path) in taken:
-            raise CompareError(
-                f"{flag} {path} would replace a file of another argument. Choose another path."
-            )
+            raise CompareError(f"{flag} {path} would replace another argument's file. Choose another path.")
         taken.add(os.path.realpath(path))
         with naming(flag, path):  # before the work, because it can take long
             check_writable(Path(path))

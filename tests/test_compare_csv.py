@@ -389,15 +389,16 @@ def mailed(tmp_path) -> Path:
         (tmp_path / "run" / "predictions" / f"epoch-00{epoch}.csv").write_text(PLAIN)
     (tmp_path / "run" / "config.json").write_text("{}")
     (tmp_path / "run" / "summary.json").write_text("{}")
+    (tmp_path / "run" / "model.pt").write_text("weights")
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("name", ["config.json", "predictions/epoch-001.csv"])
+@pytest.mark.parametrize("name", ["config.json", "model.pt", "predictions/epoch-001.csv"])
 def test_files_of_a_run_are_not_replaced(main, mailed, name):
     before = (mailed / name).read_bytes()
     for argument in (mailed, f"{mailed}@2"):
         result = main("compare.py", argument, "--no_images", "--suspects", mailed / name, cwd=mailed.parent)
-        assert_one_line_error(result, f"{name} would replace a file of another argument")
+        assert_one_line_error(result, f"{name} would replace another argument's file")
     assert (mailed / name).read_bytes() == before
 
 
