@@ -88,7 +88,7 @@ def test_printed_command_works_where_it_is_pasted(line, folder, hint, home):
 
 @pytest.mark.parametrize(
     ("line", "folder"),
-    [("'own repo/train.py'", "."), ("-m package.train", "theirs")],
+    [("train.py", "own repo"), ("'own repo/train.py'", "."), ("-m package.train", "theirs")],
 )
 def test_printed_command_works_in_ipython(line, folder, home):
     def type_in_ipython(line: str) -> str:

@@ -351,6 +351,7 @@ NETS = {
     "compiled in place": compiled_in_place,
     "resnet18": lambda: from_torchvision("resnet18"),
     "mobilenet_v3_small": lambda: from_torchvision("mobilenet_v3_small"),
+    "efficientnet_b0": lambda: from_torchvision("efficientnet_b0"),
 }
 
 

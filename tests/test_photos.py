@@ -116,9 +116,8 @@ def test_digit_is_found_in_any_scene_and_both_polarities_give_one_image():
             found, remark = like_mnist(scene)
             if likeness(found, expected[0]) < 0.8 or "more than one" in remark:
                 missed.append((name, i))
-            if i < 4:
-                inverted, _ = like_mnist(Image.fromarray(255 - numpy.asarray(scene)))
-                assert (inverted.int() - found.int()).abs().max() <= 1, (name, i)
+            inverted, _ = like_mnist(Image.fromarray(255 - numpy.asarray(scene)))
+            assert (inverted.int() - found.int()).abs().max() <= 1, (name, i)
     assert len(missed) <= 2, missed  # of 100
 
 
@@ -145,10 +144,8 @@ def test_small_digit_is_looked_at_closer_and_a_tiny_one_is_said_to_be():
         expected, _ = like_mnist(Image.fromarray(image).resize((280, 280)))
         for k, scene in enumerate(small_scenes(image, 24, seed=i)):  # 8 % of the photo
             found, remark = like_mnist(scene)
-            assert "pixels" not in remark, (i, k)
-            if i < 2:
-                inverted, _ = like_mnist(Image.fromarray(255 - numpy.asarray(scene)))
-                assert (inverted.int() - found.int()).abs().max() <= 1, (i, k)
+            inverted, _ = like_mnist(Image.fromarray(255 - numpy.asarray(scene)))
+            assert (inverted.int() - found.int()).abs().max() <= 1 and "pixels" not in remark, (i, k)
             missed += [(i, k)] if likeness(found, expected[0]) < 0.8 else []
         tiny = small_scenes(image, 8, seed=i)[0]
         assert "no digit" in (remark := like_mnist(tiny)[1]) or "take the photo from nearer" in remark

@@ -49,12 +49,13 @@ def test_runs_that_are_missing_are_trained_and_then_compared(pictures, finished,
     assert all((tmp_path / page).exists() and (ROOT / "docs" / name).exists() for page, name in taken)
 
 
-def test_picture_shows_a_section_of_a_page(pictures, finished, tmp_path):
+def test_pictures_show_a_page(pictures, finished, tmp_path):
     if not shutil.which("chromium") or not shutil.which("chromedriver"):
         pytest.skip("no chromium and chromedriver here")
     out = tmp_path / "page.html"
     compare.compare(compare.parse_args([str(finished), "--no_images", "--out", str(out)]))
-    pictures.screenshot(str(out), tmp_path / "groups.png", "section[aria-labelledby=groups-title]")
-    with pictures.Image.open(tmp_path / "groups.png") as picture:
-        width, height = picture.size
-    assert width == 1280 and 50 < height < 5000
+    for name, section in (("first.png", None), ("groups.png", "section[aria-labelledby=groups-title]")):
+        pictures.screenshot(str(out), tmp_path / name, section)
+        with pictures.Image.open(tmp_path / name) as picture:
+            width, height = picture.size
+        assert width == 1280 and (height == 800 if section is None else 50 < height < 5000)

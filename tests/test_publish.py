@@ -94,6 +94,8 @@ def test_moved_run_is_published_once_however_often(moved, resumed, tiny_dir, tmp
         before = server.lines["wandb-history.jsonl"].copy(), len(server.artifacts)
         again = run(*arguments, cwd=tmp_path, **server.env)
         assert again.returncode == 0 and again.stderr == "", again.stderr
+        other = shutil.copytree(resumed, tmp_path / "another copy")
+        assert run("publish.py", other, cwd=tmp_path, **server.env).returncode == 0
         assert (server.lines["wandb-history.jsonl"], len(server.artifacts)) == before
 
 
