@@ -94,13 +94,13 @@ function readAddress() {
   const isCondition = ([column, test, value]) =>
     Object.hasOwn(columns, column) && Object.hasOwn(TESTS, test) && typeof value === "string";
   try { if (!conditions().every(isCondition)) state.query = ""; } catch { state.query = ""; }
-  const numbers = text => text.split(",").map(Number);
-  const [matrix, ...pair] = numbers(state.cell), [run, ...sides] = numbers(state.box);
+  const isPlace = list => text => list.some((_, place) => String(place) === text), isClass = isPlace(classes);
+  const [matrix, ...pair] = state.cell.split(","), [run, ...sides] = state.box.split(",");
   const valid = {
-    epoch: views[state.epoch], truth: state.truth in classes, guess: state.guess in classes,
+    epoch: views[state.epoch], truth: isClass(state.truth), guess: isClass(state.guess),
     show: Object.hasOwn(shows, state.show), sort: Object.hasOwn(columns, state.sort),
-    cell: MATRICES[matrix] && pair.length === 2 && pair.every(k => k in classes),
-    box: moving.includes(run) && sides.length === 4 && !sides.some(Number.isNaN),
+    cell: isPlace(MATRICES)(matrix) && pair.length === 2 && pair.every(isClass),
+    box: moving.map(String).includes(run) && sides.length === 4 && sides.every(x => /^\d(\.\d+)?$/.test(x)),
     matrix: MATRICES[state.matrix], map: moving.includes(state.map),
     group: GROUPS.includes(state.group), image: rowOf(state.image) in truth,
   };

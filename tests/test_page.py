@@ -320,6 +320,8 @@ def test_address_holds_the_view(page, two):
         "epoch=99&show=constructor&sort=toString&cell=0,1&box=9&matrix=88&image=-4&page=1e9",
         "query=[[1,2],{}]&truth=11&group=x&map=7&size=3",
         "%E0%A4%A&query={",
+        "truth=length&cell=,,&box=,,,,",
+        "guess=toString&cell=length,1,1&box=0,Infinity,1,1,1",
     ):
         page.address(broken)
         assert page.shown == page.chips()[0]
