@@ -223,9 +223,11 @@ function bars(n) {  // the scores of each class, or of the highest ones: a bar p
   return h("span", { title: words.join("\n") }, chart(width, 42, "bars", `scores ${words.join("; ")}`,
     RUNS.map(barsOf), shown.map((k, i) => name(k, (i + 0.5) * part))));
 }
+const pastEpochs = past.flatMap(r => runs[r].epochs), firstEpoch = Math.min(...pastEpochs);
+const along = epoch => (epoch - firstEpoch) / (Math.max(...pastEpochs) - firstEpoch);  // the same for all runs
 function sparkline(n) {
-  const lines = moving.map(r => line(r, runs[r].epochs.map((_, e, { length }) =>
-    [3 + 84 * e / (length - 1), 32 - 30 * data.runs[r].score(e, n, truth[n])])));
+  const lines = moving.map(r => line(r, runs[r].epochs.map((epoch, e) =>
+    [3 + 84 * along(epoch), 32 - 30 * data.runs[r].score(e, n, truth[n])])));
   const words = RUNS.map(r => `${label(r)} ${percent(truthScore(r, n))}`).join(", ");
   return chart(90, 34, "spark", `truth score by epoch, now ${words}`, gridLine(0, 90, 33), lines);
 }
@@ -536,17 +538,17 @@ function step(by) {
   if (to !== undefined) change({ image: String(idOf(to)) }, false);
 }
 function curves(r, n) {  // the score of each class by epoch, that of the truth in the colour of the run
-  const { epochs, title } = runs[r], end = 288, y = value => 90 - 84 * value;
-  const x = e => 8 + (end - 8) * e / (epochs.length - 1), now = x(views[state.epoch].at[r]);
+  const { epochs, title } = runs[r], y = value => 90 - 84 * value, x = epoch => 8 + 280 * along(epoch);
+  const now = x(epochs[views[state.epoch].at[r]]), end = x(epochs.at(-1));
   const known = withTruth(n, [...new Set(epochs.flatMap((_, e) => data.runs[r].known(e, n)))]);
   const scores = new Map(known.map(k => [k, epochs.map((_, e) => data.runs[r].score(e, n, k))]));
   const shown = known.filter(k => k === truth[n] || Math.max(...scores.get(k)) >= 0.02);
-  const points = k => [...scores.get(k).map((v, e) => [x(e), y(v)]), [end, y(scores.get(k).at(-1))]];
+  const points = k => scores.get(k).map((v, e) => [x(epochs[e]), y(v)]);
   let lowest = -Infinity;  // the names must not overlap
   const name = ([v, k]) => h("text", { x: end + 4, y: lowest = Math.max(lowest + 11, y(v) + 4),
     class: k === truth[n] && "truth" }, shortName(k, 8));
   const ends = shown.map(k => [scores.get(k).at(-1), k]).filter(([v]) => v >= 0.08).sort(([a], [b]) => b - a);
-  return chart(340, 96, "curves", `score of each class by epoch, ${title}`, gridLine(8, end, 90),
+  return chart(340, 96, "curves", `score of each class by epoch, ${title}`, gridLine(8, 288, 90),
     h("line", { class: "ideal", x1: now, x2: now, y1: 4, y2: 90 }),
     shown.map(k => line(r, points(k), k === truth[n] ? "" : "other")), ends.map(name));
 }

@@ -927,6 +927,15 @@ def test_two_epochs_of_a_run_have_one_past(page, tmp_path, main):
     write_certain(tmp_path / "elsewhere/one", [[1] * 8, [0] * 8, [0] * 8])
     page.open(compare(main, tmp_path, "one", "elsewhere/one"))
     assert page.all("#learned thead th") == ["right", "one@2", "one@3"]
+    page.click("image-3")
+    ends = [
+        float(points.split()[-1].split(",")[0])
+        for points in page.all(
+            "#list tr[data-id]:first-child .spark polyline, #detail .curves polyline:first-of-type",
+            "e.getAttribute('points')",
+        )
+    ]
+    assert ends == [45, 87, 148, 288]  # epoch 2 is where it is in a run of three epochs
 
 
 def test_the_data_map_names_its_zones_where_no_image_can_be(page, tmp_path, main):
