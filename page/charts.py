@@ -161,7 +161,7 @@ def review_chart(runs: list[Run]) -> Element:
     """How many of the errors are found when the least sure images are reviewed first."""
     count = len(runs[0].ids)
     marked = max(1, round(count / 50))  # 200 of MNIST's 10,000
-    chart = Chart(round_ticks(min(count, marked * 2.5), 5), round_ticks(100))
+    chart = Chart(round_ticks(min(count, marked * 2.5), 5, whole=True), round_ticks(100))
     chart.axes("images reviewed", "{:.0f} %")
     places = np.unique(np.linspace(1, min(count, chart.xs[-1]), MAX_CURVE).astype(int))
     texts = {}

@@ -1,9 +1,10 @@
 // What the page draws from the data, and what its controls do.
-const className = k => {  // a long name is cut in its middle, because names often differ at their ends
-  const letters = [...classes[k]], end = letters.splice(letters.length > 10 ? -6 : letters.length);
-  const parts = end.length ? [letters, end].map(part => h("span", null, part.join(""))) : classes[k];
-  return h("bdi", { title: classes[k], class: end.length > 0 && "cut" }, parts);
-};
+function cut(text, kept = 6) {  // a long name is cut in its middle, because names often differ at their ends
+  const letters = [...text], end = letters.splice(letters.length > kept + 4 ? -kept : letters.length);
+  const parts = end.length ? [letters, end].map(part => h("span", null, part.join(""))) : text;
+  return h("bdi", { title: text, class: end.length > 0 && "cut" }, parts);
+}
+const className = k => cut(classes[k]);
 const label = r => views[state.epoch].labels[r];
 const runName = (r, tag = "b") => h(tag, { class: runClass(r), title: label(r) }, h("bdi", null, label(r)));
 // ---- What is known of an image in the view that is shown ----
@@ -204,7 +205,8 @@ const bestClasses = (n, limit, top = k => most(n, r => score(r, n, k))) =>
 const withTruth = (n, list) => hasTruth && !list.includes(truth[n]) ? [truth[n], ...list] : list;
 const about = n => `image ${idOf(n)}${hasTruth ? `, truth ${classes[truth[n]]}` : ""}`;
 const open = n => () => change({ image: String(idOf(n)) });
-const opener = (n, wanted) => button(`image-${idOf(n)}`, tiles ? picture(n, wanted) : idOf(n), open(n),
+const idName = n => cut(String(idOf(n)), 12);
+const opener = (n, wanted) => button(`image-${idOf(n)}`, tiles ? picture(n, wanted) : idName(n), open(n),
   { class: "open", "aria-label": about(n), title: about(n) });
 const mark = (kind, name, text) => [h("span", { class: kind, role: "img", "aria-label": name }, text), " "];
 const guessCell = (r, n) => [
@@ -297,7 +299,7 @@ function drawFilters() {
 }
 const listColumns = () => [
   tiles && ["", "image", n => opener(n)],
-  ["id", "id", n => tiles ? idOf(n) : opener(n)],
+  ["id", "id", n => tiles ? idName(n) : opener(n)],
   hasTruth && ["truth", "truth", n => h("b", null, className(truth[n]))],
   ...RUNS.map(r => [`guess${r}`, runName(r), n => guessCell(r, n)]),
   (hasTruth || R > 1) && ["verdict", "verdict", n => VERDICTS[verdict[n]]],

@@ -1083,6 +1083,28 @@ def test_paper_keeps_sections_whole_and_charts_of_one_size(page, two, many):
     assert len(widths) == 4 and max(widths) - min(widths) < 1
     edges = page.all("#list th, .facts td", "e.getBoundingClientRect().right")
     assert max(edges) <= 720
+    page.click("matrix-0")
+    assert page.all("#matrices button", "e.checkVisibility() && e.textContent") == ["first@2", False, False]
+    page.js("document.documentElement.style.setProperty('--width', 96)")  # as of larger pictures
+    assert max(page.all("#groups .picture", "e.getBoundingClientRect().width")) <= 26
+    assert max(page.all("#list .picture", "e.getBoundingClientRect().width")) <= 64
     page.open(many)
     assert page.all(".pairs", "e.getBoundingClientRect().height > 0") == [True]
     assert max(page.all("#list th", "e.getBoundingClientRect().right")) <= 720
+
+
+def test_file_names_as_ids_are_cut_in_their_middle_and_fit_on_paper(page, tmp_path, main):
+    names = ["a class with a name that is long", "<b>another class", "third"]
+    for name in "abcde":
+        rows = [f"photos/{'x' * 40}/IMG_{n:04d}.png,{names[n % 3]},{names[0]}" for n in range(9)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["id,guess,truth", *rows]))
+    page.open(compare(main, tmp_path, *(f"{name}.csv" for name in "abcde")))
+    ends = (
+        "[e.textContent, e.getBoundingClientRect().right <= e.closest('td').getBoundingClientRect().right]"
+    )
+    assert page.all("#list tr:nth-child(2) .c-id .cut > :last-child", ends) == [["IMG_0002.png", True]]
+    resize(page, 720, "print")
+    assert max(page.all("#list th, #list td", "e.getBoundingClientRect().right")) <= 720
+    page.choose("guess", 2)
+    assert page.text("#filters:not([hidden]) #shown") == "3 of 9 images"
+    assert page.all("#filters > *", "e.checkVisibility()") == [True, False]
