@@ -1094,7 +1094,7 @@ def test_paper_keeps_sections_whole_and_charts_of_one_size(page, two, many):
 
 
 def test_file_names_as_ids_are_cut_in_their_middle_and_fit_on_paper(page, tmp_path, main):
-    names = ["a class with a name that is long", "<b>another class", "third"]
+    names = ["a class " + "with a long name " * 5, "<b>another class", "third"]
     for name in "abcde":
         rows = [f"photos/{'x' * 40}/IMG_{n:04d}.png,{names[n % 3]},{names[0]}" for n in range(9)]
         (tmp_path / f"{name}.csv").write_text("\n".join(["id,guess,truth", *rows]))
@@ -1108,3 +1108,6 @@ def test_file_names_as_ids_are_cut_in_their_middle_and_fit_on_paper(page, tmp_pa
     page.choose("guess", 2)
     assert page.text("#filters:not([hidden]) #shown") == "3 of 9 images"
     assert page.all("#filters > *", "e.checkVisibility()") == [True, False]
+    resize(page, 390)
+    page.js("document.querySelector('#list .open').click()")
+    assert page.all("#image", "[e.open, e.scrollWidth - e.clientWidth]") == [[True, 0]]
