@@ -69,7 +69,9 @@ for (const r of RUNS) {
 }
 const GROUPS = ["truth", "verdict", ...RUNS.map(r => `guess${r}`)].filter(key => columns[key]);
 const TESTS = { "=": (a, b) => a === b, "≠": (a, b) => a !== b, "<": (a, b) => a < b,
-  "≤": (a, b) => a <= b, ">": (a, b) => a > b, "≥": (a, b) => a >= b };
+  "≤": (a, b) => a <= b, ">": (a, b) => a > b, "≥": (a, b) => a >= b,
+  contains: (a, b) => String(a).toLowerCase().includes(String(b).toLowerCase()) };  // of text
+const isText = ({ value }) => typeof value(0) === "string";
 // Confusion matrices: of each run, and the difference of each later run to the first.
 const MATRICES = [...RUNS.map(r => [r]), ...RUNS.slice(1).map(r => [0, r])];
 const matrixName = ([a, b]) => !b ? label(a) : R === 2 ? "difference" : `${label(b)} − ${label(a)}`;
@@ -123,16 +125,16 @@ function change(changes, push = true) {
 // ---- Filter and sort ----
 let found = [];  // the images that pass the filters, in order
 function wantedValue([key, , text]) {  // null if nothing is typed, NaN if it cannot be understood
-  const { names, from: lowest, value } = columns[key], isScore = lowest !== undefined, typed = text.trim();
-  if (typed === "" || typeof value(0) === "string") return typed || null;
+  const { names, from: lowest } = columns[key], isScore = lowest !== undefined, typed = text.trim();
+  if (typed === "" || isText(columns[key])) return typed || null;
   if (names) return /^\d+$/.test(typed) && Number(typed) < names.length ? Number(typed) : NaN;
   const number = typed.replace("−", "-").replace(/\s*%$/, "");
   const plain = isScore ? number.replace(",", ".") : number.replace(/,(?=\d{3}\b)/g, "");  // 0,9 and 10,000
   const wanted = plain === "" ? NaN : Number(plain) / (typed.endsWith("%") ? isScore ? 100 : NaN : 1);
   return Number.isFinite(wanted) && !(isScore && (wanted < lowest || wanted > 1)) ? wanted : NaN;
 }
-const unitOf = ({ from: lowest, value }) => lowest === 0 ? "0 to 1" : lowest ? "−1 to 1"
-  : typeof value(0) === "string" ? "text" : "number";
+const unitOf = column => column.from === 0 ? "0 to 1" : column.from ? "−1 to 1"
+  : isText(column) ? "text" : "number";
 const WANTED = { "0 to 1": "a number from 0 to 1, or a percentage", "−1 to 1": "a number from −1 to 1",
   number: "a number" };  // else not applied
 const isApplied = wanted => wanted !== null && !Number.isNaN(wanted);
@@ -271,7 +273,8 @@ function drawQuery() {
       onchange: event => edit(p, event.target.value) }, options);
     return h("div", { class: "tools" },
       part(0, "select", null, titles.map(([other, title]) => option(other, title, key))),
-      part(1, "select", null, Object.keys(TESTS).map(other => option(other, other, test))),
+      part(1, "select", null, Object.keys(TESTS).filter(other => other !== "contains" || isText(column)
+        || other === test).map(other => option(other, other, test))),
       names ? part(2, "select", invalid, [["", "…"], ...names.entries()].map(one => option(...one, value)))
         : part(2, "input", { value, placeholder: unit, size: 8, ...invalid }),
       isInvalid && h("span", { class: "bad" }, `not applied: ${WANTED[unit]} is needed`),
@@ -625,7 +628,7 @@ $("epoch").oninput = event => { state.epoch = Number(event.target.value); draw()
 $("epoch").onchange = event => change({ epoch: Number(event.target.value) });
 const clicks = {
   down: () => change({ down: state.down ? "" : "1" }),
-  add: () => change(queryOf([...conditions(), ["id", "≥", ""]])),
+  add: () => change(queryOf([...conditions(), ["id", isText(columns.id) ? "contains" : "≥", ""]])),
   gallery: () => change({ gallery: state.gallery ? "" : "1" }),
   csv: downloadList, marks: downloadMarks, close: () => $("image").close(),
   "by-margin": () => change({ ...clear, sort: "margin", down: "" }),

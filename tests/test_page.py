@@ -1103,6 +1103,15 @@ def test_file_names_as_ids_are_cut_in_their_middle_and_fit_on_paper(page, tmp_pa
         "[e.textContent, e.getBoundingClientRect().right <= e.closest('td').getBoundingClientRect().right]"
     )
     assert page.all("#list tr:nth-child(2) .c-id .cut > :last-child", ends) == [["IMG_0002.png", True]]
+    page.click("chip-all")
+    page.click("add")
+    page.choose("query-0-2", "img_0004")
+    assert page.all("#list [data-id]", "e.dataset.id.slice(-12)") == ["IMG_0004.png"]
+    page.choose("query-0-0", "truth")
+    page.choose("query-0-1", "=")
+    assert "contains" not in page.all("[data-key=query-0-1] option")
+    page.click("no-query")
+    page.click("chip-wrong")
     resize(page, 720, "print")
     assert max(page.all("#list th, #list td", "e.getBoundingClientRect().right")) <= 720
     page.choose("guess", 2)
