@@ -223,7 +223,8 @@ function bars(n) {  // the scores of each class, or of the highest ones: a bar p
   const barsOf = r => h("path", { class: runClass(r), d: shown.map((k, i) => bar(r, k, i)).join("") });
   const name = (k, x) =>
     h("text", { x, y: 39, class: k === truth[n] && "truth" }, shortName(k, letters));
-  const words = shown.map(k => `${classes[k]}: ${RUNS.map(r => percent(score(r, n, k))).join(", ")}`);
+  const isolated = k => `\u2068${classes[k]}\u2069`;  // else a name from right to left would turn the numbers
+  const words = shown.map(k => `${isolated(k)}: ${RUNS.map(r => percent(score(r, n, k))).join(", ")}`);
   return h("span", { title: words.join("\n") }, chart(width, 42, "bars", `scores ${words.join("; ")}`,
     RUNS.map(barsOf), shown.map((k, i) => name(k, (i + 0.5) * part))));
 }

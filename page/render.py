@@ -112,20 +112,20 @@ def plain_groups(runs: list[Run], classes: list[str], pictures: np.ndarray | Non
             indices = np.flatnonzero(run.wrong & (run.guess == guess))
             truths = np.bincount(run.truth[indices], minlength=len(classes))
             shown = [k for k in largest(truths, PLAIN_TRUTHS) if truths[k]]
-            text = ", ".join(f"{classes[k]} ×{truths[k]}" for k in shown)
+            names = [part for k in shown for part in (", ", h("bdi", classes[k]), f" ×{truths[k]}")][1:]
             hidden = np.count_nonzero(truths) - len(shown)
-            text += f" and {hidden:,} more classes" if hidden else ""
+            names.append(f" and {hidden:,} more classes" if hidden else "")
             images = (
                 [plain_picture(run, n, pictures) for n in indices[:budget]] if pictures is not None else []
             )
-            cells.append(h("div", h("b", len(indices)), f" {text} ", *images))
+            cells.append(h("div", h("b", len(indices)), " ", *names, " ", *images))
         rows.append([classes[guess], *cells])
     heads = ["guess", *(run_name(i, run, "span") for i, run in enumerate(runs))]
     element = table(heads, rows, class_="facts left")
     if len(guesses) < min(len(classes), np.count_nonzero(counts)):
         found = f"The {len(guesses)} guesses with the most wrong images, of {np.count_nonzero(counts):,}"
         element.insert(0, h("caption", found))
-    return element
+    return h("div", element, class_="scroll")
 
 
 def plain_picture(run: Run, n: int, pictures: np.ndarray) -> Element:
@@ -144,7 +144,7 @@ def plain_pairs(runs: list[Run], classes: list[str]) -> Element:
     element = table(heads, rows, class_="facts left")
     some = f"The {len(rows)} most frequent of " if len(rows) < len(truths) else ""
     element.insert(0, h("caption", f"{some}{len(truths):,} confused pairs"))
-    return element
+    return h("div", element, class_="scroll")
 
 
 def plain_matrices(runs: list[Run], classes: list[str]) -> list[Element]:

@@ -231,6 +231,9 @@ def test_page_shows_names_as_text_and_asks_for_nothing(page, two):
     page.browser.get_log("performance"), page.browser.get_log("browser")
     page.open(two)
     page.click("chip-all")
+    (title,) = page.all("#list tr:first-child .bars", "e.parentElement.title")[:1]
+    starts = [f"\u2068{name}\u2069: " for name in CLASSES]  # isolated: some are written from right to left
+    assert all(line.startswith(start) for start, line in zip(starts, title.split("\n"), strict=True))
     page.click("gallery")
     page.js("document.querySelector('#list .open').click()")
     assert page.js("return document.title") == f"first@2 vs {HOSTILE}@2"
@@ -578,7 +581,11 @@ def test_page_without_javascript_print_phone_and_saved_copy(page, two, files, tm
     visible = page.js("return document.body.innerText")
     assert f"{now.wrong[0].sum()} against {now.wrong[1].sum()} wrong" in visible
     assert "Predictions" not in visible and "Wrong guesses, grouped by guess" in visible
-    assert page.js("return document.querySelectorAll('noscript table').length") == 4
+    assert page.all("noscript table", "e.parentElement.className") == ["scroll"] * 4
+    isolated = (
+        "e.textContent.split('×').length - 1 === e.querySelectorAll('bdi').length"  # right-to-left names
+    )
+    assert all(page.all("noscript .left td", isolated))
     assert page.js("return document.querySelectorAll('section[data-view]:not([hidden]) svg').length") == 4
 
     page.open(two, "#show=all&epoch=0&image=3")
@@ -747,7 +754,7 @@ def test_scores_of_hundreds_of_classes_are_those_of_the_best_and_the_truth(page,
     for n, words in enumerate(names):
         best = np.maximum(a.scores[1][n], b.scores[0][n])
         expected = {*np.argsort(-best, kind="stable")[:10].tolist(), int(a.truth[n])}
-        shown = dict(re.findall(r"kind (\d+): (\d+ %, \d+ %)", words))
+        shown = dict(re.findall(r"kind (\d+)\u2069: (\d+ %, \d+ %)", words))
         assert {int(k) for k in shown} == expected
         assert shown[f"{a.truth[n]:03d}"] == ", ".join(
             f"{100 * x.scores[e][n][a.truth[n]]:.0f} %" for x, e in ((a, 1), (b, 0))
