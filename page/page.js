@@ -271,7 +271,7 @@ function drawQuery() {
     const edit = (p, text) => change(queryOf(conditions().with(i, condition.with(p, text))));
     const part = (p, tag, more, ...options) => h(tag, { ...more, "data-key": `query-${i}-${p}`,
       "aria-label": `${["column", "comparison", "value"][p]} of condition ${i + 1}`,
-      onchange: event => edit(p, event.target.value) }, options);
+      onchange: ({ target }) => setTimeout(edit, 0, p, target.value) }, options);  // after Tab has moved on
     return h("div", { class: "tools" },
       part(0, "select", null, titles.map(([other, title]) => option(other, title, key))),
       part(1, "select", null, Object.keys(TESTS).filter(other => other !== "contains" || isText(column)
@@ -589,9 +589,10 @@ function redraw(part, ...shown) {
   if (drawn.get(part) === key) return;
   drawn.set(part, key);
   part();
-  if (activeElement?.dataset.key && !activeElement.isConnected) focusOn(activeElement.dataset.key);
+  if (activeElement?.dataset.key && !activeElement.isConnected)
+    (keyed(activeElement.dataset.key) ?? $("add")).focus();  // a removed filter or condition
 }
-const focusOn = key => document.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
+const keyed = key => document.querySelector(`[data-key="${CSS.escape(key)}"]`);
 function draw() {
   const { image, map, matrix, page, gallery, ...filters } = state, { epoch } = state, marked = [...marks];
   redraw(drawView, epoch);
@@ -642,7 +643,7 @@ for (const [id, act] of Object.entries(clicks)) $(id).onclick = act;
 $("image").onclose = () => {
   const key = `image-${state.image}`;
   if (state.image !== "") change({ image: "" });
-  if (document.activeElement.dataset.key !== key) focusOn(key);  // it was opened as another image
+  if (document.activeElement.dataset.key !== key) keyed(key)?.focus();  // it was opened as another image
 };
 const keys = { ArrowLeft: "before", ArrowRight: "after", l: "doubt", L: "doubt" };
 $("image").onkeydown = event => $(keys[event.key])?.click();

@@ -1055,6 +1055,25 @@ def test_a_query_understands_percent_and_says_what_it_does_not(page, dogs):
     assert page.shown == 1
 
 
+def test_focus_stays_beside_what_the_keyboard_changed(page, dogs):
+    page.open(dogs, "#show=all")
+    page.click("add")
+
+    def press(key: str, keys: str) -> None:
+        page.browser.find_element("css selector", f"[data-key='{key}']").send_keys(keys)
+
+    focused = "return document.activeElement.dataset.key ?? document.activeElement.id"
+    press("query-0-2", "20\ue004")  # Tab
+    page.wait("return document.querySelector('#shown').textContent.startsWith('10 ')")
+    assert page.js(focused) == "remove-0"
+    press("remove-0", "\ue007")  # Enter
+    assert page.js(focused) == "add" and page.shown == 30
+    press("cell-0,0,0", "\ue007")
+    assert page.js(focused) == "cell-0,0,0"
+    press("no-cell", "\ue007")
+    assert page.js(focused) == "add" and page.shown == 30
+
+
 def test_short_names_tell_classes_apart(page, dogs, main, tmp_path):
     page.open(dogs)
     names = page.all("#list tr:first-child .bars text")
