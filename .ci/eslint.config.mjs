@@ -1,5 +1,5 @@
 const globals = ["document", "window", "location", "history", "localStorage", "URL", "URLSearchParams", "Blob", "Response",
-  "DecompressionStream", "CSSStyleSheet", "CSS", "DOMPoint"];
+  "DecompressionStream", "CSSStyleSheet", "CSS", "DOMPoint", "setTimeout"];
 export default [{
   languageOptions: { globals: Object.fromEntries(globals.map(name => [name, "readonly"])) },
   rules: {

@@ -223,13 +223,13 @@ function bars(n) {  // the scores of each class, or of the highest ones: a bar p
   const barsOf = r => h("path", { class: runClass(r), d: shown.map((k, i) => bar(r, k, i)).join("") });
   const name = (k, x) =>
     h("text", { x, y: 39, class: k === truth[n] && "truth" }, shortName(k, letters));
-  const isolated = k => `\u2068${classes[k]}\u2069`;  // else a name from right to left would turn the numbers
+  const isolated = k => `\u2068${classes[k]}\u2069`;  // keeps the numbers after it in order
   const words = shown.map(k => `${isolated(k)}: ${RUNS.map(r => percent(score(r, n, k))).join(", ")}`);
   return h("span", { title: words.join("\n") }, chart(width, 42, "bars", `scores ${words.join("; ")}`,
     RUNS.map(barsOf), shown.map((k, i) => name(k, (i + 0.5) * part))));
 }
 const pastEpochs = past.flatMap(r => runs[r].epochs), firstEpoch = Math.min(...pastEpochs);
-const along = epoch => (epoch - firstEpoch) / (Math.max(...pastEpochs) - firstEpoch);  // the same for all runs
+const along = epoch => (epoch - firstEpoch) / (Math.max(...pastEpochs) - firstEpoch);  // in all runs
 function sparkline(n) {
   const lines = moving.map(r => line(r, runs[r].epochs.map((epoch, e) =>
     [3 + 84 * along(epoch), 32 - 30 * data.runs[r].score(e, n, truth[n])])));
