@@ -18,7 +18,7 @@ from page.scores import MAX_FULL
 
 MAX_PLAIN_PICTURES = 150  # on the page without JavaScript
 SUSPECTS = 12  # on the first screen
-SCRIPTS = ("elements.js", "data.js", "page.js")  # one module, in this order
+SCRIPTS = ("elements.js", "data.js", "state.js", "page.js")  # one module, in this order
 # What is shown of more than MAX_FULL classes.
 WORST_CLASSES, PLAIN_PAIRS, PLAIN_GUESSES, PLAIN_TRUTHS = 50, 20, 20, 8
 
