@@ -35,6 +35,7 @@ try:
         atomic_write,
         check_writable,
         exit_status,
+        files_of_run,
         printable,
         read_file,
         shorten,
@@ -346,9 +347,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def files_of(argument: str) -> Iterator[str]:
     """The paths of a CSV file, or of what train.py wrote to a run directory."""
     yield os.path.realpath(argument)
-    run_dir = Path(os.path.realpath(re.sub(r"@\d{1,9}$", "", argument)))
-    for pattern in ("*.json", "*.pt*", "metrics.csv", "predictions/*"):
-        yield from map(str, run_dir.glob(pattern))
+    yield from files_of_run(os.path.realpath(re.sub(r"@\d{1,9}$", "", argument)))
 
 
 def compare(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,7 @@ try:
         check_writable,
         display_width,
         exit_status,
+        files_of_run,
         keep_freed_memory,
         pick_device,
         printable,
@@ -140,16 +142,21 @@ def diagnose(path: str, error: Exception) -> str:
             members = file.namelist()
             if damaged := file.testzip():
                 return f"is damaged, in {printable(damaged)}: copy it again"
+            metadata = b"".join(file.read(name) for name in members if name.endswith("/extra/metadata.json"))
     except Exception:  # zipfile raises errors of many types
         return "is damaged or incomplete: copy it again"
     if any("/aotinductor/" in member for member in members):
         return "was compiled by AOTInductor for one kind of machine"
     if any(member.endswith(("/constants.pkl", "/archive_format")) for member in members):
-        if not any(member.endswith("/extra/metadata.json") for member in members):
+        if not metadata:
             return "has no metadata.json in it"
         if isinstance(error, (json.JSONDecodeError, UnicodeError, RecursionError)):
             return "has a metadata.json that is not JSON"
-        return f"cannot be loaded by torch {torch.__version__}: {printable(first_reason(error))}"
+        versions = f"torch {torch.__version__}"
+        with suppress(Exception):  # the metadata may hold anything
+            if (writer := str(json.loads(metadata)["torch"])[:40]) != torch.__version__:
+                versions += f" (torch {printable(writer)} wrote it: try that one)"
+        return f"cannot be loaded by {versions}: {printable(first_reason(error))}"
     if any(member.endswith("/data.pkl") for member in members):
         return "holds weights, a checkpoint or a pickled module, which torch.save wrote: no program to run"
     return "is a ZIP file, but not an exported model"
@@ -182,8 +189,9 @@ def checked_logits(exported: Exported, images: Tensor, batch_size: int | None) -
         raise ModelError(f"{name} gives logits that are NaN or infinite. Train it again.")
     if not torch.allclose(answer.float().cpu(), logits[:1], rtol=1e-3, atol=1e-3):
         raise ModelError(f"{name} is random: two passes over the same image differ. {CURE}")
-    sums = logits.sum(1)  # of probabilities: all the same, 1 over the temperature
-    if count > 1 and len(sums) > 1 and (logits >= 0).all() and torch.allclose(sums, sums[0], rtol=1e-3):
+    # Probabilities add up to the same for all images: to 1, or to 1 over a temperature.
+    total = logits[0].sum() if (logits != logits[0]).any() else torch.ones(())  # one image, or all alike
+    if count > 1 and (logits >= 0).all() and torch.allclose(logits.sum(1), total, rtol=1e-3):
         raise ModelError(f"{name} gives probabilities, not logits. Export it without its last softmax.")
     return logits
 
@@ -196,7 +204,7 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace) -> None:
         problem = f"{args.model} was trained on {printable(name)}, which is not here"
         raise ModelError(f"{problem}: give --dataset FOLDER.")
     try:
-        download = args.dataset is not None  # nothing is downloaded because a file says so
+        download = bool(args.dataset)  # nothing is downloaded because a file says so
         found = load_split(name, args.data_dir, False, exported.shape[1], download, exported.shape[0])
     except DataError as error:
         known = not download and name in DATASETS
@@ -379,7 +387,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=summary, usage=usage, allow_abbrev=False)
     add = parser.add_argument
     add("model", metavar="MODEL.pt", help="file that train.py exported, .pt or .pt2")
-    add("pictures", metavar="PICTURE", nargs="*", help="your own pictures or folders, instead of a test set")
+    text = "your own pictures or folders, instead of a test set"
+    add("pictures", metavar="PICTURE", nargs="*", default=[], help=text)
     names = f"auto, {', '.join(DATASETS)}"
     add("--dataset", help=f"test set: {names}, or a folder [what the model was trained on]")
     add("--data_dir", default="data", help="folder of the data sets [data]")
@@ -389,9 +398,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.batch_size is not None and args.batch_size < 1:
         parser.error(f"--batch_size must be at least 1, not {args.batch_size}")
+    if args.pictures and args.dataset is not None:
+        parser.error("--dataset is for a test set. Leave it out, or leave out the pictures")
     inputs = {os.path.realpath(path) for path in (args.model, *args.pictures)}
+    inputs.update(files_of_run(os.path.dirname(os.path.realpath(args.model))))
     if args.predictions is not None and os.path.realpath(args.predictions) in inputs:
-        parser.error("--predictions would replace the model or a picture")
+        parser.error("--predictions would replace the model, a file of its run, or a picture")
     return args
 
 

@@ -344,6 +344,12 @@ def check_writable(path: Path) -> None:
         scratch.unlink()
 
 
+def files_of_run(run_dir: str) -> Iterator[str]:
+    """The paths of what train.py wrote to a directory."""
+    for pattern in ("*.json", "*.pt*", "metrics.csv", "predictions/epoch-*.csv"):
+        yield from map(str, Path(run_dir).glob(pattern))
+
+
 def sync(path: Path) -> None:
     """Return when a file's content, or a directory's entries, would survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -193,8 +193,10 @@ def test_model_of_a_folder_is_evaluated_on_a_moved_copy(tmp_path):
 
 def test_nothing_is_downloaded_on_behalf_of_a_file(main, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("the network was used"))
-    result = main("evaluate.py", export(tmp_path / "model.pt"), cwd=tmp_path)
-    assert_one_line_error(result, "images-idx3-ubyte is missing", "Or download it: --dataset mnist.")
+    model = export(tmp_path / "model.pt")
+    for flags in ((), ("--dataset", "")):  # an empty one: a variable of the shell that is not set
+        result = main("evaluate.py", model, *flags, cwd=tmp_path)
+        assert_one_line_error(result, "images-idx3-ubyte is missing", "Or download it: --dataset mnist.")
     assert os.listdir(tmp_path) == ["model.pt"]
 
 
@@ -211,6 +213,8 @@ class Answers(torch.nn.Module):
             return logits.softmax(1)
         if self.kind == "random":
             return logits + torch.rand(logits.shape)
+        if self.kind == "zeros":
+            return 0 * logits
         if self.kind == "NaN":
             return logits / 0 * 0
         return logits[:, :3] if self.kind == "three" else logits
@@ -239,6 +243,18 @@ def test_answers_that_are_not_logits_are_named(kind, words, main, small_dir, tmp
     batch = ("--batch_size", 1) if kind == "three" else ()
     result = main("evaluate.py", "m.pt", "--data_dir", small_dir, *batch, cwd=tmp_path)
     assert_one_line_error(result, "m.pt", words)
+
+
+@pytest.mark.parametrize(("kind", "status"), [("probabilities", 2), ("zeros", 0)])
+def test_probabilities_are_told_from_a_net_that_learned_nothing(kind, status, main, tmp_path):
+    spec = {"shape": [None, 1, 28, 28]}
+    record = {"classes": list("0123456789"), "input": spec, "dataset": "mnist", "torch": "2"}
+    torch.jit.save(torch.jit.script(Answers(kind)), tmp_path / "m.pt", {"metadata.json": json.dumps(record)})
+    for digit in (1, 3):
+        photograph(digit, seed=digit).save(tmp_path / f"{digit}.png")
+    for pictures in (["1.png"], ["1.png", "3.png"]):
+        result = main("evaluate.py", "m.pt", *pictures, cwd=tmp_path)
+        assert result.returncode == status and ("gives probabilities" in result.stderr) == (status == 2)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +288,9 @@ def make_unusable_files(folder: Path) -> dict[str, str]:
     whole = export(folder / "whole.pt").read_bytes()
     (folder / "cut.pt").write_bytes(whole[: len(whole) // 2])
     (folder / "flipped.pt").write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    with zipfile.ZipFile(folder / "whole.pt") as old, zipfile.ZipFile(folder / "newer.pt", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, b"999" if name == "archive/version" else old.read(name))
     with zipfile.ZipFile(folder / "compiled.pt2", "w") as file:
         file.writestr("model/archive_format", "pt2")
         file.writestr("model/data/aotinductor/model/model.so", "")
@@ -291,6 +310,7 @@ def make_unusable_files(folder: Path) -> dict[str, str]:
         "empty.pt": "is not a file in torch's format",
         "cut.pt": "is damaged",
         "flipped.pt": "is damaged, in archive/",
+        "newer.pt": f"cannot be loaded by torch {torch.__version__} (torch 2 wrote it: try that one): ",
         "compiled.pt2": "was compiled by AOTInductor",
         "pictures.zip": "is a ZIP file, but not an exported model",
         "runs": "is a folder. Name the file in it, such as runs/model.pt",
@@ -330,6 +350,8 @@ def test_bad_input_ends_in_one_line(main, finished, small_dir, tmp_path):
     model = finished / "model.pt"
     assert_usage_error(main("evaluate.py", model, "--batch_size", 0, cwd=tmp_path), "--batch_size")
     assert_usage_error(main("evaluate.py", model, "--colour", cwd=tmp_path), "--colour")
+    assert "required: MODEL.pt\n" in main("evaluate.py", cwd=tmp_path).stderr  # pictures are not
+    assert_usage_error(main("evaluate.py", model, "a.png", "--dataset", "mnist", cwd=tmp_path), "--dataset")
     damaged = write_mnist_files(tmp_path / "damaged", train=10, test=10)
     write_idx(damaged / "MNIST/raw/t10k-labels-idx1-ubyte", torch.zeros(9))
     assert_one_line_error(
@@ -339,10 +361,12 @@ def test_bad_input_ends_in_one_line(main, finished, small_dir, tmp_path):
     assert_one_line_error(
         elsewhere, "name the folder with --data_dir, or", "Or download it: --dataset mnist."
     )
-    before = model.read_bytes()
-    arguments = ("--data_dir", small_dir, "--predictions", model)
-    assert_usage_error(main("evaluate.py", model, *arguments, cwd=tmp_path), "replace the model")
-    assert model.read_bytes() == before
+    for name in ("model.pt", "model.pt2", "checkpoint.pt", "config.json", "predictions/epoch-001.csv"):
+        path = finished / name
+        before = path.read_bytes()
+        arguments = ("--data_dir", small_dir, "--predictions", path)
+        assert_usage_error(main("evaluate.py", model, *arguments, cwd=tmp_path), "replace the model, a file")
+        assert path.read_bytes() == before
 
 
 # ---- Your own pictures ----
@@ -417,6 +441,6 @@ def test_picture_that_cannot_be_read_is_named(finished, tmp_path, monkeypatch):
         open_picture(tmp_path / "blank.png")
     monkeypatch.undo()
     both = run("evaluate.py", model, "blank.png", "--predictions", "blank.png", cwd=tmp_path)
-    assert_usage_error(both, "replace the model or a picture")
+    assert_usage_error(both, "replace the model, a file of its run, or a picture")
     blank = run("evaluate.py", model, "blank.png", cwd=tmp_path)
     assert blank.returncode == 0 and "no digit found" in blank.stdout
