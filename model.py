@@ -212,7 +212,8 @@ def export_model(model: Classifier, images: Tensor, metadata: dict, pt2=False) -
     wanted = "model.pt2" if pt2 else "model.pt"
     if wanted not in contents:
         told = "; ".join(f"{how}: {reason}" for how, reason in reasons.items())
-        cure = "Rewrite that part of it" + ("" if pt2 else ", or export a model.pt2 (--export_pt2)")
+        other = ", or leave out --export_pt2" if contents else ""
+        cure = "Rewrite that part of it" + (other if pt2 else ", or export a model.pt2 (--export_pt2)")
         raise ModelError(f"The net cannot be exported to {wanted}: {told}. {cure}.")
     return contents
 

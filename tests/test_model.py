@@ -278,6 +278,15 @@ class Branch(Flat):
         return torch.cond(x.mean() > 0.5, lambda x: self.linear(x), lambda x: -self.linear(x), (x,))
 
 
+class Loop(nn.Module):
+    """A program of Python that depends on the images' values. torch.jit.script keeps it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        while x.abs().mean() > 1:
+            x = x / 2
+        return x
+
+
 class PythonBranch(Flat):
     """Nothing takes this. A trace holds for dark images, or for bright ones."""
 
@@ -394,6 +403,14 @@ def test_net_that_only_torch_export_takes():
     torch.testing.assert_close(logits, predict_logits(model, images))
     with pytest.raises(ModelError, match="script: .*; trace: .* or export a model.pt2"):
         export_model(model, images, metadata)
+
+
+def test_net_that_torch_export_alone_refuses():
+    model, images = colour_model(nn.Sequential(Loop(), nn.Flatten(), nn.Linear(3 * 32 * 32, 10)))
+    metadata = {"classes": CLASSES}
+    with pytest.raises(ModelError, match="to model.pt2: torch_export: .*, or leave out --export_pt2"):
+        export_model(model, images, metadata, pt2=True)
+    assert list(export_model(model, images, metadata)) == ["model.pt"]
 
 
 @pytest.mark.parametrize("pt2", [False, True])
