@@ -341,7 +341,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dataset", help="data set of the pictures [that of the first run that names one]")
     add("--data_dir", help="folder of the data sets [that of the same run]")
     add("--no_images", action="store_true", help="make the page without pictures")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)  # flags may stand between runs
 
 
 def files_of(argument: str) -> Iterator[str]:

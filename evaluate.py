@@ -395,7 +395,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda, cuda:1 [auto]")
     add("--batch_size", type=int, help="images at a time [100 of MNIST, on a GPU 2,000]")
     add("--predictions", metavar="OUT.csv", help="write id, guess, truth and scores of every image there")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # flags may stand between pictures
     if args.batch_size is not None and args.batch_size < 1:
         parser.error(f"--batch_size must be at least 1, not {args.batch_size}")
     if args.pictures and args.dataset is not None:

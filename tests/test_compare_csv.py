@@ -318,7 +318,7 @@ def test_files_with_names_numbers_and_without_scores_are_joined(main, tmp_path):
         other=other,
         two=table("id,guess,truth,score_1", range(4), [0, 1] * 2, [0, 1] * 2, [0.4] * 4),
     )
-    result = main("compare.py", "named.csv", "other.csv", "--no_images", cwd=tmp_path)
+    result = main("compare.py", "named.csv", "--no_images", "other.csv", cwd=tmp_path)
     assert_one_line_error(result, "other has the class cow", "ant, bee, cat")
     result = main("compare.py", "named.csv", "two.csv", "--no_images", cwd=tmp_path)
     assert_one_line_error(result, "named has 3 classes, two has 2")

@@ -43,7 +43,7 @@ def test_unreadable_pictures_do_not_lose_the_results_of_the_others(main, tmp_pat
         "/dev/zero",
         "no.png",
     ]
-    result = main("evaluate.py", model, *given, "--predictions", "p.csv", cwd=tmp_path)
+    result = main("evaluate.py", model, given[0], "--predictions", "p.csv", *given[1:], cwd=tmp_path)
     assert result.returncode == 2
     with open(tmp_path / "p.csv", newline="") as file:
         assert [row["id"] for row in csv.DictReader(file)] == [*names, names[0]]
