@@ -233,7 +233,9 @@ def test_places_that_cannot_be_written(main, finished, small_dir, tmp_path, faul
 # ----------------------------------------------------------------------------------------------------------
 # W&B
 
-WANDB_FAULTS = {  # fault -> the line that says so. The first four always, the others on demand.
+WANDB_FAULTS = {  # fault -> the line that says so. The first six always, the others on demand.
+    "refuses the losses": "W&B: no further records, because of ConnectionError: filestream: fatal error",
+    "refuses the files": "W&B: no further records, because of ConnectionError: file transfer: upload",
     "refuses connections": "W&B: offline, because of ",
     "is silent": "W&B: offline, because of ",
     "answers slowly": "W&B: no further records, because it has not ended within 4 s",
@@ -265,7 +267,7 @@ def read_times(process) -> list[tuple[float, str]]:
 
 
 @pytest.mark.first
-@times(4, len(WANDB_FAULTS))
+@times(6, len(WANDB_FAULTS))
 def test_wandb_server_that_fails(count, settings, whole, tmp_path, faults):
     """Without a fault the same run has an empty stderr: see test_online_run_ends_well."""
     with ExitStack() as stack:

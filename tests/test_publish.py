@@ -113,12 +113,19 @@ def test_run_that_wandb_got_in_part_is_completed(fault, tiny_dir, tmp_path):
         assert_everything_arrived(server, tmp_path / "run", tiny_dir)
 
 
-def test_server_that_refuses_the_key_is_told_in_two_lines(moved, tmp_path):
-    with WandbServer("refuses the key") as server:
+@pytest.mark.parametrize(
+    ("fault", "problem", "error"),
+    [
+        ("refuses the key", "offline, because of", "W&B got nothing"),
+        ("refuses the files", "no further records, because of", "W&B did not get all of"),
+    ],
+)
+def test_server_that_refuses_something_is_told_in_two_lines(fault, problem, error, moved, tmp_path):
+    with WandbServer(fault) as server:
         result = run("publish.py", moved, cwd=tmp_path, **server.env)
     lines = result.stderr.splitlines()
     assert result.returncode == 2 and len(lines) == 2, result.stderr
-    assert lines[0].startswith("W&B: offline, because of") and lines[1].startswith("error: W&B got nothing")
+    assert lines[0].startswith(f"W&B: {problem}") and lines[1].startswith(f"error: {error}")
 
 
 def test_offline_copy_is_read_back(moved, tiny_dir, tmp_path):

@@ -17,8 +17,11 @@ FAULTS = (
     "dies in mid-run",
     "falls silent in mid-run",
     "falls silent at the end",
+    "refuses the losses",
+    "refuses the files",
 )
 
+REFUSED = {"refuses the losses": "/file_stream", "refuses the files": "/upload/"}  # part of the address
 SILENT_FROM = {"run_table": "falls silent in mid-run", "model": "falls silent at the end"}
 
 
@@ -130,6 +133,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if server.silent:
             time.sleep(1000)  # in a thread that ends with the process
+        if server.fault in REFUSED and REFUSED[server.fault] in self.path:
+            return self.reply(403, {})
         if self.path == "/graphql":
             request = json.loads(body)
             operation = re.search(r"(?:query|mutation) (\w+)", request["query"])[1]
