@@ -23,7 +23,7 @@ try:
 
     from logging_utils import RunError, holds_run, lock_run
     from program import exit_status, read_file, write_json
-    from wandb_run import WandbRun
+    from wandb_run import WandbRun, read_table
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -53,9 +53,11 @@ def send(run_dir: Path) -> None:
         classes = [str(name) for name in config["classes"]]
         rows = read_metrics(run_dir / "metrics.csv")
         files = {epoch: f"predictions/epoch-{epoch:03d}.csv" for _, epoch, loss, _ in rows if loss is None}
-        for name in files.values():
-            if not (run_dir / name).exists():  # W&B's process would notice it only after the uploads
-                raise FileNotFoundError(name)
+        for name in files.values():  # W&B's process would notice damage only after the uploads before it
+            try:
+                read_table(run_dir / name)[1][0]
+            except Exception as error:
+                raise ValueError(f"{name}: {error}") from error
         models = [str(name) for name in summary["sha256"]] if "finished" in summary else []
         metadata = read_metadata(run_dir / models[0]) if models else {}
         pictures = read_pictures(run_dir / "pictures.pt")

@@ -168,6 +168,7 @@ def test_what_cannot_be_published_ends_in_a_line(main, moved, tmp_path):
         "config.json": "{}",
         "summary.json": '{"finished": 2}',
         "metrics.csv": "step,epoch\n1",
+        "predictions/epoch-002.csv": "id,guess,truth\n1,x,",
         "pictures.pt": "no",
         "model.pt": "no",
     }.items():
