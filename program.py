@@ -50,12 +50,16 @@ def setting(default, help: str, low: float | None = None, high: float = 2**31 - 
 
 
 def check_settings(config) -> None:
-    """Raise ConfigError if a setting is of another type, empty, or out of its bounds."""
+    """Make paths text, and numpy's numbers Python's, for JSON and torch.
+
+    Raises ConfigError if a setting is of another type, empty, or out of its bounds.
+    """
     for f in fields(config):
         value = getattr(config, f.name)
         low, high, choices = (f.metadata[key] for key in ("low", "high", "choices"))
-        if isinstance(value, str) and f.type is not str:  # YAML reads 1e-3 as text
-            raise ConfigError(f"--{f.name} must be of the type {f.type.__name__}, not the text {value!r}.")
+        if value is not f.default:
+            value = to_type(f.name, f.type, value)
+            object.__setattr__(config, f.name, value)  # it is frozen
         if value == "":
             raise ConfigError(f"--{f.name} is empty. Give it a value, or leave it out.")
         if isinstance(value, str) and printable(value) != value:
@@ -64,6 +68,21 @@ def check_settings(config) -> None:
             raise ConfigError(f"--{f.name} must be one of {', '.join(choices)}, not {value}.")
         if low is not None and not low <= value <= high:
             raise ConfigError(f"--{f.name} must be between {low} and {high}, not {value}.")
+
+
+def to_type(name: str, kind: type, value):
+    """The value of a setting as a str, int, float or bool, if it is one. Raises ConfigError."""
+    is_text = isinstance(value, str)  # YAML reads 1e-3 as text
+    try:
+        plain = os.fspath(value) if kind is str else kind(value)
+        is_equal = plain == value or plain != plain  # NaN differs from itself
+        is_kind = isinstance(plain, str) if kind is str else is_equal and not is_text
+    except (TypeError, ValueError, OverflowError):
+        is_kind = False
+    if not is_kind:
+        found = f"the text {value!r}" if is_text else repr(value)
+        raise ConfigError(f"--{name} must be of the type {kind.__name__}, not {found}.")
+    return plain
 
 
 def parse_settings(config_class: type, argv: list[str] | None, description: str) -> dict:

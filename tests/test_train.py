@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import importlib
 import json
 import os
@@ -10,6 +11,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -419,10 +421,31 @@ def test_flag_that_is_on_can_be_switched_off():
         train.parse_config(["--tta=2"])
 
 
-@pytest.mark.parametrize("name, value", [("lr", "1e-3"), ("epochs", "3"), ("tta", "False")])
-def test_text_instead_of_a_number_is_refused(name, value):
-    with pytest.raises(train.ConfigError, match=f"--{name} must be of the type .*, not the text '{value}'"):
+@pytest.mark.parametrize(
+    "name, value, found",
+    [
+        ("lr", "1e-3", "float, not the text '1e-3'"),
+        ("epochs", "3", "int, not the text '3'"),
+        ("tta", "False", "bool, not the text 'False'"),
+        ("seed", 1.5, "int, not 1.5"),
+        ("tta", 2, "bool, not 2"),
+        ("dataset", None, "str, not None"),
+        ("log_images", 10, "str, not 10"),
+    ],
+)
+def test_setting_of_another_type_is_refused(name, value, found):
+    with pytest.raises(train.ConfigError, match=f"^--{name} must be of the type {found}[.]$"):
         train.Config(**{name: value})
+
+
+def test_settings_may_be_paths_and_numbers_of_numpy(tiny_dir, tmp_path):
+    small = {"epochs": 1.0, "batch_size": np.int64(64), "l1_size": 4, "l2_size": 4, "seed": np.uint8(3)}
+    config = train.Config(
+        data_dir=tiny_dir, run_dir=tmp_path / "run", lr=np.float32(0.01), tta=np.True_, **small
+    )
+    assert [type(v) for v in vars(config).values()] == [f.type for f in dataclasses.fields(config)]
+    assert train.train(config) == tmp_path / "run"
+    assert json.loads((tmp_path / "run/config.json").read_text())["batch_size"] == 64
 
 
 def without_memory(error: str) -> int:
