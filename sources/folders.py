@@ -1,7 +1,7 @@
 """Folders of pictures as a data set: which files belong to which split and class.
 
 FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or val, valid, validation, testing; in any case;
-    if there is none of these: eval, evaluation, holdout, dev
+    if there is none of these: eval, evaluation, holdout, dev. They need a class of train
 FOLDER/CLASS/*.png, or FOLDER/train/CLASS/*.png alone: some pictures are held out to evaluate on
 FOLDER/test/CLASS/*.png alone, to evaluate on
 """
@@ -69,6 +69,8 @@ def read_folder(
         files, labels = list_files(layout, part, classes, report=True)
         if not files:
             raise SourceError(refusal(part, "no pictures"))
+        if train and len(set(labels)) < MIN_CLASSES:
+            raise SourceError(refusal(part, f"pictures of {classes[labels[0]]} alone"))
         if train or not layout.train:
             warn_of_layout(folder, layout, part, classes)
         if train:
@@ -139,6 +141,8 @@ def find_layout(folder: Path) -> Layout:
         test = [parts[name] for name in TEST_NAMES if name in parts]
         if len(train) > 1:
             raise SourceError(f"{train[0]} and {train[1].name} beside it are both for training. Keep one.")
+        if train and (known := class_folders(train[0]).keys()):  # Tiny ImageNet's val/images/ is no class
+            test = [path for path in test if class_folders(path).keys() & known]
         if train and not test:
             test = find_other_tests(train[0], subfolders)
         if train or test:

@@ -90,6 +90,12 @@ def test_test_set_is_preferred_to_a_validation_set_in_one_line(tmp_path, capsys)
     (tmp_path / "test").mkdir()  # of pictures without a class
     draw(0, 0).save(tmp_path / "test" / "1.png")
     assert len(load(tmp_path).eval_images) == 6
+    (tmp_path / "test" / "images").mkdir()  # no folder of a class, as in Tiny ImageNet
+    (tmp_path / "test" / "1.png").rename(tmp_path / "test" / "images" / "1.png")
+    capsys.readouterr()
+    loaded = load(tmp_path)
+    assert loaded.classes == ["1", "2", "10"] and len(loaded.eval_images) == 6
+    assert "those of train and val; not used: dev, test\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["", "train", "downloaded/Train", "downloaded"])
@@ -290,6 +296,9 @@ def test_folder_that_is_refused_says_what_was_found_and_what_is_needed(tmp_path)
     refused("set has no training pictures: it holds test/. It needs")
     (set_ / "train" / "1").mkdir(parents=True)
     refused(r"train has no pictures: it holds 1/\. It needs")
+    draw(0, 0).save(set_ / "train" / "1" / "0.png")
+    refused(r"train has pictures of 1 alone: it holds 1/\. It needs")
+    (set_ / "train" / "1" / "0.png").unlink()
     fill(set_ / "Training", 2)
     refused(r"train and Training|Training and train")
     (tmp_path / "set.zip").write_bytes(b"PK")
