@@ -47,6 +47,7 @@ DISTRIBUTIONS = {  # W&B's name -> Optuna's distribution
     "log_uniform": lambda min, max: FloatDistribution(math.exp(min), math.exp(max), log=True),
     "log_uniform_values": lambda min, max: FloatDistribution(float(min), float(max), log=True),
 }
+OWN = {"run_dir", "resume", "help"}  # flags of train.py that sweep.py gives itself
 OF_THE_MACHINE = ("device", "data_dir")  # flags of train.py that may differ among the starts of a sweep
 
 
@@ -65,6 +66,8 @@ def load_sweep(path: str) -> dict:
         if content.get("method") not in SAMPLERS or content.get("program", "train.py") != "train.py":
             raise ValueError(f"the program must be train.py, the method one of {', '.join(SAMPLERS)}")
         space = {name: to_distribution(name, spec) for name, spec in content["parameters"].items()}
+        if clash := OWN & space.keys():
+            raise ValueError(f"{min(clash)} is no parameter, because the sweep sets it")
         if content["method"] == "grid" and not all(hasattr(kind, "choices") for kind in space.values()):
             raise ValueError("method grid needs a value or values for every parameter")
         if content["method"] == "bayes" and "metric" not in content:
@@ -308,7 +311,7 @@ def main() -> int:
         vars(sweep).update(load_sweep(sweep.config))
         sweep.settings = parse_flags(sweep.flags)
         given = {name.removeprefix("no-") for name in sweep.settings}
-        if clash := given & {*sweep.space, "run_dir", "resume", "help"}:
+        if clash := given & (OWN | sweep.space.keys()):
             raise SweepError(f"--{min(clash)} cannot be given, because the sweep sets it.")
         study = open_study(sweep)
         while (taken := take_trial(study, sweep)) or study.get_trials(states=[TrialState.RUNNING]):

@@ -287,6 +287,7 @@ def test_pruner_looks_at_the_epochs_of_wandb_s_hyperband(stop, epochs):
         ("min: 0.01", "min: 2", ["parameter lr", "log_uniform_values"]),
         ("min: 0.01", "min: low", ["parameter lr", "log_uniform_values", "low"]),
         ("epochs: {value: 2}", "epochs: 2", ["int"]),
+        ("epochs: {value: 2}", "run_dir: {value: x}", ["run_dir is no parameter"]),
         (SMALL, "- just\n- a list", ["it holds no sweep"]),
         (SMALL, "a: b: c", ["bad.yaml"]),
     ],
