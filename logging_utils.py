@@ -154,6 +154,7 @@ class RunLogger:
         if rank > 0:
             return
         if images is not None:
+            images = torch.as_tensor(images)
             images = (255 * images).round() if images.is_floating_point() else images
             shaped = images.dim() == 4 and images.shape[1] in (1, 3)
             if not shaped or not 0 <= images.min() <= images.max() <= 255:
@@ -213,7 +214,7 @@ class RunLogger:
 
     def log_step(self, epoch: int, step: int, loss: Tensor) -> None:
         """Record the loss () of a training step. It stays on its device until the next fetch."""
-        self.pending.append((epoch, step, loss.detach()))
+        self.pending.append((epoch, step, torch.as_tensor(loss).detach()))
         if len(self.pending) == FETCH_EVERY:
             self.flush()
 
@@ -241,7 +242,7 @@ class RunLogger:
     def log_epoch(self, epoch: int, step: int, logits: Tensor, labels: Tensor, seconds=0.0) -> None:
         """Record an epoch: its last step, logits (N, K), labels (N,). Raises ValueError for other sizes."""
         self.flush()
-        logits, labels = logits.float().cpu(), labels.cpu()  # they may be in bf16, and on two devices
+        logits, labels = torch.as_tensor(logits).float().cpu(), torch.as_tensor(labels).long().cpu()
         expected = [len(labels if self.images is None else self.images), self.num_classes]
         if list(logits.shape) != expected or len(labels) != len(logits):
             raise ValueError(f"logits {list(logits.shape)}, {len(labels)} labels do not match {expected}")

@@ -498,6 +498,19 @@ def test_scores_of_logits_in_half_precision_are_exact(monkeypatch, tmp_path):
     torch.testing.assert_close(torch.tensor(scores), logits.float().softmax(1), rtol=1e-6, atol=1e-9)
 
 
+def test_values_of_a_loop_may_be_of_numpy_or_python(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logits, labels = np.eye(3, dtype=np.float64)[[0, 1, 1]], np.array([0, 1, 2], dtype=np.int32)
+    with RunLogger(tmp_path / "run", {}, np.array(["a", "b", "c"]), np.zeros((3, 1, 4, 4))) as log:
+        for step, loss in enumerate([0.5, np.float32(0.25), torch.tensor(0.125, requires_grad=True)]):
+            log.log_step(0, step, loss)
+        log.log_epoch(0, 3, logits, labels)
+        log.log_epoch(1, 3, logits, labels.tolist())
+    rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
+    assert [row.split(",")[2] for row in rows[1:4]] == ["0.5", "0.25", "0.125"]
+    assert log.summary["wrong"] == 1
+
+
 def test_logits_that_do_not_match_are_refused(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
