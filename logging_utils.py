@@ -40,6 +40,7 @@ def prediction_columns(num_classes: int) -> list[str]:
 
 def prediction_rows(logits: Tensor, labels: Tensor) -> list[list]:
     """Logits (N, K) and labels (N,) to N rows of `prediction_columns`. Scores are softmax probabilities."""
+    logits, labels = torch.as_tensor(logits).float(), torch.as_tensor(labels).long()
     scores = logits.softmax(1)
     if scores.shape[1] > MAX_SCORES:
         best = torch.stack([part.float() for part in reversed(scores.topk(10))], dim=2).flatten(1)

@@ -509,6 +509,9 @@ def test_values_of_a_loop_may_be_of_numpy_or_python(monkeypatch, tmp_path):
     rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
     assert [row.split(",")[2] for row in rows[1:4]] == ["0.5", "0.25", "0.125"]
     assert log.summary["wrong"] == 1
+    tensors = torch.from_numpy(logits), torch.from_numpy(labels)
+    rows = prediction_rows(tensors[0].float(), tensors[1])  # what the recipe for the tables alone calls
+    assert rows == prediction_rows(logits, labels) == prediction_rows(tensors[0].bfloat16(), tensors[1])
 
 
 def test_logits_that_do_not_match_are_refused(monkeypatch, tmp_path):
