@@ -38,14 +38,15 @@ MAX_NAMED = 10  # unreadable files in an error
 
 
 class UnreadableError(SourceError):
-    """Some of `total` pictures cannot be read: `names`."""
+    """Some of `total` pictures cannot be read: the reasons by their names. The first reason is told."""
 
-    def __init__(self, folder: Path, names: list[str], total: int):
-        self.names, self.total = names, total
+    def __init__(self, folder: Path, reasons: dict[str, str], total: int):
+        self.reasons, self.total = reasons, total
+        names = list(reasons)
         named = ", ".join(names[:MAX_NAMED])
         more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
         problem = f"{len(names)} of {total:,} pictures in {folder} cannot be read: {named}{more}"
-        super().__init__(f"{problem}. Remove them or save them again.")
+        super().__init__(f"{problem} ({reasons[names[0]]}). Remove them or save them again.")
 
 
 def load_pixels(
@@ -161,7 +162,7 @@ def write_file(place: Path, stem: str, name: str, decode, count: int, size: int)
 
 # ---- Decoding ----
 class Pictures(Dataset):
-    """Picture files; an item is what `decode_picture` gives, or None if the file cannot be read."""
+    """Picture files; an item is what `decode_picture` gives, or text: why the file cannot be read."""
 
     def __init__(self, paths: list[str], size: int, value_range: tuple | None):
         self.paths, self.size, self.value_range = paths, size, value_range
@@ -169,18 +170,18 @@ class Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> ndarray | tuple[float, float] | None:
+    def __getitem__(self, index: int) -> ndarray | tuple[float, float] | str:
         try:
             return decode_picture(self.paths[index], self.size, self.value_range)
-        except SourceError:
-            return None
+        except SourceError as error:
+            return str(error.__cause__ or error).rstrip(".")
 
 
 def decode_files(
     folder: Path, files: list[str], size: int, value_range: tuple | None, out: BinaryIO
 ) -> None:
     """Write the pixels of files, and the range of their values, to a binary file. Raises UnreadableError."""
-    channels, plane, found, unreadable = 1, size**2, {}, []
+    channels, plane, found, unreadable = 1, size**2, {}, {}
 
     def put(index: int, pixels: ndarray | bytes) -> None:  # 1 or 3 planes
         pixels = bytes(pixels)
@@ -191,8 +192,8 @@ def decode_files(
         nonlocal channels
         paths = [str(folder / files[index]) for index in indices]
         for index, item in zip(indices, decode_all(Pictures(paths, size, value_range), title)):
-            if item is None:
-                unreadable.append(files[index])
+            if isinstance(item, str):
+                unreadable[files[index]] = item
             elif isinstance(item, tuple):
                 found[index] = item
             else:
@@ -209,12 +210,12 @@ def decode_files(
         value_range = full_range((min(lows), max(highs)))
         run(sorted(found), value_range, f"scaling {folder.name}")
     if unreadable:
-        raise UnreadableError(folder, sorted(unreadable), len(files))
+        raise UnreadableError(folder, dict(sorted(unreadable.items())), len(files))
     out.seek(len(files) * channels * plane)
     out.write(RANGE.pack(*(value_range or (math.nan, math.nan))))
 
 
-def decode_all(pictures: Pictures, title: str) -> Iterator[ndarray | tuple[float, float] | None]:
+def decode_all(pictures: Pictures, title: str) -> Iterator[ndarray | tuple[float, float] | str]:
     """Yield the items of a data set in their order, decoded by all cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores, len(pictures) // MIN_PER_WORKER)

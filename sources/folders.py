@@ -93,8 +93,8 @@ def read_folder(
             files, _ = list_files(layout, layout.test, classes)
             load_part(layout, layout.test, files, image_size, keep=False)
         except UnreadableError as more:
-            names, total = error.names + more.names, error.total + more.total
-            raise UnreadableError(layout.root, names, total) from error
+            reasons, total = error.reasons | more.reasons, error.total + more.total
+            raise UnreadableError(layout.root, reasons, total) from error
         raise
     except OSError as error:
         problem = f"{error.filename} cannot be read: {error.strerror}"

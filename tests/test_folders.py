@@ -353,7 +353,9 @@ def test_all_unreadable_files_are_named_at_once(tmp_path):
     found = (
         f"14 of 38 pictures in {tmp_path} cannot be read: train/10/6.png, train/10/7.png, train/2/0.png, "
     )
-    assert str(error.value).startswith(found) and "test/1/1.png and 4 more. Remove them" in str(error.value)
+    reason = f"{tmp_path}/train/10/6.png does not exist. Check its name"
+    rest = f"test/1/1.png and 4 more ({reason}). Remove them or save them again."
+    assert str(error.value).startswith(found) and str(error.value).endswith(rest)
     assert not list(tmp_path.rglob("*.p[ai][rx]*"))  # neither a cache nor a part of one
 
 
