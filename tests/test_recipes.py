@@ -150,6 +150,11 @@ def test_own_dataloader_streams_in_less_than_sixty_lines(copy):
     assert len(steps) == 3 * 5  # 36 pictures in batches of 8
     checked = run("evaluate.py", "runs/001/model.pt", "--dataset", "pictures", cwd=copy)
     assert f"wrong     {summary['wrong']}\n" in checked.stdout, checked.stderr
+    for path in (copy / "pictures").rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    command = ("train.py", "--dataset", "pictures", "--epochs", 1, *SMALL)
+    grey = start(as_python, *command, cwd=copy, WANDB_MODE="disabled")
+    assert grey.communicate()[1] == "" and grey.returncode == 0
 
 
 def test_early_stopping_exports_the_best_epoch(copy):
