@@ -1,7 +1,7 @@
 """Look at predictions and compare them: a summary in the terminal and one self-contained HTML page.
 
     python compare.py runs/001                          look at a run
-    python compare.py runs/001@1 runs/001@6             compare two epochs of it
+    python compare.py runs/001@1 runs/001@5             compare two epochs of it
     python compare.py runs/001 runs/002 other.csv       compare models, also those of other programs
 
 evaluate.py writes such CSV files, and `page/reading.py` says what else is read.

@@ -16,7 +16,7 @@ from page.scores import MAX_FULL
 
 MAX_CELL = 2**31 - 1  # characters
 MAX_UNPACKED = 2**30  # bytes
-# Archives, spreadsheets and models have control characters near their start. JSON, HTML and PDF begin so.
+# No CSV: control characters near the start (archives, spreadsheets, models), or JSON, HTML and PDF.
 CONTROL = rb"[\0-\x08\x0e-\x19\x1c-\x1f]"
 OTHER_KIND = re.compile(rb"(?s:.){0,500}?" + CONTROL + rb'|\s*(\{|<|%PDF|\[\s*[\[{"])')
 MAX_CLASSES = 1_000

@@ -63,7 +63,7 @@ def load_pixels(
         folder, files: the data set, and paths relative to it, in the order of the result.
         title: of these files among all of the folder, "train" or "test".
         size: height and width that the pictures are resized to.
-        value_range: what becomes 0..255 in pictures of more than 8 bits, if not what they have.
+        value_range: the values that become 0 and 255 in pictures of more than 8 bits; None to find them.
         keep: whether to write the cache.
 
     Returns images uint8 (N, C, size, size), and the range that was used, None if all pictures have 8 bits.
@@ -221,8 +221,8 @@ def decode_all(pictures: Pictures, title: str) -> Iterator[ndarray | tuple[float
     workers = min(cores, len(pictures) // MIN_PER_WORKER)
     if multiprocessing.current_process().daemon:  # which must not start others
         workers = 0
-    # Arrays in a list go through a pipe, so that a small /dev/shm is enough. The generator of its own leaves
-    # torch's, from which the weights will come, as it is.
+    # Arrays in a list go through a pipe, so that a small /dev/shm is enough. The loader has its own
+    # generator, because drawing from torch's would change the weights that come later.
     options = {"batch_size": 16, "collate_fn": list, "generator": torch.Generator()}
     loader = DataLoader(pictures, num_workers=workers, **options)
     with tqdm(total=len(pictures), desc=title, unit=" pictures", disable=None, leave=False) as bar:

@@ -24,7 +24,7 @@ from sources.pictures import is_picture_name, read_picture, to_pixels  # noqa: F
 MIN_CLASSES, MAX_CLASSES = 2, 1000
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation")  # evaluated on: the first that exists
-# Evaluated on if none of these is there, but training pictures are. Written in letters alone: hold-out, too.
+# Evaluated on if none of these is there, but training pictures are. Signs are ignored: hold-out is holdout.
 OTHER_TEST_NAMES = ("eval", "evaluation", "holdout", "heldout", "dev")
 HELD_OUT = 5  # one of so many pictures is held out if there is no test set
 # What systems and programs leave behind, beside hidden files; in lower case.
@@ -153,7 +153,7 @@ def find_layout(folder: Path) -> Layout:
 
 
 def find_parts(subfolders: list[Path]) -> dict[str, Path]:
-    """The subfolders that are named as parts are, or have that as a word in their name, by that name."""
+    """Name of a part ("train", "val" ...) -> the subfolder that has it as its name, or as a word in it."""
     parts = {}
     names = TRAIN_NAMES + TEST_NAMES
     exact = {path for path in subfolders if path.name.lower() in names}

@@ -10,8 +10,8 @@ from scipy import ndimage
 from torch import Tensor
 
 SIDE = 224  # pixels of the longer side of a photo, or of a part of it, while a digit is looked for
-NEAR = 56  # pixels: a digit that is not so large then is looked at more closely
-SMALLEST = 12  # pixels in the photo itself: too few digits that are smaller are recognized
+NEAR = 56  # pixels: a digit that is smaller then is looked for again, enlarged
+SMALLEST = 12  # pixels in the photo itself: smaller digits are often not recognized
 WIDEST = 0.28  # of the longer side: what is dark over a larger square is a table or a shadow, not a line
 NEIGHBOURS = numpy.ones((3, 3))  # a pixel and its eight neighbours
 

@@ -391,6 +391,7 @@ def test_image_is_opened_stepped_and_marked_by_keys(page, two, tmp_path):
 
 def test_data_map_and_learning_agree_with_the_files(page, two, files):
     page.open(two)
+    assert page.all("#map", "getComputedStyle(e).touchAction") == ["none"]  # else a finger scrolls the page
     scores = np.stack([files[view].scores[0][np.arange(500), files[view].truth] for view in (0, 1)])
     mean, spread = scores.mean(0), scores.std(0)
     left, right, low, high = 0.05, 0.3, 0.2, 0.8
