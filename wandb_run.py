@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import queue
+import re
 import secrets
 import shlex
 import shutil
@@ -36,8 +37,9 @@ EPOCH_WAIT, END_WAIT = 10, 40  # seconds that training waits for W&B at most, in
 MAX_ROWS, MAX_CELLS = 10_000, 200_000  # of a table, if the user sets no number of rows
 MAX_WRONG_PICTURES = 1000  # in a table; each takes about a millisecond
 MAX_CONFUSION = 100  # classes; W&B cuts larger charts
-# What W&B writes to its own log about losses, files and artifacts that do not reach its server.
-LOST = "filestream: ", "runfiles: ", "file transfer: ", "sender: failed to log artifact"
+# What W&B writes to its own log about losses, files and artifacts that its server has refused.
+KINDS_OF_LOSS = "filestream|runfiles|file transfer|sender: failed to log artifact"
+REFUSED = rf'"level":"ERROR[^"]*","msg":("(?:{KINDS_OF_LOSS})(?:[^"\\]|\\.)*")'
 NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)  # for callers in whose program SIGPIPE is deadly
 QUEUE_SIZE = 64  # records (losses of 50 steps, or an epoch) on their way to W&B
 
@@ -407,12 +409,11 @@ class Recorder:
         if exit_code == 0:
             self.log_held()
         self.run.finish(exit_code)
-        if self.run.offline:
-            return
-        for line in Path(self.run.settings.log_internal).read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            if entry["level"].startswith("ERROR") and entry["msg"].startswith(LOST):
-                raise ConnectionError(entry["msg"])  # W&B says it only there
+        log = ""
+        with suppress(OSError, AttributeError):  # another version of W&B may have no such log
+            log = Path(self.run.settings.log_internal).read_text(errors="replace")
+        if not self.run.offline and (refused := re.search(REFUSED, log)):
+            raise ConnectionError(json.loads(refused[1]))  # finish() does not say it
 
 
 def serve() -> None:
