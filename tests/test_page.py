@@ -653,6 +653,14 @@ def test_one_run_three_runs_and_a_hundred_classes(page, tmp_path):
         "#classes section .pair table", "[...e.querySelectorAll('td')].map(c => +c.textContent)"
     )
     assert tables[1] == [int((masks[a] & masks[b]).sum()) for a in range(3) for b in range(3)]
+    page.js("document.getElementById('confusion').scrollTo(500, 500)")
+    assert page.all("#confusion", "[e.scrollLeft, e.scrollTop]") == [[500, 500]]
+    corner, head, row = page.all(
+        ".matrix tr:first-child th:nth-child(-n + 2), .matrix tbody tr:first-child th",
+        "[e.getBoundingClientRect().x, e.getBoundingClientRect().y]",
+    )
+    place = page.all("#confusion", "[e.getBoundingClientRect().x, e.getBoundingClientRect().y]")[0]
+    assert corner == place and head[1] == place[1] and row[0] == place[0]  # the names stay in sight
 
 
 def check_speed(page: Page, limit: int, column: str) -> None:
