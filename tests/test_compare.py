@@ -206,7 +206,7 @@ def test_bad_input_ends_in_one_line(main, finished, tmp_path):
             "score_3",
             "high",
         ],
-        (write(tmp_path / "infinite.csv", [dict(rows[0], id="1e999")]),): ["id cannot be 'inf'"],
+        (write(tmp_path / "infinite.csv", [dict(rows[0], id="inf")]),): ["id cannot be 'inf'"],
         (write(tmp_path / "class.csv", [dict(rows[0], guess=10)]),): ["guess", "10"],
         (write(tmp_path / "twice.csv", [*rows, rows[5]]),): ["id 5 twice"],
         (finished, write(tmp_path / "short.csv", rows[:-1])): ["id 499", "short"],
