@@ -219,7 +219,7 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace) -> None:
     same = digest(images[first], labels[first]) == exported.eval_sha256
     if same:
         images, labels = images[first], labels[first]
-    elif os.path.isabs(dataset) and not import_sources()[1].has_test_set(Path(dataset)):
+    elif os.path.isabs(dataset) and not import_sources().folders.has_test_set(Path(dataset)):
         remark = "so this is all pictures in it, also any that the model was trained on"
         print(f"WARNING: {printable(dataset)} has no test set, {remark}", file=sys.stderr)
 
@@ -288,9 +288,9 @@ def evaluate_pictures(exported: Exported, args: argparse.Namespace) -> None:
     paths, remarks = list_pictures(args.pictures)
     if args.predictions and os.path.realpath(args.predictions) in map(os.path.realpath, paths):
         raise PictureError(f"--predictions would replace the picture {args.predictions}. Name another file.")
-    errors, _, _ = import_sources()  # may be missing
+    sources = import_sources()
     for remark in remarks:
-        errors.warn(remark)
+        sources.errors.warn(remark)
     if exported.shape[0] not in (1, 3):
         found = f"{exported.shape[0]} channels, and a picture has 1 or 3"
         raise PictureError(f"{exported.path} takes images of {found}. Evaluate it on a test set.")
@@ -337,15 +337,18 @@ def print_scores(classes: list[str], paths: list[str], scores: Tensor, remarks: 
 
 
 def import_sources():
-    """The modules that read pictures. Raises PictureError if the folder sources was not copied."""
+    """The package sources, which reads pictures. Raises PictureError if its folder was not copied."""
     try:
-        from sources import errors, folders, photos
+        import sources.errors
+        import sources.folders
+        import sources.photos
+        import sources.pictures
     except ImportError as error:  # it is missing, or another folder of that name
-        if error.name != "sources":
+        if not (error.name or "").startswith("sources"):
             raise
         cure = "Copy it next to evaluate.py."
         raise PictureError(f"Your own pictures need the folder sources. {cure}") from error
-    return errors, folders, photos
+    return sources
 
 
 def list_pictures(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -357,7 +360,7 @@ def list_pictures(arguments: list[str]) -> tuple[list[str], list[str]]:
     for path in arguments:
         found, skipped = [path], ""
         if os.path.isdir(path):
-            found, skipped = import_sources()[1].list_plain_folder(path)
+            found, skipped = import_sources().folders.list_plain_folder(path)
         if not found:
             holds = f", but {skipped}" if skipped else ""
             raise PictureError(f"{path} has no pictures in it{holds}. Name the folder that holds them.")
@@ -368,15 +371,15 @@ def list_pictures(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def read_picture(path: str, exported: Exported) -> tuple[Tensor, str]:
     """A picture as an image (C, H, W) for the model, and what was done to it. Raises PictureError."""
-    errors, folders, photos = import_sources()
+    sources = import_sources()
     channels, height, width = exported.shape
     try:
-        picture = folders.read_picture(path)
-    except errors.SourceError as error:
+        picture = sources.pictures.read_picture(path)
+    except sources.errors.SourceError as error:
         raise PictureError(str(error)) from error
     if exported.dataset in MNIST_LIKE and exported.shape == (1, 28, 28):
-        return photos.like_mnist(picture.convert("L"))
-    image = folders.to_pixels(picture, channels, height, width)
+        return sources.photos.like_mnist(picture.convert("L"))
+    image = sources.pictures.to_pixels(picture, channels, height, width)
     return image, "" if picture.size == (width, height) else "resized"
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sources.cache import UnreadableError, load_pixels
 from sources.errors import SourceError, warn
-from sources.pictures import is_picture_name, read_picture, to_pixels  # noqa: F401 - for evaluate.py
+from sources.pictures import is_picture_name
 
 MIN_CLASSES, MAX_CLASSES = 2, 1000
 TRAIN_NAMES = ("train", "training")

@@ -6,8 +6,8 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from sources.drawn import draw_digits, pen_paths
-from sources.folders import read_picture
 from sources.photos import find_parts, like_mnist, thicken
+from sources.pictures import read_picture
 
 
 def photograph(digit: int, seed: int) -> Image.Image:
