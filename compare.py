@@ -26,7 +26,7 @@ try:
 
     from data import DataError, digest, load_data, load_split
     from page.figures import Run, answer, confused_pairs, counted, label_margins, make_pairs
-    from page.joining import is_epoch_of, make_labels_unique, share_classes, share_test_set, with_history
+    from page.joining import is_epoch_of, make_labels_unique, share_classes, share_test_set
     from page.reading import Predictions, read_predictions
     from page.render import render_page
     from page.scores import certain
@@ -372,7 +372,7 @@ def compare(args: argparse.Namespace) -> None:
     pictures, paths = (None, None) if args.no_images else load_pictures(runs, args.dataset, args.data_dir)
     print_summary(runs, classes)
     for run in runs if paths is not None else ():
-        for one in with_history(run):
+        for one in run.with_history:
             one.ids = paths  # it says more than a number
     if complete:
         print_suspects(runs[0], classes, margins, suggested)

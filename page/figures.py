@@ -86,6 +86,11 @@ class Run:
         """Mean cross entropy in nats. A score of 0 counts as the smallest normal float32."""
         return float(np.log(1 / np.maximum(self.truth_score, np.finfo(np.float32).tiny)).mean())
 
+    @property
+    def with_history(self) -> list["Run"]:
+        """The run, and then its other epochs."""
+        return [self, *(one for epoch, one in self.history.items() if epoch != self.epoch)]
+
     def at(self, epoch: int) -> "Run":
         """The run at the last of its epochs that is not after `epoch`, or else at its first."""
         return self.history[max((e for e in self.history if e <= epoch), default=min(self.history))]
@@ -166,7 +171,7 @@ def shorten_names(runs: list[Run]) -> None:
         tails = {name: "/".join(parts[name][-length:]) for name in names}
         if len({*tails.values()}) == len(names):
             for run in runs:
-                for one in (*run.history.values(), run):
+                for one in run.with_history:
                     one.name = tails.get(one.name, one.name)
             return
 

@@ -13,7 +13,7 @@ def make_labels_unique(runs: list[Run]) -> None:
         labels = [run.label for run in runs]
         for i, run in enumerate(runs):
             if labels.count(labels[i]) > 1:
-                for one in (run, *run.history.values()):
+                for one in run.with_history:
                     one.name = new_name(i, run)
 
 
@@ -29,10 +29,6 @@ def is_epoch_of(run: Run, other: Run) -> bool:
     return alike and np.array_equal(run.ids, other.ids) and (not run.has_truth or np.array_equal(*truths))
 
 
-def with_history(run: Run) -> list[Run]:
-    return [run, *(one for epoch, one in run.history.items() if epoch != run.epoch)]
-
-
 def natural(name: str) -> tuple:
     """The key that sorts names, numbers by their value."""
     return (0, int(name), "") if name.isdecimal() else (1, 0, name)
@@ -46,7 +42,7 @@ def share_classes(runs: list[Run]) -> list[str]:
         if counts[0] != counts[1]:
             found = f"{full[0].label} has {counts[0]} classes, {run.label} has {counts[1]}"
             raise CompareError(f"{found}. Compare models of the same classes.")
-    every = [one for run in runs for one in with_history(run)]
+    every = [one for run in runs for one in run.with_history]
     written = sorted({name for one in every for name in one.classes or []}, key=natural)
     configured = [run.config["classes"] for run in runs if run.config and run.config.get("classes")]
     lists = [
@@ -101,7 +97,7 @@ def share_test_set(runs: list[Run], names: list[str]) -> list[str]:
     if without_scores:
         remarks.append(f"no scores in {', '.join(without_scores)}: the page leaves out what needs them")
     for run in runs:
-        for one in with_history(run):
+        for one in run.with_history:
             one.truth = source.truth if labelled else source.guess
             one.has_truth, one.has_scores = bool(labelled), not without_scores
             if without_scores:
@@ -114,7 +110,7 @@ def share_test_set(runs: list[Run], names: list[str]) -> list[str]:
             remarks.append(
                 f"{run.label} has the best scores alone: the other classes share what these leave"
             )
-        for one in with_history(run):
+        for one in run.with_history:
             known = one.scores
             one.scores = Scores(known.full()) if known.num_classes <= MAX_FULL else known.best()
             for classes in (one.truth, one.guess):
