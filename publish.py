@@ -64,8 +64,8 @@ def send(run_dir: Path) -> None:
     except Exception as error:  # damage of any kind
         raise RunError(f"{run_dir} is damaged ({error!r:.200}). Copy it again.") from error
     run_id = config.pop("wandb_id", None) or secrets.token_hex(4)
-    again = config.pop("wandb_lacks_part", False)
-    run = WandbRun(run_dir, config, classes, pictures, run_id, again, WAITS)
+    replace = config.pop("wandb_lacks_part", False)
+    run = WandbRun(run_dir, config, classes, pictures, run_id, replace, WAITS)
     if run.mode == "disabled" or (run.mode == "offline" and os.environ.get("WANDB_MODE") != "offline"):
         run.finish(1)
         if run.dir:

@@ -87,14 +87,14 @@ class WandbRun:
         run_dir, config, classes: as in RunLogger. W&B's own files go to `run_dir`.
         images: id -> uint8 (C, H, W), of every picture that a table may show; or None.
         run_id: of the W&B run to resume, or None.
-        again: whether to replace that run on W&B, instead of resuming it.
+        replace: whether to replace the run of that id on W&B, instead of resuming it.
         waits: seconds to wait for W&B at most, in an epoch and at the end, if not the defaults.
 
     Attributes: `mode` is online, offline or disabled; it `gave_up` if W&B gets nothing more. W&B has the
     steps before `first_step`. If it `lacks_part` of the run, publish.py replaces the W&B run.
     """
 
-    def __init__(self, run_dir, config, classes, images, run_id, again=False, waits=None):
+    def __init__(self, run_dir, config, classes, images, run_id, replace=False, waits=None):
         self.config, self.images = config, images
         self.folder = run_dir.resolve()
         self.epoch_wait, self.end_wait = waits or (EPOCH_WAIT, END_WAIT)
@@ -104,14 +104,14 @@ class WandbRun:
         self.process = self.socket = self.temporary = None
         self.mode, self.first_step, self.url, self.dir = "disabled", 0, "", ""
         if os.environ.get("WANDB_MODE") != "disabled":
-            started = self.start(classes, run_id, again)
+            started = self.start(classes, run_id, replace)
             self.mode, run_id, self.first_step, self.url, self.dir = started
         self.id = run_id or secrets.token_hex(4)
         self.jobs = queue.Queue(QUEUE_SIZE)  # (method of Recorder, arguments), or None at the end
         self.thread = threading.Thread(target=self.work, daemon=True)
         self.thread.start()
 
-    def start(self, classes, run_id, again) -> tuple:
+    def start(self, classes, run_id, replace) -> tuple:
         """Start the process, and the run in it. If that fails, try again offline. Raises RunError."""
         wanted = os.environ.get("WANDB_MODE") or None
         # Why it is offline, if it is. Nothing is said if the user asked for neither mode and has no key.
@@ -125,7 +125,7 @@ class WandbRun:
             try:
                 self.launch()
                 place = sys.path, sys.argv, self.folder
-                started = self.call("start", *place, settings, *plain, mode, run_id, again)
+                started = self.call("start", *place, settings, *plain, mode, run_id, replace)
                 if started[0] == "offline" and problem:
                     print(f"W&B: offline, because {problem}", file=sys.stderr)
                 return started
@@ -288,7 +288,7 @@ def kill_service(parent: int) -> None:
 class Recorder:
     """The run on W&B. `WandbRun.call` calls its methods."""
 
-    def start(self, path, argv, folder, settings, config, classes, mode, run_id, again) -> tuple:
+    def start(self, path, argv, folder, settings, config, classes, mode, run_id, replace) -> tuple:
         """Start the wandb.Run as if in the caller's program. Returns mode, id, first step, url, dir."""
         sys.path, sys.argv = path, argv
         import wandb
@@ -301,7 +301,7 @@ class Recorder:
             mode = "offline"
         defaults = {"project": PROJECT, "name": folder.name, "dir": str(folder)}
         options = {key: os.environ.get(f"WANDB_{key.upper()}", value) for key, value in defaults.items()}
-        resume = {"resume": "allow"} if run_id and mode != "offline" and not again else {}
+        resume = {"resume": "allow"} if run_id and mode != "offline" and not replace else {}
         options |= {"config": config, "id": run_id, "mode": mode}
         # The stop button on the run's page calls this.
         settings["stop_fn"] = lambda: os.kill(settings["x_stats_pid"], signal.SIGINT)
