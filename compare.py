@@ -135,6 +135,7 @@ def read_csv(path: Path, tell=lambda remark: None) -> Predictions:
 
 
 def make_run(name: str, path: Path, found: Predictions) -> Run:
+    """The Run of a predictions file. Its guesses, and scores of 1, stand for what it does not have."""
     truth = found.guess if found.truth is None else found.truth
     count = len(found.classes or range(max(2, found.guess.max() + 1, truth.max() + 1)))
     scores = found.scores or certain(found.guess, count)

@@ -35,7 +35,7 @@ WAITS = 3600, 3600  # seconds to wait for W&B at most, in an epoch and at the en
 
 
 def publish(run_dir: Path) -> None:
-    """Send a run to W&B. Raises RunError if it is damaged, or if W&B does not get all of it."""
+    """Lock a run directory, and send it to W&B. Raises RunError as `send` does, or if it cannot be sent."""
     if run_dir.is_file() or not holds_run(run_dir):
         raise RunError(f"{run_dir} holds no run. Name a directory that train.py wrote.")
     if not (run_dir / "summary.json").exists():
@@ -48,6 +48,7 @@ def publish(run_dir: Path) -> None:
 
 
 def send(run_dir: Path) -> None:
+    """Send a run to W&B. Raises RunError if it is damaged, or if W&B does not get all of it."""
     try:
         config, summary = (json.loads(read_file(run_dir / name)) for name in ("config.json", "summary.json"))
         classes = [str(name) for name in config["classes"]]
