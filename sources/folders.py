@@ -61,41 +61,9 @@ def read_folder(
     """
     try:
         layout = find_layout(folder)
-        part = layout.train if train else layout.test or layout.train
         classes = list_classes(layout)
-        if part is None or not (MIN_CLASSES if train else 1) <= len(classes) <= MAX_CLASSES:
-            found = "no training pictures" if part is None else f"{len(classes)} classes"
-            raise SourceError(refusal(folder, found))
-        files, labels = list_files(layout, part, classes, report=True)
-        if not files:
-            raise SourceError(refusal(part, "no pictures"))
-        if train and len(set(labels)) < MIN_CLASSES:
-            raise SourceError(refusal(part, f"pictures of {classes[labels[0]]} alone"))
-        if train or not layout.train:
-            warn_of_layout(folder, layout, part, classes)
-        if train:
-            present = set(labels)
-            missing = [name for label, name in enumerate(classes) if label not in present]
-            if missing:
-                warn(f"no training pictures of {len(missing)} of {len(classes)} classes: {some(missing)}")
-        elif layout.unused:
-            warn(f"evaluating on {layout.test}, not on {some([path.name for path in layout.unused])}")
-        images, value_range = load_part(layout, part, files, image_size, keep)
-        if value_range and part != layout.train and layout.train:
-            train_files, _ = list_files(layout, layout.train, classes)
-            train_range = load_part(layout, layout.train, train_files, image_size, keep)[1]
-            if train_range not in (None, value_range):
-                images, _ = load_pixels(layout.root, files, "test", image_size, train_range, keep)
-    except UnreadableError as error:
-        if not train or layout.test is None:
-            raise
-        try:  # name the test set's files, too
-            files, _ = list_files(layout, layout.test, classes)
-            load_part(layout, layout.test, files, image_size, keep=False)
-        except UnreadableError as more:
-            reasons, total = error.reasons | more.reasons, error.total + more.total
-            raise UnreadableError(layout.root, reasons, total) from error
-        raise
+        part, files, labels = choose_pictures(folder, layout, classes, train)
+        images = load_images(layout, part, classes, files, image_size, keep)
     except OSError as error:
         problem = f"{error.filename} cannot be read: {error.strerror}"
         raise SourceError(f"{problem}. Check its permissions.") from error
@@ -157,12 +125,13 @@ def find_parts(subfolders: list[Path]) -> dict[str, Path]:
     parts = {}
     names = TRAIN_NAMES + TEST_NAMES
     exact = {path for path in subfolders if path.name.lower() in names}
-    with_classes = {path for path in subfolders if visible_folders(path)}
+    candidates = {path for path in subfolders if visible_folders(path)}
     kinds = {path.name.lower() in TRAIN_NAMES for path in exact}
-    lack_classes = not with_classes and (len(kinds) == 2 or len(subfolders) == 1)
-    for path in sorted(subfolders, key=lambda path: path not in exact):
-        if path not in with_classes and not (lack_classes and path in exact):
-            continue  # it is a class of that name
+    # Pictures that lie in train/ and test/ themselves, or in one of them alone, have no classes, and are
+    # refused later. Any other folder without folders in it is a class, whatever its name.
+    if not candidates and (len(kinds) == 2 or len(subfolders) == 1):
+        candidates = exact
+    for path in sorted(candidates, key=lambda path: (path not in exact, path)):
         for word in re.split("[^a-z]+", path.name.lower()):
             if word not in names or (word in parts and path not in exact and parts[word] in exact):
                 continue
@@ -263,6 +232,33 @@ def class_order(name: str) -> tuple:
     return (0, float(name), name) if is_number else (1, 0.0, name)
 
 
+def choose_pictures(
+    folder: Path, layout: Layout, classes: list[str], train: bool
+) -> tuple[Path, list[str], list[int]]:
+    """The part to train or to evaluate on, its pictures and their labels. Warns of what may surprise.
+
+    Raises SourceError if there are too few classes or pictures.
+    """
+    part = layout.train if train else layout.test or layout.train
+    if part is None or not (MIN_CLASSES if train else 1) <= len(classes) <= MAX_CLASSES:
+        found = "no training pictures" if part is None else f"{len(classes)} classes"
+        raise SourceError(refusal(folder, found))
+    files, labels = list_files(layout, part, classes, report=True)
+    present = set(labels)
+    if not files:
+        raise SourceError(refusal(part, "no pictures"))
+    if train and len(present) < MIN_CLASSES:
+        raise SourceError(refusal(part, f"pictures of {classes[labels[0]]} alone"))
+    if train or not layout.train:
+        warn_of_layout(folder, layout, part, classes)
+    if train:
+        if missing := [name for label, name in enumerate(classes) if label not in present]:
+            warn(f"no training pictures of {len(missing)} of {len(classes)} classes: {some(missing)}")
+    elif layout.unused:
+        warn(f"evaluating on {layout.test}, not on {some([path.name for path in layout.unused])}")
+    return part, files, labels
+
+
 def list_files(
     layout: Layout, part: Path, classes: list[str], report: bool = False
 ) -> tuple[list[str], list[int]]:
@@ -356,6 +352,33 @@ def some(names: list[str]) -> str:
 
 
 # ---- Pixels ----
+def load_images(
+    layout: Layout, part: Path, classes: list[str], files: list[str], image_size: int, keep: bool
+) -> Tensor:
+    """The images of a part. Those to evaluate on have the scale of the training pictures.
+
+    Raises UnreadableError. If training pictures cannot be read, it names those of the test set, too.
+    """
+    try:
+        images, value_range = load_part(layout, part, files, image_size, keep)
+    except UnreadableError as error:
+        if part != layout.train or layout.test is None:
+            raise
+        test_files, _ = list_files(layout, layout.test, classes)
+        try:
+            load_part(layout, layout.test, test_files, image_size, keep=False)
+        except UnreadableError as more:
+            reasons, total = error.reasons | more.reasons, error.total + more.total
+            raise UnreadableError(layout.root, reasons, total) from error
+        raise
+    if value_range and part != layout.train and layout.train:
+        train_files, _ = list_files(layout, layout.train, classes)
+        train_range = load_part(layout, layout.train, train_files, image_size, keep)[1]
+        if train_range not in (None, value_range):
+            images, _ = load_pixels(layout.root, files, "test", image_size, train_range, keep)
+    return images
+
+
 def load_part(
     layout: Layout, part: Path, files: list[str], image_size: int, keep: bool
 ) -> tuple[Tensor, tuple[float, float] | None]:
