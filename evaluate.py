@@ -285,7 +285,7 @@ def print_report(guesses: Tensor, labels: Tensor, classes: list[str]) -> None:
 # ---- Your own pictures ----
 def evaluate_pictures(exported: Exported, args: argparse.Namespace) -> None:
     """Print the guess and the scores for each picture. Raises PictureError for those that cannot be read."""
-    paths, remarks = list_pictures(args.pictures)
+    paths, remarks = find_pictures(args.pictures)
     if args.predictions and os.path.realpath(args.predictions) in map(os.path.realpath, paths):
         raise PictureError(f"--predictions would replace the picture {args.predictions}. Name another file.")
     sources = import_sources()
@@ -297,7 +297,7 @@ def evaluate_pictures(exported: Exported, args: argparse.Namespace) -> None:
     pictures, failed = [], {}
     for path in tqdm(paths, unit=" pictures", leave=False, disable=None):  # no bar without a terminal
         try:
-            pictures.append((path, *read_picture(path, exported)))
+            pictures.append((path, *to_image(path, exported)))
         except PictureError as error:
             failed[path] = error
     if pictures:
@@ -351,7 +351,7 @@ def import_sources():
     return sources
 
 
-def list_pictures(arguments: list[str]) -> tuple[list[str], list[str]]:
+def find_pictures(arguments: list[str]) -> tuple[list[str], list[str]]:
     """The paths of pictures, and remarks on files left out. A folder stands for the picture files in it.
 
     Raises PictureError if a folder has none.
@@ -369,7 +369,7 @@ def list_pictures(arguments: list[str]) -> tuple[list[str], list[str]]:
     return paths, remarks
 
 
-def read_picture(path: str, exported: Exported) -> tuple[Tensor, str]:
+def to_image(path: str, exported: Exported) -> tuple[Tensor, str]:
     """A picture as an image (C, H, W) for the model, and what was done to it. Raises PictureError."""
     sources = import_sources()
     channels, height, width = exported.shape
