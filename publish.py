@@ -11,7 +11,6 @@ import csv
 import io
 import json
 import os
-import secrets
 import shutil
 import sys
 import zipfile
@@ -64,8 +63,7 @@ def send(run_dir: Path) -> None:
         pictures = read_pictures(run_dir / "pictures.pt")
     except Exception as error:  # damage of any kind
         raise RunError(f"{run_dir} is damaged ({error!r:.200}). Copy it again.") from error
-    run_id = config.pop("wandb_id", None) or secrets.token_hex(4)
-    replace = config.pop("wandb_lacks_part", False)
+    run_id, replace = config.pop("wandb_id", None), config.pop("wandb_lacks_part", False)
     run = WandbRun(run_dir, config, classes, pictures, run_id, replace, WAITS)
     if run.mode == "disabled" or (run.mode == "offline" and os.environ.get("WANDB_MODE") != "offline"):
         run.finish(1)
@@ -74,7 +72,7 @@ def send(run_dir: Path) -> None:
         raise RunError("W&B got nothing. Run wandb login, see WANDB_MODE, or try again later.")
 
     # If this is cut short, the next time begins again.
-    write_json(run_dir / "config.json", {**config, "wandb_id": run_id, "wandb_lacks_part": True})
+    write_json(run_dir / "config.json", {**config, "wandb_id": run.id, "wandb_lacks_part": True})
     for step, epoch, loss, metrics in rows:
         if loss is not None:
             run.submit("log_losses", [step], [loss])
@@ -88,7 +86,7 @@ def send(run_dir: Path) -> None:
     run.finish(0)
     if run.gave_up:
         raise RunError(f"W&B did not get all of {run_dir}. Start the same command again.")
-    write_json(run_dir / "config.json", {**config, "wandb_id": run_id, "wandb_lacks_part": False})
+    write_json(run_dir / "config.json", {**config, "wandb_id": run.id, "wandb_lacks_part": False})
     print(f"done  {run.dir if run.mode == 'offline' else run.url}")
 
 
