@@ -80,7 +80,7 @@ def load_pixels(
     problems = []
     for place in places if keep else ():
         try:
-            return write_file(place, stem, name, decode, len(files), size)
+            return write_cache(place, stem, name, decode, len(files), size)
         except (OSError, NotImplementedError) as error:  # not writable, or full, or without locks
             problems.append(f"{place}: {getattr(error, 'strerror', None) or error}")
     if problems:
@@ -129,7 +129,7 @@ def split_content(content: Tensor, count: int, size: int) -> tuple[Tensor, tuple
     return content[:num_bytes].view(count, channels, size, size), None if math.isnan(low) else (low, high)
 
 
-def write_file(place: Path, stem: str, name: str, decode, count: int, size: int) -> tuple:
+def write_cache(place: Path, stem: str, name: str, decode, count: int, size: int) -> tuple:
     """Write a file of the cache and map it. Another process that wants the same waits. Raises OSError."""
     place.mkdir(parents=True, exist_ok=True)
     (place / ".gitignore").write_text("*\n")  # nobody wants to commit gigabytes of pixels

@@ -82,7 +82,7 @@ def find_strokes(pixels: ndarray) -> Digit | None:
     """Find the largest part of a photo (H, W), floats in 0..255, that looks like ink, or None."""
     best = (0, 0)
     for is_dark in (True, False):
-        ink, parts = find_parts(pixels if is_dark else 255 - pixels)
+        ink, parts = find_ink(pixels if is_dark else 255 - pixels)
         for box, mask in parts:
             rank = mask.size, likeness_to_ink(mask)
             if rank > best and rank[1] > 0 and is_thin(mask):
@@ -112,7 +112,7 @@ def cut_out(ink: ndarray, mask: ndarray, is_dark: bool, is_one: bool = True) -> 
     return Digit(strokes[box], box, is_dark, is_one)
 
 
-def find_parts(pixels: ndarray) -> tuple[ndarray, list[tuple[Box, ndarray]]]:
+def find_ink(pixels: ndarray) -> tuple[ndarray, list[tuple[Box, ndarray]]]:
     """Find what is darker than the paper around it, in a photo (H, W).
 
     Returns how dark each pixel is as a share of the paper's brightness, and the connected parts: the box of

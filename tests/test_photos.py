@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from sources.drawn import draw_digits, pen_paths
-from sources.photos import find_parts, like_mnist, thicken
+from sources.photos import find_ink, like_mnist, thicken
 from sources.pictures import read_picture
 
 
@@ -193,10 +193,10 @@ def test_table_and_shadow_are_no_parts():
     light = numpy.full((200, 200), 220.0)
     light[:, :40] = 60  # a table
     light[100:, :] *= 0.6  # a shadow
-    _, parts = find_parts(light)
+    _, parts = find_ink(light)
     assert not [mask for box, mask in parts if box[1].start > 0]
     light[40:80, 100:110] = 40
-    _, parts = find_parts(light)
+    _, parts = find_ink(light)
     assert [mask.shape for box, mask in parts if box[1].start > 0] == [(40, 10)]
 
 
