@@ -414,9 +414,10 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def stop_signals(hint: str) -> Iterator[Callable[[], None]]:
+def stop_signals(hint: str, at_once: bool = False) -> Iterator[Callable[[], None]]:
     """Yield a function that stops the program if SIGINT or SIGTERM came; a second one ends it at once.
 
+    With `at_once` they stop the program where it is, and the function is not needed.
     A handler that the caller has installed stays. A second interrupt does not end a notebook's kernel.
     """
     received, handlers = [], {}
@@ -424,6 +425,8 @@ def stop_signals(hint: str) -> Iterator[Callable[[], None]]:
     def note(number: int, frame) -> None:
         received.append(number)
         signal.signal(number, handlers[number] if ipython() else signal.SIG_DFL)
+        if at_once:
+            stop_if_asked()
 
     def stop_if_asked() -> None:
         if received:

@@ -21,7 +21,7 @@ try:
     from torch import Tensor
 
     from logging_utils import RunError, holds_run, lock_run
-    from program import exit_status, read_file, write_json
+    from program import exit_status, read_file, stop_signals, write_json
     from wandb_run import WandbRun, read_table
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
@@ -41,7 +41,8 @@ def publish(run_dir: Path) -> None:
         raise RunError(f"{run_dir} has no finished epoch. Publish it after the first one.")
     lock = lock_run(run_dir)
     try:
-        send(run_dir)
+        with stop_signals("start the same command again", at_once=True):
+            send(run_dir)
     finally:
         lock.release()
 
@@ -65,25 +66,28 @@ def send(run_dir: Path) -> None:
         raise RunError(f"{run_dir} is damaged ({error!r:.200}). Copy it again.") from error
     run_id, replace = config.pop("wandb_id", None), config.pop("wandb_lacks_part", False)
     run = WandbRun(run_dir, config, classes, pictures, run_id, replace, WAITS)
-    if run.mode == "disabled" or (run.mode == "offline" and os.environ.get("WANDB_MODE") != "offline"):
-        run.finish(1)
-        if run.dir:
-            shutil.rmtree(Path(run.dir).parent, ignore_errors=True)
-        raise RunError("W&B got nothing. Run wandb login, see WANDB_MODE, or try again later.")
+    try:
+        if run.mode == "disabled" or (run.mode == "offline" and os.environ.get("WANDB_MODE") != "offline"):
+            run.finish(1)
+            if run.dir:
+                shutil.rmtree(Path(run.dir).parent, ignore_errors=True)
+            raise RunError("W&B got nothing. Run wandb login, see WANDB_MODE, or try again later.")
 
-    # If this is cut short, the next time begins again.
-    write_json(run_dir / "config.json", {**config, "wandb_id": run.id, "wandb_lacks_part": True})
-    for step, epoch, loss, metrics in rows:
-        if loss is not None:
-            run.submit("log_losses", [step], [loss])
-        else:
-            print(f"epoch {epoch}/{rows[-1][1]}", flush=True)
-            record = {"epoch": epoch, "dataset": config.get("dataset", "unknown"), **metrics}
-            run.submit("log_epoch", step, record, files[epoch])
-    if models:
-        run.submit("log_model", models, metadata)
-    print("waiting for the uploads", flush=True)
-    run.finish(0)
+        # If this is cut short, the next time begins again.
+        write_json(run_dir / "config.json", {**config, "wandb_id": run.id, "wandb_lacks_part": True})
+        for step, epoch, loss, metrics in rows:
+            if loss is not None:
+                run.submit("log_losses", [step], [loss])
+            else:
+                print(f"epoch {epoch}/{rows[-1][1]}", flush=True)
+                record = {"epoch": epoch, "dataset": config.get("dataset", "unknown"), **metrics}
+                run.submit("log_epoch", step, record, files[epoch])
+        if models:
+            run.submit("log_model", models, metadata)
+        print("waiting for the uploads", flush=True)
+        run.finish(0)
+    finally:  # of an error or a signal, too
+        run.kill()
     if run.gave_up:
         raise RunError(f"W&B did not get all of {run_dir}. Start the same command again.")
     write_json(run_dir / "config.json", {**config, "wandb_id": run.id, "wandb_lacks_part": False})

@@ -5,14 +5,15 @@ import io
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from conftest import SHORT, assert_one_line_error, contents
 from filelock import FileLock
 from PIL import Image
-from programs import run
-from test_faults import impatient, stopped_after_one_epoch
+from programs import run, start
+from test_faults import impatient, left_behind, stopped_after_one_epoch
 from test_logging_utils import read_table, records
 from wandb_server import WandbServer
 
@@ -126,6 +127,19 @@ def test_server_that_refuses_something_is_told_in_two_lines(fault, problem, erro
     lines = result.stderr.splitlines()
     assert result.returncode == 2 and len(lines) == 2, result.stderr
     assert lines[0].startswith(f"W&B: {problem}") and lines[1].startswith(f"error: {error}")
+
+
+def test_sigterm_ends_it_in_a_line_and_leaves_no_temporary_files(moved, tmp_path):
+    (tmp_path / "temporary").mkdir()
+    with WandbServer("falls silent in mid-run") as server:
+        env = {**server.env, "TMPDIR": str(tmp_path / "temporary")}
+        process = start("publish.py", moved, cwd=tmp_path, **env)
+        while process.stdout.readline() not in ("", "waiting for the uploads\n"):
+            pass
+        process.send_signal(signal.SIGTERM)
+        error = process.communicate()[1]
+    assert process.returncode == 143 and error == "stopped by SIGTERM: start the same command again\n"
+    assert not left_behind(tmp_path / "temporary")
 
 
 def test_offline_copy_is_read_back(moved, tiny_dir, tmp_path):
