@@ -107,6 +107,7 @@ class WandbRun:
             started = self.start(classes, run_id, replace)
             self.mode, run_id, self.first_step, self.url, self.dir = started
         self.id = run_id or secrets.token_hex(4)
+        self.killed = False  # by us; then its end is no news
         self.jobs = queue.Queue(QUEUE_SIZE)  # (method of Recorder, arguments), or None at the end
         self.thread = threading.Thread(target=self.work, daemon=True)
         self.thread.start()
@@ -190,7 +191,8 @@ class WandbRun:
                 send(*arguments)
                 self.ended = method == "end"
             except RunError as error:
-                self.give_up(str(error))
+                if not self.killed:
+                    self.give_up(str(error))
             except Exception as error:  # of any type: the run's own files are complete without W&B
                 self.give_up(f"of {reason(error)}")
 
@@ -226,6 +228,7 @@ class WandbRun:
 
     def kill(self) -> None:
         """Kill the process and W&B's own: they may hang and ignore other signals. Delete temporary files."""
+        self.killed = True
         if self.process:
             kill_service(self.process.pid)
             self.process.kill()
@@ -249,7 +252,7 @@ class WandbRun:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The environment of the process: this one, with W&B's files in the run directory `folder`."""
+    """The environment of the process: this one, with W&B's files in `folder`. Raises RunError."""
     main = sys.modules["__main__"]
     defaults = {
         "WANDB_DATA_DIR": f"{folder}/wandb",
@@ -262,7 +265,10 @@ def environment(folder: Path) -> dict[str, str]:
     given = {name: value for name, value in os.environ.items() if value or not name.startswith("WANDB_")}
     wandb = sys.modules.get("wandb") if given.pop("WANDB_SERVICE", None) else None
     if wandb:  # the caller has used W&B, and perhaps wandb.login or wandb.setup
-        session = wandb.setup()
+        try:
+            session = wandb.setup()
+        except Exception as error:  # W&B's process, which WANDB_SERVICE names, is not there
+            raise RunError(f"of {reason(error)}") from error
         for name in ("api_key", "base_url", "entity", "mode"):
             if value := getattr(session.settings, name):
                 defaults[f"WANDB_{name.upper()}"] = value

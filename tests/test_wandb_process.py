@@ -13,9 +13,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import assert_one_line_error
 from programs import ROOT, run, run_python
 from wandb_server import WandbServer
 
+import program
 import wandb_run
 from wandb_run import WandbRun
 
@@ -154,3 +156,16 @@ def test_login_and_setup_of_the_caller_count(mode, tmp_path):
         env = server.env if mode == "offline" else {"WANDB_BASE_URL": server.url}
         result = run(partial(after_calls_of_wandb, mode == "offline"), cwd=tmp_path, **env)
     assert result.returncode == 0 and result.stdout == f"{mode}\n", result.stderr
+
+
+def with_wandb_imported() -> int:
+    import wandb  # noqa: F401
+
+    return program.exit_status(make_run, {wandb_run.RunError: ""})
+
+
+@pytest.mark.parametrize(("service", "problem"), [("junk", "junk"), ("3-1-tcp-localhost-1", "port 1")])
+def test_service_of_wandb_that_is_not_there_ends_in_a_line(service, problem, tmp_path):
+    (tmp_path / "run").mkdir()
+    result = run(with_wandb_imported, cwd=tmp_path, WANDB_MODE="offline", WANDB_SERVICE=service)
+    assert_one_line_error(result, "W&B cannot start, because of", problem)
