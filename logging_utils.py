@@ -89,7 +89,8 @@ def holds_run(run_dir: str | Path) -> bool:
         raise RunError(f"{run_dir} is a link to {os.readlink(root)}, which does not exist. Remove it.")
     for path in root.rglob("*"):
         logs_of_wandb = path.match("wandb/*run-*/logs/*")  # links to its cache, wherever that is
-        if path.is_symlink() and not logs_of_wandb and not path.resolve().is_relative_to(root.resolve()):
+        target = root / os.path.realpath(path)  # resolve() refuses links in a circle
+        if path.is_symlink() and not logs_of_wandb and not target.is_relative_to(root.resolve()):
             raise RunError(f"{path} is a link that leads out of the run directory. Remove it.")
         if path.exists() and not path.is_file() and not path.is_dir():
             raise RunError(f"{path} is not a file. Remove it.")
@@ -151,6 +152,7 @@ class RunLogger:
         self.run_dir, self.rank, self.world_size = run_dir, rank, world_size
         self.pending = []  # (epoch, step, loss) since the last fetch; the losses are on the device
         self.latest_loss = math.nan
+        self.pictured = []  # ids in pictures.pt
         self.summary = {"train_seconds": []}
         if rank > 0:
             return
@@ -199,19 +201,25 @@ class RunLogger:
 
     def restore_history(self, epochs: int) -> list[str]:
         """Restore the summary of some epochs. Returns their lines of metrics.csv, in today's columns."""
-        metrics, summary = self.run_dir / "metrics.csv", self.run_dir / "summary.json"
         try:
-            reader = csv.DictReader(io.StringIO(read_file(metrics).decode(), newline=""))
+            path = self.run_dir / "metrics.csv"
+            reader = csv.DictReader(io.StringIO(read_file(path).decode(), newline=""))
             rows = [row for row in reader if int(row["epoch"]) <= epochs]
-            self.summary = dict(json.loads(read_file(summary)))
+            {row["epoch"] for row in rows if not row["loss"]}.remove(str(epochs))  # it must be there
+            history = [",".join([row.get(column, "") for column in self.columns]) + "\n" for row in rows]
+            path = self.run_dir / "pictures.pt"
+            if self.images is not None and path.exists():
+                self.pictured = torch.load(path, weights_only=True)["ids"].tolist()
+                self.images[self.pictured]
+            path = self.run_dir / "summary.json"
+            saved = json.loads(read_file(path)).items()
+            self.summary = {key: value for key, value in saved if key not in ("finished", "sha256")}
             math.fsum(self.summary[name] for name in reader.fieldnames[3:])  # none may be missing, or text
-            for key in ("finished", "sha256"):
-                self.summary.pop(key, None)
             self.summary["train_seconds"] = list(self.summary["train_seconds"])[:epochs]
-            return [",".join([row.get(column, "") for column in self.columns]) + "\n" for row in rows]
+            return history
         except Exception as error:  # damage of any kind
-            problem = f"{metrics} or {summary} is missing or damaged ({error!r:.100})"
-            raise RunError(f"{problem}. Choose another run directory.") from error
+            cure = "Choose another run directory."
+            raise RunError(f"{path} is missing or damaged ({error!r:.100}). {cure}") from error
 
     def log_step(self, epoch: int, step: int, loss: Tensor) -> None:
         """Record the loss () of a training step. It stays on its device until the next fetch."""
@@ -250,7 +258,10 @@ class RunLogger:
         rows, metrics = prediction_rows(logits, labels), compute_metrics(logits, labels)
         metrics = {key: value.item() if torch.is_tensor(value) else value for key, value in metrics.items()}
         predictions = f"predictions/epoch-{epoch:03d}.csv"
-        self.save_pictures(rows)
+        ids = sorted({*self.pictured, *pictured_ids(self.config, rows)})
+        if self.images is not None and ids != self.pictured:  # the W&B table's, for publish.py
+            self.pictured = ids
+            write_tensors(self.run_dir / "pictures.pt", dict(ids=torch.tensor(ids), images=self.images[ids]))
         write_predictions(self.run_dir / predictions, rows, self.num_classes)
         self.append_metrics([[step, epoch, "", *(f"{value:.9g}" for value in metrics.values())]])
         sync(self.run_dir / "metrics.csv")
@@ -262,16 +273,6 @@ class RunLogger:
         of_total = f"/{self.config['epochs']}" if "epochs" in self.config else ""
         values = "  ".join(f"{name} {round(value, 4):.10g}" for name, value in metrics.items())
         print(f"epoch {epoch}{of_total}  {values}  {seconds:.1f} s", flush=True)
-
-    def save_pictures(self, rows: list[list]) -> None:
-        """Add the pictures of the W&B table to pictures.pt, from which publish.py takes them."""
-        if self.images is None:
-            return
-        path = self.run_dir / "pictures.pt"
-        known = torch.load(path, weights_only=True)["ids"].tolist() if path.exists() else []
-        ids = sorted({*known, *pictured_ids(self.config, rows)})
-        if ids != known:
-            write_tensors(path, {"ids": torch.tensor(ids), "images": self.images[ids]})
 
     def append_metrics(self, rows: list[list]) -> None:
         """Add rows to metrics.csv: all of them, or none if the disk is full."""

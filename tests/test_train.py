@@ -242,13 +242,15 @@ def test_resumed_run_takes_its_data_by_either_name_and_no_damaged_record(main, f
     assert_one_line_error(moved, "The device cuda:7 is not available")
     (run_dir / "config.json").write_text(config)
     values = ("[" * 5000, "1e999", '{"epochs": 1e999}', "null")
-    others = [("summary.json", "[" * 5000), ("metrics.csv", "step,epoch,loss,acc,test_loss,wrong\n1,1\n")]
+    header = "step,epoch,loss,acc,test_loss,wrong,ece\n"
+    others = [("summary.json", "[" * 5000), ("metrics.csv", header), ("metrics.csv", f"{header}1,1\n")]
+    others.append(("pictures.pt", "no"))
     for name, value in [("config.json", value) for value in values] + others:
-        content = (run_dir / name).read_text()
+        content = (run_dir / name).read_bytes()
         (run_dir / name).write_text(value)
         damaged = main("train.py", *resume, cwd=tmp_path, WANDB_MODE="disabled")
-        assert_one_line_error(damaged, name, "damaged")
-        (run_dir / name).write_text(content)
+        assert_one_line_error(damaged, f"{name} is ", "damaged")
+        (run_dir / name).write_bytes(content)
 
 
 def test_used_run_dir_is_left_alone(main, small_dir, tmp_path):
@@ -507,6 +509,9 @@ def test_resume_refuses_what_is_foreign_or_led_astray(main, finished, tiny_dir, 
     run_dir.mkdir()
     (run_dir / "notes.txt").touch()
     refused("run", "notes.txt", "config.json")
+    for name, target in ("ab", "ba"):
+        (run_dir / name).symlink_to(target)
+    refused("run", "not a run: it holds a,")
     shutil.rmtree(run_dir)
     shutil.copytree(finished, run_dir, ignore=shutil.ignore_patterns("wandb"))
     (run_dir / "model.pt").unlink()  # or the run would be finished
