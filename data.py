@@ -143,6 +143,8 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     (torchvision reads it too, but its import takes 1.7 s and 0.2 GB.)
     """
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise ValueError("not a file")
         content = path.read_bytes()
         content = bytearray(gzip.decompress(content) if path.suffix == ".gz" else content)
     except Exception as error:  # gzip raises several types for damaged files

@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import pytest
@@ -169,6 +170,11 @@ def replace_by_folder(raw):
     (raw / TRAIN_IMAGES).mkdir()
 
 
+def replace_by_pipe(raw):
+    (raw / TRAIN_IMAGES).unlink()
+    os.mkfifo(raw / TRAIN_IMAGES)
+
+
 DAMAGES = {
     "cut short": (cut, TRAIN_IMAGES),
     "swapped": (swap, TRAIN_IMAGES),
@@ -179,6 +185,7 @@ DAMAGES = {
     "label 10": (lambda raw: write_idx(raw / TRAIN_LABELS, torch.full((100,), 10)), TRAIN_LABELS),
     "lengths": (lambda raw: write_idx(raw / TRAIN_LABELS, torch.zeros(99)), TRAIN_LABELS),
     "folder": (replace_by_folder, TRAIN_IMAGES),
+    "pipe": (replace_by_pipe, TRAIN_IMAGES),
 }
 
 
