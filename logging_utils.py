@@ -89,7 +89,7 @@ def holds_run(run_dir: str | Path) -> bool:
         raise RunError(f"{run_dir} is a link to {os.readlink(root)}, which does not exist. Remove it.")
     for path in root.rglob("*"):
         logs_of_wandb = path.match("wandb/*run-*/logs/*")  # links to its cache, wherever that is
-        target = root / os.path.realpath(path)  # resolve() refuses links in a circle
+        target = Path(os.path.realpath(path))  # path.resolve() refuses links in a circle
         if path.is_symlink() and not logs_of_wandb and not target.is_relative_to(root.resolve()):
             raise RunError(f"{path} is a link that leads out of the run directory. Remove it.")
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -200,17 +200,18 @@ class RunLogger:
         write_json(self.run_dir / "config.json", self.config | extra)
 
     def restore_history(self, epochs: int) -> list[str]:
-        """Restore the summary of some epochs. Returns their lines of metrics.csv, in today's columns."""
+        """Restore the summary, and the ids in pictures.pt. Returns the epochs' lines of metrics.csv."""
         try:
             path = self.run_dir / "metrics.csv"
             reader = csv.DictReader(io.StringIO(read_file(path).decode(), newline=""))
             rows = [row for row in reader if int(row["epoch"]) <= epochs]
-            {row["epoch"] for row in rows if not row["loss"]}.remove(str(epochs))  # it must be there
+            if not any(row["epoch"] == str(epochs) and not row["loss"] for row in rows):
+                raise ValueError(f"no epoch {epochs}")
             history = [",".join([row.get(column, "") for column in self.columns]) + "\n" for row in rows]
             path = self.run_dir / "pictures.pt"
             if self.images is not None and path.exists():
                 self.pictured = torch.load(path, weights_only=True)["ids"].tolist()
-                self.images[self.pictured]
+                self.images[self.pictured]  # IndexError if they are of other images
             path = self.run_dir / "summary.json"
             saved = json.loads(read_file(path)).items()
             self.summary = {key: value for key, value in saved if key not in ("finished", "sha256")}
