@@ -53,7 +53,7 @@ try:
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
-    needed = "data.py, model.py, logging_utils.py, wandb_run.py, program.py, packages of requirements.txt"
+    needed = "data.py, model.py, logging_utils.py, wandb_run.py, program.py, and requirements.txt's packages"
     print(f"error: {error.name} is missing. evaluate.py needs {needed}.", file=sys.stderr)
     sys.exit(2)
 

@@ -26,7 +26,7 @@ try:
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
-    needed = "logging_utils.py, wandb_run.py, program.py, packages of requirements.txt"
+    needed = "logging_utils.py, wandb_run.py, program.py, and the packages of requirements.txt"
     print(f"error: {error.name} is missing. publish.py needs {needed}.", file=sys.stderr)
     sys.exit(2)
 
