@@ -37,9 +37,10 @@ EPOCH_WAIT, END_WAIT = 10, 40  # seconds that training waits for W&B at most, in
 MAX_ROWS, MAX_CELLS = 10_000, 200_000  # of a table, if the user sets no number of rows
 MAX_WRONG_PICTURES = 1000  # in a table; each takes about a millisecond
 MAX_CONFUSION = 100  # classes; W&B cuts larger charts
-# What W&B writes to its own log about losses, files and artifacts that its server has refused.
-KINDS_OF_LOSS = "filestream|runfiles|file transfer|sender: failed to log artifact"
-REFUSED = rf'"level":"ERROR[^"]*","msg":("(?:{KINDS_OF_LOSS})(?:[^"\\]|\\.)*")'
+# What W&B writes to its own log about losses, files and artifacts that its server has refused. Not lost is
+# what it says of hardware figures that are too long, and of files that it cannot watch but sends at the end.
+LOST = "filestream: (?!system)|runfiles: (?!error watching)|file transfer: upload|sender: failed to log"
+REFUSED = rf'"level":"ERROR[^"]*","msg":("(?:{LOST})(?:[^"\\]|\\.)*")'
 NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)  # for callers in whose program SIGPIPE is deadly
 QUEUE_SIZE = 64  # records (losses of 50 steps, or an epoch) on their way to W&B
 
