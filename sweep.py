@@ -295,6 +295,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.count < 1:
         parser.error("--count must be at least 1")
+    if args.flags and not args.flags[0].startswith("--"):
+        parser.error(f"{args.flags[0]} is not a flag. Name a file with --config, flags of train.py after --")
     return args
 
 

@@ -241,7 +241,8 @@ def choose_pictures(
     """
     part = layout.train if train else layout.test or layout.train
     if part is None or not (MIN_CLASSES if train else 1) <= len(classes) <= MAX_CLASSES:
-        found = "no training pictures" if part is None else f"{len(classes)} classes"
+        some_classes = f"{len(classes)} class{'es' * (len(classes) != 1)}"
+        found = "no training pictures" if part is None else some_classes
         raise SourceError(refusal(folder, found))
     files, labels = list_files(layout, part, classes, report=True)
     present = set(labels)

@@ -313,6 +313,12 @@ def sweep_main(main, stub, monkeypatch):
         signal.signal(number, handler)
 
 
+def test_file_without_its_flag_is_refused(sweep_main, stub):
+    result = sweep_main("small.yaml")
+    assert result.returncode == 2 and "small.yaml is not a flag. Name a file with --config" in result.stderr
+    assert not (stub / "runs").exists()
+
+
 def test_runs_of_other_flags_are_not_ranked_together(sweep_main, stub):
     small = ("--count", 1, "--", "--epochs=3")
     (stub / "sweep.yaml").write_text(SMALL.replace("  epochs: {value: 2}\n", ""))
