@@ -20,6 +20,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -128,11 +129,18 @@ def become(
 
 def renew_temporary_directories() -> None:
     """Replace those that the server made at imports, because this process would delete them at its end."""
+    weakref.finalize._registered_with_atexit = False  # multiprocessing in Python 3.13 clears atexit
     for finalizer in list(weakref.finalize._registry):
         directory = finalizer.peek()[0]
         if isinstance(directory, tempfile.TemporaryDirectory):
             finalizer.detach()
             directory.__init__()
+
+
+def left_running(folder: Path) -> list[psutil.Process]:
+    """The processes that work in `folder` and do not end within ten seconds."""
+    processes = [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(folder)]
+    return psutil.wait_procs(processes, timeout=10)[1]
 
 
 def start(program: str | Callable[[], int], *arguments, cwd: Path, **env: str) -> Program:

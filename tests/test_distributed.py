@@ -6,14 +6,13 @@ import shutil
 import signal
 import socket
 import statistics
-import subprocess
 import time
 from functools import partial
 
 import pytest
 import torch
 from conftest import ROOT, SHORT, assert_one_line_error, contents
-from programs import Program, as_python, run, start
+from programs import Program, as_python, left_running, run, start
 
 import program
 import train
@@ -125,8 +124,7 @@ def test_a_process_that_fails_ends_all_of_them(rank, tiny_dir, tmp_path, faults)
     assert both[rank].returncode == 2 and errors[rank].endswith("error: injected\n")
     # Not even torchrun is needed to end the other, which has nothing to add.
     assert both[1 - rank].returncode == 1 and "error: " not in errors[1 - rank]
-    for process in both:
-        assert subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True).stdout == b""
+    assert not left_running(tmp_path)
     faults("one of two processes fails")
 
 

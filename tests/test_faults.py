@@ -22,11 +22,12 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT, SHORT, assert_one_line_error, contents
 from PIL import Image
-from programs import environment, run, start
+from programs import environment, left_running, run, start
 from test_logging_utils import records
 from wandb_server import WandbServer
 
@@ -294,12 +295,12 @@ def test_wandb_server_that_fails(count, settings, whole, tmp_path, faults):
 
 def find_wandb(parent: int, of_wandb: bool) -> int | None:
     """Our process for W&B, which `parent` has started, or `of_wandb` W&B's own, which that has started."""
-    command = ["pgrep", "-P", str(parent), "-f", PROGRAM]
-    pid = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    if pid and of_wandb:
-        command = ["pgrep", "-P", pid, "wandb-core"]
-        pid = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    return int(pid) if pid else None
+    with suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(parent).children():
+            if PROGRAM in process.cmdline():
+                service = [child.pid for child in process.children() if child.name() == "wandb-core"]
+                return next(iter(service), None) if of_wandb else process.pid
+    return None
 
 
 def wandb_signalled(name: str, of_wandb: bool = True) -> int:
@@ -375,8 +376,7 @@ def test_wandb_process_is_stopped_or_dies(name, of_wandb, settings, whole, tmp_p
     assert times["done"] - times["epoch"] < 4 + 10 and lines[-1][0] - times["done"] < 10, times
     assert "publish.py run\n" in "".join(line for _, line in lines)
     assert contents(tmp_path / "run") == whole
-    left = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout
-    assert left == ""
+    assert not left_running(tmp_path)
     faults("W&B's process stopped, killed or crashed")
 
 
@@ -648,8 +648,7 @@ def test_a_hundred_short_runs_leave_nothing_behind(tiny_dir, tmp_path, faults):
     for _ in range(100):
         assert run("train.py", *flags, cwd=tmp_path, **env).returncode == 0
     assert len(os.listdir(tmp_path / "runs")) == 100 and left_behind(temporary) == []
-    mine = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
-    assert mine.stdout == ""
+    assert not left_running(tmp_path)
     faults("short runs in a row", 100)
 
 
