@@ -178,6 +178,14 @@ def test_torchrun_is_named_in_the_advice_after_an_interruption(tiny_dir, tmp_pat
     assert line.endswith("train.py --run_dir run --resume")
 
 
+def test_every_process_names_the_directory_that_the_first_has_chosen(tiny_dir, tmp_path):
+    both = start_two("train.py", "--data_dir", tiny_dir, *SHORT, "--epochs", 100, cwd=tmp_path)
+    assert any(line.startswith("epoch 1/") for line in both[0].stdout)
+    both[1].send_signal(signal.SIGINT)
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    assert errors[1].endswith("stopped by SIGINT: continue with --run_dir runs/001 --resume\n")
+
+
 @pytest.mark.parametrize(
     "left_over", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "abc"}, {"RANK": "1"}, {"RANK": "-1"}]
 )
