@@ -385,7 +385,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    return exit_status(lambda: compare(parse_args()), {CompareError: ""})
+    return exit_status(lambda: compare(parse_args()), CompareError)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def load_data(dataset="auto", data_dir="data", val_size=0, image_size=28, downlo
         order = torch.randperm(len(images), generator=Generator().manual_seed(0))
         images, labels = images[order], labels[order]
     if val_size >= len(images):
-        raise DataError(f"val_size {val_size} leaves no training image of {len(images)}. Hold out fewer.")
+        raise DataError(f"--val_size {val_size} leaves no training image of {len(images)}. Hold out fewer.")
     if val_size:
         eval_images, images = images.tensor_split((val_size,))
         eval_labels, labels = labels.tensor_split((val_size,))
@@ -132,7 +132,7 @@ def load_split(dataset: str, data_dir, train: bool, image_size=28, download=True
     is_mnist = digest(images, labels) == MNIST_DIGESTS.get(len(images))
     if not is_mnist and len(images) in MNIST_DIGESTS:
         problem = f"{images_file} or {labels_file.name} is damaged, or another data set of MNIST's size"
-        raise DataError(f"{problem}. Delete both to download them again, or use another folder.")
+        raise DataError(f"{problem}. Delete both to download them again, or choose another --data_dir.")
     return "mnist" if is_mnist else "mnist-format", [str(digit) for digit in range(10)], images, labels
 
 
@@ -149,13 +149,13 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         content = bytearray(gzip.decompress(content) if path.suffix == ".gz" else content)
     except Exception as error:  # gzip raises several types for damaged files
         reason = getattr(error, "strerror", None) or f"it is damaged ({error})"
-        raise DataError(f"{path}: {reason}. Put it there again, or use another folder.") from error
+        raise DataError(f"{path}: {reason}. Put it there again, or choose another --data_dir.") from error
     magic, *sizes = (int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(dimensions + 1))
     header, size = 4 * (dimensions + 1), math.prod(sizes)
     if magic != 0x800 + dimensions or len(content) != header + size or size == 0:
         found = f"{len(content):,} bytes, magic number {magic}, sizes {sizes}"
         problem = f"{path} is damaged or not an IDX file of {dimensions} dimensions: {found}"
-        raise DataError(f"{problem}. Delete it to download it again, or use another folder.")
+        raise DataError(f"{problem}. Delete it to download it again, or choose another --data_dir.")
     return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(sizes)
 
 

@@ -207,9 +207,9 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace) -> None:
         download = bool(args.dataset)  # nothing is downloaded because a file says so
         found = load_split(name, args.data_dir, False, exported.shape[1], download, exported.shape[0])
     except DataError as error:
-        known = not download and name in DATASETS
-        cure = f"Or download it: --dataset {name}." if known else "Check --dataset and --data_dir."
-        raise DataError(f"{error} {cure}") from error
+        if download or name not in DATASETS:
+            raise
+        raise DataError(f"{error} Or download it: --dataset {name}.") from error
     dataset, classes, images, labels = found
     if os.path.isabs(dataset) and set(classes) <= set(exported.classes):  # a folder may lack some of them
         labels = torch.tensor([exported.classes.index(name) for name in classes])[labels]
@@ -427,8 +427,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    cures = dict.fromkeys([ConfigError, DataError, ModelError, PictureError], "")
-    return exit_status(lambda: evaluate(parse_args()), cures)
+    return exit_status(lambda: evaluate(parse_args()), ConfigError, DataError, ModelError, PictureError)
 
 
 if __name__ == "__main__":

@@ -464,10 +464,10 @@ def secure_output() -> None:
             getattr(sys, name).reconfigure(errors="backslashreplace")  # for what a terminal cannot show
 
 
-def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]) -> int:
+def exit_status(program: Callable[[], object], *errors: type[Exception]) -> int:
     """Run a program. An error that its user can fix ends in one line and status 2.
 
-    These are the types in `cures`, each with what to do, OSError, and too little memory. IPython shows no
+    These are `errors`, whose messages say what to do, OSError, and too little memory. IPython shows no
     status, so there the line is raised as a CellError.
     """
     secure_output()
@@ -480,9 +480,8 @@ def exit_status(program: Callable[[], object], cures: dict[type[Exception], str]
         if not (stop.code and ipython()):
             raise
         raise CellError("stopped: see --help") from None
-    except tuple(cures) as error:
-        cure = next(cures[kind] for kind in cures if isinstance(error, kind))
-        message = " ".join(f"error: {error} {cure}".split())
+    except errors as error:
+        message = " ".join(f"error: {error}".split())
     except BrokenPipeError:  # `| head` closed it
         message, status = "stopped: nothing reads the output any more", 128 + signal.SIGPIPE
     except OSError as error:

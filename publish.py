@@ -124,7 +124,7 @@ def main() -> int:
     summary = (__doc__ or "").partition("\n")[0]  # python -OO leaves it out
     parser = argparse.ArgumentParser(description=summary, usage="publish.py RUN_DIR")
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory that train.py wrote")
-    return exit_status(lambda: publish(parser.parse_args().run_dir), {RunError: ""})
+    return exit_status(lambda: publish(parser.parse_args().run_dir), RunError)
 
 
 if __name__ == "__main__":

@@ -282,9 +282,7 @@ def parse_config(argv: list[str] | None = None) -> Config:
 
 
 def main() -> int:
-    cures = dict.fromkeys([ConfigError, ModelError, RunError], "")
-    cures[DataError] = "See --dataset, --data_dir and --val_size."
-    return exit_status(lambda: train(parse_config()), cures)
+    return exit_status(lambda: train(parse_config()), ConfigError, DataError, ModelError, RunError)
 
 
 if __name__ == "__main__":

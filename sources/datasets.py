@@ -55,10 +55,11 @@ def resolve_dataset(dataset: str, data_dir: Path, download: bool = True) -> str:
             raise SourceError(f"{dataset} is a file. Unpack it, and name the folder of the pictures.")
         if not os.path.isdir(folder):
             moved = " If it has moved, name the new place." if os.path.isabs(dataset) else ""
-            raise SourceError(f"{dataset} is neither a folder nor one of {', '.join(DATASET_NAMES)}.{moved}")
+            known = ", ".join(DATASET_NAMES)
+            raise SourceError(f"--dataset {dataset} is neither a folder nor one of {known}.{moved}")
         return folder
     if os.path.exists(data_dir) and not os.path.isdir(data_dir):
-        raise SourceError(f"{data_dir} is not a folder. Choose another folder for the data.")
+        raise SourceError(f"{data_dir} is not a folder. Choose another --data_dir.")
 
     name = "mnist" if dataset == "auto" else dataset
     root = data_dir / TORCHVISION_SETS[name][1]

@@ -343,7 +343,7 @@ def refusal(folder: Path, found: str) -> str:
     ]
     needed = "train/CLASS/ and test/CLASS/ (or val/), or CLASS/ alone"
     counts = f"{MIN_CLASSES} to {MAX_CLASSES:,} classes"
-    return f"{folder} has {found}: it holds {some(sorted(names))}. It needs {needed}, with {counts}."
+    return f"{folder} has {found}: it holds {some(sorted(names))}. --dataset needs {needed}, with {counts}."
 
 
 def some(names: list[str]) -> str:

@@ -167,7 +167,7 @@ def test_pictures_of_a_part_that_has_no_classes_are_not_classes(tmp_path):
         (tmp_path / part).mkdir()
         draw(0, 0).save(tmp_path / part / "cat.0.png")
     with pytest.raises(
-        data.DataError, match=r"has 0 classes: it holds more/, test/, train/\. It needs train/"
+        data.DataError, match=r"has 0 classes: it holds more/, test/, train/\. --dataset needs train/"
     ):
         load(tmp_path)
 
@@ -287,21 +287,21 @@ def test_folder_that_is_refused_says_what_was_found_and_what_is_needed(tmp_path)
 
     set_ = tmp_path / "set"
     set_.mkdir()
-    refused("set has 0 classes: it holds nothing. It needs train/CLASS/ and test/CLASS/")
+    refused("set has 0 classes: it holds nothing. --dataset needs train/CLASS/ and test/CLASS/")
     for i in range(7):
         draw(0, i).save(set_ / f"{i}.png")
-    refused(r"set has 0 classes: it holds 0.png, 1.png, 2.png, 3.png, 4.png and 2 more\. It needs")
+    refused(r"set has 0 classes: it holds 0.png, 1.png, 2.png, 3.png, 4.png and 2 more\. --dataset needs")
     shutil.rmtree(set_)
     (set_ / "train" / "1").mkdir(parents=True)
     draw(0, 0).save(set_ / "train" / "1" / "0.png")
-    refused("set has 1 class: it holds train/. It needs")
+    refused("set has 1 class: it holds train/. --dataset needs")
     shutil.rmtree(set_)
     fill(set_ / "test", 2)
-    refused("set has no training pictures: it holds test/. It needs")
+    refused("set has no training pictures: it holds test/. --dataset needs")
     (set_ / "train" / "1").mkdir(parents=True)
-    refused(r"train has no pictures: it holds 1/\. It needs")
+    refused(r"train has no pictures: it holds 1/\. --dataset needs")
     draw(0, 0).save(set_ / "train" / "1" / "0.png")
-    refused(r"train has pictures of 1 alone: it holds 1/\. It needs")
+    refused(r"train has pictures of 1 alone: it holds 1/\. --dataset needs")
     (set_ / "train" / "1" / "0.png").unlink()
     fill(set_ / "Training", 2)
     refused(r"train and Training|Training and train")

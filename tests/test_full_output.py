@@ -29,7 +29,7 @@ def fill_output(monkeypatch, text: str, error: Exception | None = None) -> None:
     with open(FULL, "w") as full:
         for name in ("stdout", "__stdout__"):
             monkeypatch.setattr(sys, name, full)
-        assert program.exit_status(main, {program.ConfigError: ""}) == 2
+        assert program.exit_status(main, program.ConfigError) == 2
         full.flush()  # as Python does at exit
 
 
@@ -45,8 +45,8 @@ def test_error_of_the_program_is_the_one_line_though_the_output_is_full(monkeypa
 
 
 def test_other_errors_do_not_blame_the_output(capsys, tmp_path):
-    assert program.exit_status(lambda: open(tmp_path / "no" / "file"), {}) == 2
-    assert program.exit_status(lambda: os.close(12345), {}) == 2
+    assert program.exit_status(lambda: open(tmp_path / "no" / "file")) == 2
+    assert program.exit_status(lambda: os.close(12345)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and not any("the output" in line for line in lines)
 
@@ -55,7 +55,7 @@ def test_full_stderr_leaves_the_status(monkeypatch):
     with open(FULL, "w", buffering=1) as full:
         for name in ("stderr", "__stderr__"):
             monkeypatch.setattr(sys, name, full)
-        assert program.exit_status(lambda: open("/no/such/file"), {}) == 2
+        assert program.exit_status(lambda: open("/no/such/file")) == 2
         full.flush()  # as Python does at exit
 
 
@@ -74,7 +74,7 @@ def test_warnings_that_nothing_takes_do_not_end_a_program(kind, monkeypatch):
     with open(FULL if kind == "full" else writer, "w", buffering=1) as stream:
         for name in ("stderr", "__stderr__"):
             monkeypatch.setattr(sys, name, stream)
-        assert program.exit_status(main, {}) == 0 and done
+        assert program.exit_status(main) == 0 and done
         sys.stderr.flush()  # as Python does at exit
     if kind == "full":
         os.close(writer)
@@ -83,7 +83,7 @@ def test_warnings_that_nothing_takes_do_not_end_a_program(kind, monkeypatch):
 @pytest.fixture
 def printing(tmp_path) -> list[str]:
     """The command line of a program that prints many lines, and ends as ours do."""
-    code = "import program; raise SystemExit(program.exit_status(lambda: print('line\\n' * 100_000), {}))"
+    code = "import program; raise SystemExit(program.exit_status(lambda: print('line\\n' * 100_000)))"
     path = f"PYTHONPATH={ROOT}:{stub_torch(tmp_path)}"
     return ["env", path, sys.executable, "-c", code]
 

@@ -168,7 +168,7 @@ def test_output_may_be_any_object_with_write(error):
     for stream in (io.StringIO(), Tee()):
         texts = []
         with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
-            status = program.exit_status(fail, {})
+            status = program.exit_status(fail)
         text = stream.getvalue() if isinstance(stream, io.StringIO) else "".join(texts)
         assert text.startswith("started\n") and (status == 0) == (error is None)
         assert text.count("\n") == (1 if error is None else 2)

@@ -161,7 +161,7 @@ def test_login_and_setup_of_the_caller_count(mode, tmp_path):
 def with_wandb_imported() -> int:
     import wandb  # noqa: F401
 
-    return program.exit_status(make_run, {wandb_run.RunError: ""})
+    return program.exit_status(make_run, wandb_run.RunError)
 
 
 @pytest.mark.parametrize(("service", "problem"), [("junk", "junk"), ("3-1-tcp-localhost-1", "port 1")])
