@@ -169,15 +169,10 @@ def checked_logits(exported: Exported, images: Tensor, batch_size: int | None) -
     """
     name, count, logits = exported.path, len(exported.classes), None
     try:
-        one = images[:1].to(exported.device)
         with torch.inference_mode():
-            answer = exported.model(one)
+            answer = exported.model(images[:1].to(exported.device))
         if isinstance(answer, Tensor):
-            parts = images.split(batch_size or eval_batch_size(one, exported.device))
-            parts = [
-                predict_logits(exported.model, part.to(exported.device), len(part)).cpu() for part in parts
-            ]
-            logits = torch.cat(parts).float()
+            logits = predict_logits(exported.model, images, batch_size, exported.device).float().cpu()
     except Exception as error:  # a program of somebody else can raise anything
         raise ModelError(f"{name} fails on these images: {printable(first_reason(error))}.") from error
     if logits is None:
@@ -225,8 +220,8 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace) -> None:
 
     # A GPU gets all of them if they need at most half of its free memory.
     split = ImageData(dataset, classes, images[:0], labels[:0], images, labels).to(exported.device)
-    images, one = split.eval_images, images[:1].to(exported.device)
-    two_batches = images[: 2 * (args.batch_size or eval_batch_size(one, exported.device))]
+    images = split.eval_images
+    two_batches = images[: 2 * (args.batch_size or eval_batch_size(images, exported.device))]
     checked_logits(exported, two_batches, args.batch_size)  # TorchScript compiles in its first calls
     start = time.perf_counter()
     logits = checked_logits(exported, images, args.batch_size)

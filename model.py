@@ -142,11 +142,11 @@ def fit_temperature(batches: Sequence[tuple[Tensor, Tensor]]) -> float:
     return middle
 
 
-def predict_logits(model: nn.Module, images: Tensor, batch_size: int | None = None) -> Tensor:
+def predict_logits(model: nn.Module, images: Tensor, batch_size: int | None = None, device=None) -> Tensor:
     """fp32 logits (N, K) of images (N, C, H, W), on the model's device. Leaves the model in eval mode."""
     if getattr(model, "training", False):  # a frozen module has no such attribute
         model.eval()
-    device = getattr(model, "mean", images).device  # a frozen module has none; use the images'
+    device = device or getattr(model, "mean", images).device  # a frozen module has none; use the images'
     batch_size = batch_size or eval_batch_size(images, device)
     with torch.inference_mode(), full_precision():
         return torch.cat([model(batch.to(device)) for batch in images.split(batch_size)])
