@@ -112,8 +112,8 @@ def load(path: str, device: torch.device) -> Exported:
         raise ModelError(f"{path} was written by a newer version. Use the evaluate.py of that version.")
     try:
         classes = [str(name) for name in list(metadata["classes"])]
-        channels, height, width = (int(size) for size in metadata["input"]["shape"][1:])
-        if not 0 < min(channels, height, width) <= max(channels, height, width) <= MAX_SIDE:
+        shape = tuple(int(size) for size in metadata["input"]["shape"][1:])
+        if len(shape) != 3 or not 0 < min(shape) <= max(shape) <= MAX_SIDE:
             raise ValueError("no size of an image")
         dataset, version = str(metadata["dataset"])[:200], str(metadata["torch"])[:200]
         of_eval = metadata.get("eval") or {}
@@ -124,9 +124,7 @@ def load(path: str, device: torch.device) -> Exported:
         problem = f"{path} says nothing usable on its classes, input shape, data set or torch version"
         raise ModelError(f"{problem}. {CURE}") from error
     sha256 = hashlib.sha256(content).hexdigest()
-    return Exported(
-        path, sha256, model, device, classes, (channels, height, width), dataset, *evaluated, version
-    )
+    return Exported(path, sha256, model, device, classes, shape, dataset, *evaluated, version)
 
 
 def diagnose(path: str, error: Exception) -> str:
@@ -307,12 +305,11 @@ def evaluate_pictures(exported: Exported, args: argparse.Namespace) -> None:
                 rows = [[*row[:3], math.nan, *row[4:]] for row in rows]  # the score of the truth
             write_predictions(args.predictions, rows, logits.shape[1])
             print(f"\nwrote {printable(args.predictions)}")
-    if len(failed) > 1:
+    if failed:
         names, first = ", ".join(list(failed)[:10]), next(iter(failed.values()))
         names += ", ..." if len(failed) > 10 else ""
-        raise PictureError(f"{len(failed)} pictures cannot be read: {names}. The first: {first}")
-    for error in failed.values():
-        raise error
+        several = f"{len(failed)} pictures cannot be read: {names}. The first: {first}"
+        raise PictureError(several if len(failed) > 1 else first)
 
 
 def print_scores(classes: list[str], paths: list[str], scores: Tensor, remarks: list[str]) -> None:
