@@ -329,17 +329,15 @@ def print_scores(classes: list[str], paths: list[str], scores: Tensor, remarks: 
 
 
 def import_sources():
-    """The package sources, which reads pictures. Raises PictureError if its folder was not copied."""
+    """The package sources, which reads pictures. Raises PictureError if it, or what it needs, is missing."""
     try:
         import sources.errors
         import sources.folders
         import sources.photos
         import sources.pictures
-    except ImportError as error:  # it is missing, or another folder of that name
-        if not (error.name or "").startswith("sources"):
-            raise
-        cure = "Copy it next to evaluate.py."
-        raise PictureError(f"Your own pictures need the folder sources. {cure}") from error
+    except ImportError as error:
+        cure = "Copy it next to evaluate.py, and install requirements.txt"
+        raise PictureError(f"Your own pictures need the folder sources. {cure}: {error}.") from error
     return sources
 
 

@@ -27,6 +27,10 @@ def test_evaluate_works_without_sources_and_asks_for_them_if_it_must(finished, s
 
     result = run(as_python, "evaluate.py", finished / "model.pt", "photo.png", cwd=tmp_path)
     assert_one_line_error(result, "need the folder sources", "Copy it")
+    shutil.copytree(ROOT / "sources", tmp_path / "sources")
+    code = "import evaluate, sys; sys.modules['scipy'] = None; sys.exit(evaluate.main())"
+    result = run(as_python, "-c", code, finished / "model.pt", "photo.png", cwd=tmp_path)
+    assert_one_line_error(result, "scipy", "requirements.txt")
 
 
 @pytest.mark.parametrize("program", ["evaluate.py", "publish.py"])
