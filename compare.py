@@ -105,15 +105,8 @@ def load_run(argument: str) -> Run:
         if e == epoch:
             run.history[e] = run
         elif (other := read_other_epoch(files[e], run)) is not None:
-            run.history[e] = replace(
-                run,
-                epoch=e,
-                seconds=seconds[e],
-                guess=other.guess,
-                truth=other.truth,
-                scores=other.scores,
-                classes=other.classes,
-            )
+            answers = dict(guess=other.guess, truth=other.truth, scores=other.scores, classes=other.classes)
+            run.history[e] = replace(run, epoch=e, seconds=seconds[e], **answers)
     return run
 
 
@@ -208,17 +201,17 @@ def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) ->
     Raises CompareError if the data set is not available or is another one.
     """
     with_config = [run for run in runs if run.config is not None]
-    naming = [run for run in with_config if run.config.get("dataset")]
+    with_dataset = [run for run in with_config if run.config.get("dataset")]
     ids, truth = runs[0].ids, runs[0].truth
     numbered, may_be_mnist = ids.dtype != object, runs[0].scores.num_classes == 10 and not runs[0].classes
-    if dataset is None and not (numbered and (naming or (may_be_mnist and not with_config))):
+    if dataset is None and not (numbered and (with_dataset or (may_be_mnist and not with_config))):
         reason = (
             "names no data set" if numbered else f"has ids like {ids[0]!s:.40}, not places in a test set"
         )
         advice = "; --dataset NAME adds them" if numbered else ""
         say(f"no pictures: {(with_config or runs)[0].label} {reason}{advice}")
         return None, None
-    config = (naming or with_config)[0].config if with_config else {}
+    config = (with_dataset or with_config)[0].config if with_config else {}
     dataset = dataset or config.get("dataset") or "mnist"
     data_dir = data_dir or config.get("data_dir") or "data"
     val_size, image_size = config.get("val_size") or 0, config.get("image_size") or 28
@@ -235,9 +228,9 @@ def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) ->
     if differs or (runs[0].has_truth and (labels.numpy()[ids] != truth).any()):
         found = f"{dataset} in {data_dir} is not the test set of {runs[0].label}."
         raise CompareError(f"There are no pictures for the page: {found} {cure}")
-    first = images[: ids[-1] + 1] if naming else images[:1]
+    first = images[: ids[-1] + 1] if with_dataset else images[:1]
     sampled = digest(first[:: first.numel() // 2**28 + 1], labels[: len(first)])  # as ImageData.fingerprint
-    for run in naming:
+    for run in with_dataset:
         record = run.config.get("data_sha256")
         if isinstance(record, list) and sampled not in record:
             say(f"warning: the pictures of {dataset} are not those that {run.label} was evaluated on")
