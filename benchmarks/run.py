@@ -59,7 +59,7 @@ SMALL = {"epochs": 1, "augment": 0, "l1_size": 16, "l2_size": 16, "batch_size": 
 TUTORIAL_FLOP = 62.9e6  # per image of the tutorial's net, forward and backward
 
 
-def find_mnist() -> str:
+def find_data_dir() -> str:
     folders = [HERE.parent.parent / "shared" / "data", HERE.parent / "data"]
     if "MNIST_TABLES_DATA" in os.environ:
         folders.insert(0, Path(os.environ["MNIST_TABLES_DATA"]))
@@ -239,7 +239,7 @@ def tutorial_tables(epochs: int, all_pictures: bool) -> Iterator[float]:
 def machine() -> None:
     """Training speed, from the tutorial's step to ours one change at a time, and the matrix-product rate."""
     keep_freed_memory()
-    device, data = pick_device("auto"), load_data("mnist", find_mnist())
+    device, data = pick_device("auto"), load_data("mnist", find_data_dir())
     images, labels = data.train_images.to(device), data.train_labels.to(device)
 
     def product(dtype: torch.dtype):
@@ -305,7 +305,7 @@ def machine() -> None:
 
 def race() -> None:
     """The tutorial, two ways to its accuracy and the default recipe; their tables, logging and memory."""
-    data_dir, device = find_mnist(), pick_device("auto")
+    data_dir, device = find_data_dir(), pick_device("auto")
     programs = {f"train.py {to_flags(QUICK)}": QUICK, f"train.py {to_flags(SAME)}": SAME, "train.py": {}}
     programs["train.py --tta"] = {"tta": True}
     results, tutorial = {name: [] for name in programs}, []
@@ -375,7 +375,7 @@ def table(rounds: int = 3) -> None:
 
 def processes(seeds: int = 3) -> None:
     """One process and two with the same batches: wrong guesses and seconds of one epoch."""
-    data_dir, program, rows = find_mnist(), str(HERE.parent / "train.py"), []
+    data_dir, program, rows = find_data_dir(), str(HERE.parent / "train.py"), []
     for count in (1,) if torch.cuda.device_count() == 1 else (1, 2):  # each process has its GPU
         launcher = [] if count == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={count}"]
         wrong, seconds = [], []
@@ -394,7 +394,7 @@ def processes(seeds: int = 3) -> None:
 
 def example(epochs: int = 14) -> None:
     """pytorch/examples mnist, all its epochs."""
-    result = alone(theirs, "pytorch_example", find_mnist(), pick_device("auto"), 0, epochs)
+    result = alone(theirs, "pytorch_example", find_data_dir(), pick_device("auto"), 0, epochs)
     seconds = sum(epoch[0] for epoch in result)
     rows = [[f"pytorch/examples mnist, {epochs} epochs", result[-1][2], f"{seconds:.1f}"]]
     print_table("The official example", "program | wrong | training, s", rows)
@@ -402,7 +402,7 @@ def example(epochs: int = 14) -> None:
 
 def small(seeds: int = 10) -> None:
     """99 % in seconds: ours and train_mnist_fast in turn."""
-    data_dir, device, fast, runs = find_mnist(), pick_device("auto"), [], []
+    data_dir, device, fast, runs = find_data_dir(), pick_device("auto"), [], []
     for seed in range(seeds):
         fast += alone(theirs, "fast", data_dir, device, seed)
         runs.append(alone(ours, {**SMALL, "seed": seed}, data_dir))
@@ -418,7 +418,7 @@ def small(seeds: int = 10) -> None:
 def evaluation() -> None:
     """The exported model against the eager one on 10,000 images."""
     keep_freed_memory()
-    device, data = pick_device("auto"), load_data("mnist", find_mnist())
+    device, data = pick_device("auto"), load_data("mnist", find_data_dir())
     images = data.eval_images.to(device)
 
     def exported(model: Classifier):
@@ -444,7 +444,7 @@ def start() -> None:
     first_step = "import os, train; train.RunLogger.log_step = lambda *loss: os._exit(0); train.main()"
     with tempfile.TemporaryDirectory() as folder:
         run, page = f"{folder}/run", f"{folder}/page.html"
-        mnist = ["--data_dir", find_mnist()]
+        mnist = ["--data_dir", find_data_dir()]
         commands = {
             "import torch": ["-c", "import torch"],
             "import torch, first optimizer": ["-c", optimizer],
@@ -522,7 +522,7 @@ def accuracy(seeds: int = 3) -> None:
         "beta2 0.95 (the default)": {"beta2": 0.95},
         "--tta": {"tta": True},
     }
-    data_dir, rows, settings = find_mnist(), [], {"val_size": 10_000, "epochs": 5}
+    data_dir, rows, settings = find_data_dir(), [], {"val_size": 10_000, "epochs": 5}
     for name, change in ladder.items():
         settings = {**settings, **change}
         runs = [alone(ours, {**settings, "seed": seed}, data_dir) for seed in range(seeds)]
@@ -533,7 +533,7 @@ def accuracy(seeds: int = 3) -> None:
 
 def gpu(seeds: int = 3) -> None:
     """On a GPU: no step waits for it; CUDA graphs and torch.compile, with their warm-up counted; W&B."""
-    data_dir, device = find_mnist(), pick_device("auto")
+    data_dir, device = find_data_dir(), pick_device("auto")
     if device.type == "cpu":
         print("\nThere is no GPU here: synchronisation, CUDA graphs and torch.compile are not measured.")
         return

@@ -38,7 +38,7 @@ def like_mnist(picture: Image.Image) -> tuple[Tensor, str]:
     picture = picture.convert("F")
     found, side = find_digit(picture)
     if found is None:
-        return to_image(picture.resize((28, 28), Image.Resampling.BOX)), "no digit found"
+        return to_tensor(picture.resize((28, 28), Image.Resampling.BOX)), "no digit found"
     remarks = ["dark on light: inverted"] if found.is_dark else []
     pixels = 255 - numpy.asarray(picture) if found.is_dark else numpy.asarray(picture)
     if picture.size != (28, 28) or numpy.median(pixels) > 15:
@@ -48,10 +48,10 @@ def like_mnist(picture: Image.Image) -> tuple[Tensor, str]:
         remarks.append("more than one digit: crop the picture to one")
     if side < SMALLEST:
         remarks.append(f"the digit has only {side:.0f} pixels a side: take the photo from nearer")
-    return to_image(pixels), "; ".join(remarks)
+    return to_tensor(pixels), "; ".join(remarks)
 
 
-def to_image(pixels: ndarray | Image.Image) -> Tensor:
+def to_tensor(pixels: ndarray | Image.Image) -> Tensor:
     return torch.from_numpy(numpy.asarray(pixels).round().clip(0, 255).astype("uint8"))[None]
 
 
