@@ -242,7 +242,7 @@ def batches(
         thetas = make_thetas(strengths, *images.shape[2:]).to(labels.device)
         parts = order, labels[order], thetas, order.to(images.device)
         for batch in zip(*(values.split(batch_size) for values in parts)):
-            if len(batch[0]) < 2 * world_size:  # repeat: no process may lack images, or batch norm have one
+            if len(batch[0]) < 2 * world_size:  # repeat: each process needs two images, for its batch norms
                 batch = [values.repeat(2 * world_size, *[1] * (values.dim() - 1)) for values in batch]
             indices, targets, local_thetas, places = (v.tensor_split(world_size)[rank] for v in batch)
             pixels = images[places]

@@ -327,8 +327,8 @@ def load_exported(file: str | Path | bytes, device: str | torch.device = "cpu") 
 @contextmanager
 def silence_torch() -> Iterator[None]:
     """Silence torch's warnings (TorchScript is deprecated), and what it logs or prints before it raises."""
-    no_warnings, sink = warnings.catch_warnings(action="ignore"), io.StringIO()  # others may write to it
-    with SILENCE, no_warnings, redirect_stdout(sink), redirect_stderr(sink):
+    sink = io.StringIO()  # never closed: other threads may hold it
+    with SILENCE, warnings.catch_warnings(action="ignore"), redirect_stdout(sink), redirect_stderr(sink):
         disabled = logging.root.manager.disable  # by the caller
         logging.disable()
         try:

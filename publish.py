@@ -56,7 +56,7 @@ def send(run_dir: Path) -> None:
         files = {epoch: f"predictions/epoch-{epoch:03d}.csv" for _, epoch, loss, _ in rows if loss is None}
         for name in files.values():  # W&B's process would notice damage only after the uploads before it
             try:
-                read_table(run_dir / name)[1][0]
+                read_table(run_dir / name)[1][0]  # IndexError if it has no rows
             except Exception as error:
                 raise ValueError(f"{name}: {error}") from error
         models = [str(name) for name in summary["sha256"]] if "finished" in summary else []

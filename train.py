@@ -164,7 +164,7 @@ def train(config: Config) -> Path:
             # ---- Train ----
             start = time.perf_counter()
             model.train()
-            # For fit_temperature: the last 40 steps, but not of the first 160, where scores change fast.
+            # For fit_temperature: the last 40 steps. Before step 160 none, because scores still change fast.
             recent = deque(maxlen=40 if epoch * steps_per_epoch >= 160 else 0)
             train_set = data.train_images, data.train_labels
             options = {"sampler": sampler, "rank": rank, "world_size": world_size}

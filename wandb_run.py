@@ -37,8 +37,8 @@ EPOCH_WAIT, END_WAIT = 10, 40  # seconds that training waits for W&B at most, in
 MAX_ROWS, MAX_CELLS = 10_000, 200_000  # of a table, if the user sets no number of rows
 MAX_WRONG_PICTURES = 1000  # in a table; each takes about a millisecond
 MAX_CONFUSION = 100  # classes; W&B cuts larger charts
-# What W&B writes to its own log about losses, files and artifacts that its server has refused. Not lost is
-# what it says of hardware figures that are too long, and of files that it cannot watch but sends at the end.
+# What W&B writes to its own log about losses, files and artifacts that its server has refused. Left out are
+# hardware figures that are too long, and files that it cannot watch, because it sends these at the end.
 LOST = "filestream: (?!system)|runfiles: (?!error watching)|file transfer: upload|sender: failed to log"
 REFUSED = rf'"level":"ERROR[^"]*","msg":("(?:{LOST})(?:[^"\\]|\\.)*")'
 NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)  # for callers in whose program SIGPIPE is deadly
@@ -108,7 +108,7 @@ class WandbRun:
             started = self.start(classes, run_id, replace)
             self.mode, run_id, self.first_step, self.url, self.dir = started
         self.id = run_id or secrets.token_hex(4)
-        self.killed = False  # by us; then its end is no news
+        self.killed = False  # by `kill`: then its end is not reported
         self.jobs = queue.Queue(QUEUE_SIZE)  # (method of Recorder, arguments), or None at the end
         self.thread = threading.Thread(target=self.work, daemon=True)
         self.thread.start()
