@@ -108,8 +108,7 @@ def load_split(dataset: str, data_dir, train: bool, image_size=28, download=True
     data_dir = Path(os.path.expanduser(data_dir))
     raw, prefix = data_dir / "MNIST" / "raw", "train" if train else "t10k"
     images_file, labels_file = raw / f"{prefix}-images-idx3-ubyte", raw / f"{prefix}-labels-idx1-ubyte"
-    here = images_file.exists() and labels_file.exists()
-    if not (here and dataset in ("auto", "mnist", "mnist-format")):
+    if not (dataset in ("auto", "mnist", "mnist-format") and images_file.exists() and labels_file.exists()):
         try:
             from sources import datasets, errors
         except ImportError as error:  # it is missing, or another folder of that name

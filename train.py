@@ -112,8 +112,7 @@ def train(config: Config) -> Path:
     data = data.to(device)
     num_images, *image_shape = data.train_images.shape  # N, (C, H, W)
     steps_per_epoch = math.ceil(num_images / config.batch_size)
-    fraction = 0.25 if config.margin_sampling else 1
-    sampler = MarginSampler(num_images, config.batch_size, fraction).to(device)
+    sampler = MarginSampler(num_images, config.batch_size, 0.25 if config.margin_sampling else 1).to(device)
 
     # ---- Model and optimizer ----
     net = ConvNet(len(data.classes), image_shape, config.l1_size, config.l2_size, config.conv_kernel)
