@@ -214,7 +214,7 @@ def show_settings(settings: dict) -> str:
 
 def flags_of_this_machine(config: Path, settings: dict[str, str]) -> list[str]:
     """A resumed run has its settings, but this machine may have the data elsewhere, and other GPUs."""
-    flags = [f"--data_dir={value}" for name, value in settings.items() if name == "data_dir"]
+    flags = [f"--data_dir={settings['data_dir']}"] if "data_dir" in settings else []
     device = settings.get("device", "auto").replace("auto", "cuda")
     with suppress(ValueError, LookupError, TypeError):  # a damaged file, which train.py tells of
         saved = str(json.loads(config.read_bytes())["device"])

@@ -114,7 +114,7 @@ def find_layout(folder: Path) -> Layout:
         if train and not test:
             test = find_other_tests(train[0], subfolders)
         if train or test:
-            return Layout(folder, *(train or [None])[:1], *(test or [None])[:1], test[1:])
+            return Layout(folder, next(iter(train), None), next(iter(test), None), unused=test[1:])
         if len(subfolders) != 1 or not visible_folders(subfolders[0]):
             return Layout(folder, folder, None, [])
         folder = subfolders[0]
