@@ -457,11 +457,11 @@ def secure_output() -> None:
     if sys.stderr and sys.stderr is sys.__stderr__:  # not that of a notebook
         lossy = io.BufferedWriter(LossyFile(sys.stderr.fileno(), "w", closefd=False))
         sys.stderr = io.TextIOWrapper(lossy, sys.stderr.encoding, line_buffering=True)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # fd closed: the next opened file would get it, and our prints
-            setattr(sys, name, open(os.devnull, "w"))
-        if hasattr(getattr(sys, name), "reconfigure"):  # a notebook's have no encoding
-            getattr(sys, name).reconfigure(errors="backslashreplace")  # for what a terminal cannot show
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # closed: the next opened file would get our prints
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's have no encoding
+            stream.reconfigure(errors="backslashreplace")  # for what a terminal cannot show
 
 
 def exit_status(program: Callable[[], object], *errors: type[Exception]) -> int:
@@ -485,10 +485,9 @@ def exit_status(program: Callable[[], object], *errors: type[Exception]) -> int:
     except BrokenPipeError:  # `| head` closed it
         message, status = "stopped: nothing reads the output any more", 128 + signal.SIGPIPE
     except OSError as error:
-        where = "" if error.filename is None else f"{error.filename}: "
-        if error.filename is None and error.errno and output_fails():
-            where = "the output: "
-        message = f"error: {where}{error.strerror or error}. Check the name, the space and the permissions."
+        where = error.filename or ("the output" if error.errno and output_fails() else "")
+        reason = f"{where}{where and ': '}{error.strerror or error}"
+        message = f"error: {reason}. Check the name, the space and the permissions."
     except KeyboardInterrupt as stop:
         number, hint = stop.args or (signal.SIGINT, "")
         message, status = f"stopped by {signal.Signals(number).name}{hint and ': '}{hint}", 128 + number
