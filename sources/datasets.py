@@ -78,8 +78,8 @@ def resolve_dataset(dataset: str, data_dir: Path, download: bool = True) -> str:
         cure += " The folder of your own pictures is for --dataset.)"
     if not download:
         raise SourceError(f"{missing[0]} is missing. {cure}")
+    has_trace = any(visible_names(root)) or any("ubyte" in file for file in found)
     try:
-        has_trace = any(visible_names(root)) or any("ubyte" in file for file in found)
         download_dataset(name, data_dir)
     except (DownloadError, OSError) as error:
         problem = f"{missing[0]} is missing, and downloading it failed: {cause(error)}."

@@ -1,7 +1,9 @@
+import errno
 import gzip
 import hashlib
 import http.server
 import io
+import os
 import pickle
 import shutil
 import socket
@@ -85,6 +87,17 @@ def test_data_dir_that_cannot_be_written_is_named_and_not_replaced_by_synthetic_
             resolve_dataset(dataset, tmp_path / "notes")
         with pytest.raises(SourceError, match="downloading it failed: .*notes"):
             resolve_dataset(dataset, tmp_path / "notes" / "data")
+
+
+def test_folder_that_cannot_be_listed_is_named(no_mirror, tmp_path, monkeypatch):
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    (tmp_path / RAW).mkdir(parents=True)
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: (refuse if path == tmp_path / RAW else listdir)(path))
+    with pytest.raises(PermissionError, match=str(tmp_path / RAW)):
+        resolve_dataset("auto", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["auto", "mnist", "fashion_mnist", "kmnist", "qmnist", "cifar10"])
