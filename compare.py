@@ -196,8 +196,8 @@ def read_losses(path: Path) -> np.ndarray:
 def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) -> tuple:
     """Load the picture of every id: uint8 (N, H, W, 1 or 3), and its path (N,) in a folder of pictures.
 
-    The data set is the first that a run names. If all runs are CSV files, it is MNIST. Without a name there
-    are no pictures, and in other data sets than folders no paths: None.
+    The data set is the first that a run names, or MNIST for CSV files alone, of ten classes without names.
+    Without a data set there are no pictures, and in other data sets than folders no paths: None.
     Raises CompareError if the data set is not available or is another one.
     """
     with_config = [run for run in runs if run.config is not None]

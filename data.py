@@ -239,7 +239,7 @@ def batches(
         order = chosen[torch.randperm(len(chosen), generator=generator)].to(labels.device)
         strengths = augment * (2 * torch.rand(len(order), 2, 3, generator=generator) - 1)
         thetas = make_thetas(strengths, *images.shape[2:]).to(labels.device)
-        parts = order, labels[order], thetas, order.to(images.device)
+        parts = order, labels[order], thetas, order.to(images.device)  # indices for both devices
         for batch in zip(*(values.split(batch_size) for values in parts)):
             if len(batch[0]) < 2 * world_size:  # repeat: each process needs two images, for its batch norms
                 batch = [values.repeat(2 * world_size, *[1] * (values.dim() - 1)) for values in batch]

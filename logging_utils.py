@@ -137,8 +137,8 @@ class RunLogger:
 
     Args:
         run_dir: a new or empty directory, or that of the run to resume; None is the next number in runs/.
-        config: settings for config.json and W&B. Read here, if present: epochs, dataset, img_count (rows of
-            the W&B table, 0 for 10,000 or less) and log_images (how many of them get a picture, 320).
+        config: settings for config.json and W&B. Read here, if present: epochs, dataset, device, img_count
+            (rows of the W&B table, 0 for 10,000 or less) and log_images (how many get a picture, 320).
         classes, images: K names; the evaluation images, uint8 or floats in 0..1, (N, 1 or 3, H, W), or None.
         resumed_epoch: the last finished epoch of the run to resume; None starts a new run.
         rank, world_size: of this process. Rank 0 alone writes; every rank calls `log_step` and `flush`.

@@ -1,6 +1,6 @@
 """The ConvNet, its inference, and its export to one file that runs without this source.
 
-`Classifier` makes any net take pixels, check them, and give scores that can be believed. To train another
+`Classifier` makes any net take pixels, check them, and give calibrated scores. To train another
 net, replace `ConvNet` in train.py by a module that maps normalized images (N, C, H, W) to logits (N, K).
 """
 

@@ -302,7 +302,7 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         inputs = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
         try:
-            # A stream of this GPU; other threads may use it meanwhile, as those of a DataLoader do.
+            # A stream of this GPU; other threads, such as a DataLoader's, may use the GPU meanwhile.
             options = {"stream": torch.cuda.Stream(), "capture_error_mode": "thread_local"}
             with torch.cuda.graph(graph, **options):
                 return graph, inputs, self.step(*inputs)

@@ -1,7 +1,7 @@
 """A run on W&B. train.py fills it while it trains, publish.py from a run directory, at any time later.
 
-Both use `WandbRun`. It starts this file as a program, in which `Recorder` talks to W&B. Building tables
-there leaves the Python of training free, and training goes on if W&B fails.
+Both use `WandbRun`. It starts this file as a program, in which `Recorder` talks to W&B: building tables
+does not hold up training, and training goes on if W&B fails.
 """
 
 import csv
