@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 
 METADATA_FILE, FORMAT = "metadata.json", 2  # inside an exported file: its name, and its version
 SILENCE = threading.RLock()  # output belongs to all threads: only one of them redirects it at a time
@@ -313,8 +314,6 @@ def load_exported(file: str | Path | bytes, device: str | torch.device = "cpu") 
     files, stream = {METADATA_FILE: ""}, io.BytesIO(content)
     with silence_torch():
         if b"/archive_format" in content:  # only torch.export writes this entry
-            from torch.export.passes import move_to_device_pass  # slow to import
-
             program = torch.export.load(stream, extra_files=files)
             model = move_to_device_pass(program, str(device)).module()
             model.training = False  # it is always in eval mode, and its eval() raises
