@@ -17,7 +17,9 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
+from sources.drawn import draw_digits
 from sources.errors import SourceError, warn
+from sources.folders import read_folder
 
 DEFAULT_DATA_DIR = "data"  # the default of the programs' --data_dir
 DOWNLOAD_STALL = 10  # seconds to wait for a silent mirror
@@ -122,14 +124,10 @@ def read_dataset(
     are missing or damaged.
     """
     if name == "synthetic":
-        from sources.drawn import draw_digits
-
         images, labels = draw_digits(60_000, seed=0) if train else draw_digits(10_000, seed=1)
         return [str(digit) for digit in range(10)], images, labels
     if name in TORCHVISION_SETS:
         return read_torchvision(name, data_dir, train)
-    from sources.folders import read_folder
-
     return read_folder(Path(name), train, image_size, channels, keep)
 
 
