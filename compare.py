@@ -138,9 +138,10 @@ def make_run(name: str, path: Path, found: Predictions) -> Run:
 
 def choose_epochs(epochs: list[int], chosen: int) -> list[int]:
     """At most MAX_EPOCHS of the epochs, evenly spaced: with the chosen one and the last three."""
-    kept = {chosen, *epochs[-3:]}
-    places = np.linspace(0, len(epochs) - 1, min(len(epochs), MAX_EPOCHS - 3)).round().astype(int)
-    return epochs if len(epochs) <= MAX_EPOCHS else sorted(kept | {epochs[i] for i in places})
+    if len(epochs) <= MAX_EPOCHS:
+        return epochs
+    places = np.linspace(0, len(epochs) - 1, MAX_EPOCHS - 3).round().astype(int)
+    return sorted({chosen, *epochs[-3:], *(epochs[i] for i in places)})
 
 
 def read_other_epoch(path: Path, run: Run) -> Run | None:
