@@ -48,6 +48,7 @@ DISTRIBUTIONS = {  # W&B's name -> Optuna's distribution
     "log_uniform_values": lambda min, max: FloatDistribution(float(min), float(max), log=True),
 }
 OWN = {"run_dir", "resume", "help"}  # flags of train.py that sweep.py gives itself
+MAX_FAILED = 5  # a start of the sweep ends if its first runs all fail; the same number as `wandb agent`
 OF_THE_MACHINE = ("device", "data_dir")  # flags of train.py that may differ among the starts of a sweep
 
 
@@ -223,7 +224,7 @@ def flags_of_this_machine(config: Path, settings: dict[str, str]) -> list[str]:
     return flags
 
 
-def train_run(study: optuna.Study, trial: optuna.Trial, held, sweep: argparse.Namespace) -> None:
+def train_run(study: optuna.Study, trial: optuna.Trial, held, sweep: argparse.Namespace) -> TrialState:
     """Train a run until it ends or the pruner stops it, and tell the study. Its lock is `held`."""
     run = trial.user_attrs["run"]
     run_dir, log = sweep.dir / run, sweep.dir / f"{run}.log"
@@ -266,6 +267,7 @@ def train_run(study: optuna.Study, trial: optuna.Trial, held, sweep: argparse.Na
         verb = "stopped " if pruned else "finished"
         epochs = f"{len(values)} epoch{'s' * (len(values) != 1)}"
         print(f"{run}  {verb}  {sweep.metric} {values[-1]:.6g} after {epochs}", flush=True)
+    return state
 
 
 def print_ranking(study: optuna.Study, sweep: argparse.Namespace) -> None:
@@ -315,11 +317,14 @@ def main() -> int:
         given = {name.removeprefix("no-") for name in sweep.settings}
         if clash := given & (OWN | sweep.space.keys()):
             raise SweepError(f"--{min(clash)} cannot be given, because the sweep sets it.")
-        study = open_study(sweep)
+        study, states = open_study(sweep), []
         while (taken := take_trial(study, sweep)) or study.get_trials(states=[TrialState.RUNNING]):
             if taken:
                 with taken[1]:
-                    train_run(study, *taken, sweep)
+                    states.append(train_run(study, *taken, sweep))
+                if states == [TrialState.FAIL] * MAX_FAILED:
+                    cure = f"Fix the cause (their output is in {sweep.dir}), and choose a new --dir."
+                    raise SweepError(f"the first {MAX_FAILED} runs failed: the rest was not tried. {cure}")
             else:
                 time.sleep(0.2)  # other processes train the last runs; if one is killed, we take over
         print_ranking(study, sweep)

@@ -201,6 +201,12 @@ def test_failed_run_is_reported_and_does_not_stop_the_sweep(sweep_main, stub):
     (stub / "sweep.yaml").write_text("method: grid\nparameters:\n  lr: {values: [7]}\n")
     assert_one_line_error(sweep_main("--dir", "bad"), "no run has a result")
 
+    # Runs that all fail, for example for want of the data, are not tried to the last.
+    (stub / "sweep.yaml").write_text("method: random\nparameters:\n  lr: {value: 7}\n")
+    result = sweep_main("--dir", "worse", "--count", 99)
+    assert_one_line_error(result, "the first 5 runs failed: the rest was not tried.")
+    assert result.stdout.count("failed") == 5
+
 
 def test_same_seed_draws_the_same_settings_and_another_seed_does_not(sweep_main, stub):
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
