@@ -95,10 +95,6 @@ def dense(curve: np.ndarray) -> np.ndarray:
     return (curve[:1] if len(curve) == 1 else curve[:-1] + steps * np.diff(curve, axis=0)).reshape(-1, 2)
 
 
-def short(name: str, length: int = 15) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
-
-
 def named(texts: dict[int, str], runs: list[Run]) -> str:
     return ", ".join(f"{runs[r].label} {text}" for r, text in texts.items())
 
@@ -126,7 +122,7 @@ def wrong_chart(runs: list[Run], epochs: list[int]) -> Element | None:
     labels = {}
     for i, run in sorted(here.items(), key=lambda item: -item[1].wrong.sum()):  # from the top
         chart.dot(i, run.epoch, run.wrong.sum(), 5, f"{run.label}: {run.wrong.sum():,} wrong")
-        labels[i] = f"{short(run.label)} {run.wrong.sum():,}"
+        labels[i] = f"{run.short_label} {run.wrong.sum():,}"
     chart.labels(labels, "upper right")
     texts = {i: f"{run.wrong.sum():,}" for i, run in here.items()}
     return chart.figure("Wrong by epoch", "click a point", named(texts, runs))
@@ -153,7 +149,8 @@ def loss_chart(runs: list[Run]) -> Element | None:
     for i, curve in curves.items():
         chart.curve(i, curve)
     last_values = {i: f"{curve[-1][1]:.3g}" for i, curve in curves.items()}
-    chart.labels({i: f"{short(titles[i])} {value}" for i, value in last_values.items()}, "upper right")
+    names = figures.directory_titles(runs, short=True)
+    chart.labels({i: f"{names[i]} {value}" for i, value in last_values.items()}, "upper right")
     return chart.figure("Training loss", "by step", named(last_values, runs))
 
 
@@ -173,7 +170,7 @@ def review_chart(runs: list[Run]) -> Element:
             chart.dot(
                 i, marked, 100 * found[marked - 1] / total, 4, f"{marked:,} least sure: {texts[i]} errors"
             )
-    chart.labels({i: f"{short(runs[i].label)} {text}" for i, text in texts.items()}, "lower right")
+    chart.labels({i: f"{runs[i].short_label} {text}" for i, text in texts.items()}, "lower right")
     return chart.figure("Review curve", f"{marked:,} least sure", named(texts, runs))
 
 
@@ -190,7 +187,7 @@ def reliability_chart(runs: list[Run]) -> Element:
             radius = 1.5 + 3 * math.sqrt(n / len(run.ids))
             chart.dot(i, x, y, radius, f"{figures.counted(n)}: score {x:.1f} %, right {y:.1f} %")
         texts[i] = f"ECE {100 * figures.calibration_error(run):.2f} %"
-    chart.labels({i: f"{short(runs[i].label)} {text}" for i, text in texts.items()}, "lower right")
+    chart.labels({i: f"{runs[i].short_label} {text}" for i, text in texts.items()}, "lower right")
     return chart.figure("Reliability", "right by score", named(texts, runs))
 
 

@@ -12,6 +12,7 @@ from scipy.special import bdtr
 from page.scores import Scores, blocks
 
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
+SHORT = 13  # letters of a run's name where there is little room
 MIN_SCORE = 1e-4  # a lower score of a label counts as this, so that no single epoch decides
 # Of Linux, macOS or Windows; not the path of an address such as https://host/path.
 ABSOLUTE_PATH = re.compile(
@@ -58,10 +59,15 @@ class Run:
     seconds: float | None = None  # training time up to this epoch, if the run recorded it
     pinned: bool = False  # given as RUN@EPOCH
     history: dict[int, "Run"] = field(default_factory=dict)  # epoch -> the run at that epoch
+    short: str = ""  # the name in at most SHORT letters
 
     @property
     def label(self) -> str:
         return self.name if self.epoch is None else f"{self.name}@{self.epoch}"
+
+    @property
+    def short_label(self) -> str:
+        return self.short if self.epoch is None else f"{self.short}@{self.epoch}"
 
     @property
     def wrong(self) -> np.ndarray:
@@ -123,10 +129,6 @@ class Pair:
         self.p_value = min(1.0, 2 * float(bdtr(fewer, count, 0.5)))
 
     @property
-    def names(self) -> str:
-        return f"{self.before.label}, {self.after.label}"
-
-    @property
     def better(self) -> Run | None:
         """The better run, or None without evidence."""
         if self.p_value >= 0.05:
@@ -154,16 +156,33 @@ def make_pairs(runs: list[Run]) -> list[Pair]:
     return pairs
 
 
-def directory_titles(runs: list[Run]) -> dict[int, str]:
+def directory_titles(runs: list[Run], short: bool = False) -> dict[int, str]:
     """Index of the first run of each directory -> its title: the name, with the epoch if names are equal."""
     places = {run.path.resolve(): i for i, run in reversed(list(enumerate(runs)))}
     names = [runs[i].name for i in places.values()]
-    return {
-        i: runs[i].name if names.count(runs[i].name) == 1 else runs[i].label for i in sorted(places.values())
-    }
+    titles = {}
+    for i in sorted(places.values()):
+        name, label = (runs[i].short, runs[i].short_label) if short else (runs[i].name, runs[i].label)
+        titles[i] = name if names.count(runs[i].name) == 1 else label
+    return titles
 
 
 def shorten_names(runs: list[Run]) -> None:
+    """Name the runs without folders of the machine, and in few letters that tell them apart."""
+    replace_absolute_paths(runs)
+    names = sorted({run.name for run in runs})
+    end = SHORT // 2
+    short = [name if len(name) <= SHORT else f"{name[:end]}…{name[-end:]}" for name in names]
+    if len({*short}) < len(names):  # long ones differ in their middle
+        start = max(0, len(os.path.commonprefix(names)) - 3)
+        parts = [f"…{name[start : start + SHORT - 2]}…" for name in names]
+        short = [name if len(name) <= SHORT else part for name, part in zip(names, parts)]
+    for run in runs:
+        for one in run.with_history:
+            one.short = short[names.index(run.name)]
+
+
+def replace_absolute_paths(runs: list[Run]) -> None:
     """Rename runs that are named by absolute paths: to as many of the last parts as tell all names apart."""
     names = {run.name for run in runs}
     parts = {name: Path(name).parts if os.path.isabs(name) else [name] for name in names}

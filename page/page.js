@@ -5,7 +5,8 @@ function cut(text, kept = 6) {  // a long name is cut in its middle, because nam
   return h("bdi", { title: text, class: end.length > 0 && "cut" }, parts);
 }
 const className = k => cut(classes[k]);
-const runName = (r, tag = "b") => h(tag, { class: runClass(r), title: label(r) }, h("bdi", null, label(r)));
+const runName = (r, tag = "b", name = h("bdi", null, shortLabel(r))) =>
+  h(tag, { class: runClass(r), title: label(r) }, name);
 
 // ---- Pieces that several sections show ----
 const side = tiles ? Math.max(tiles.width, tiles.height) : 0;
@@ -90,15 +91,15 @@ function drawChips() {
   fill("chips", Object.keys(shows).map(chip));
 }
 function drawTools() {
-  fill("sort", Object.keys(columns).map(key => option(key, columns[key].title(), state.sort)));
+  fill("sort", Object.keys(columns).map(key => option(key, columns[key].title(shortLabel), state.sort)));
   for (const name of ["truth", "guess"]) $(name).value = state[name];
-  fill("group", ["", ...GROUPS].map(key => option(key, columns[key]?.title() ?? "–", state.group)));
+  fill("group", ["", ...GROUPS].map(key => option(key, columns[key]?.title(shortLabel) ?? "–", state.group)));
   $("down").textContent = state.down ? "↓ high" : "↑ low";
   $("gallery").ariaPressed = String(Boolean(state.gallery));
   $("marks").textContent = marks.size ? `${marks.size} doubtful, CSV` : "";
 }
 function drawQuery() {
-  const titles = Object.entries(columns).map(([key, column]) => [key, column.title()]);
+  const titles = Object.entries(columns).map(([key, column]) => [key, column.title(shortLabel)]);
   const row = (condition, i) => {
     const [key, test, value] = condition, column = columns[key], { names } = column, unit = unitOf(column);
     const isInvalid = Number.isNaN(wantedValue(condition)), invalid = { "aria-invalid": String(isInvalid) };
@@ -447,7 +448,7 @@ function drawView() {
     section.hidden = Number(section.dataset.view) !== state.epoch;
   verdict = data.verdicts[state.epoch];
   const sample = r => h("svg", { viewBox: "0 0 26 8", "aria-hidden": "true" }, line(r, [[0, 4], [26, 4]]));
-  fill("runs", RUNS.map(r => h("span", { class: `run ${runClass(r)}` }, sample(r), runName(r))),
+  fill("runs", RUNS.map(r => h("span", { class: `run ${runClass(r)}` }, sample(r), runName(r, "b", cut(label(r), 12)))),
     h("span", { class: "hint" }, facts.about));
   $("epoch").value = state.epoch;
   $("at").value = views[state.epoch].epoch;

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -87,8 +88,11 @@ def agreement(runs: list[Run]) -> list[Element]:
         rows = [[run_name(i, run, "span"), *row] for i, (run, row) in enumerate(zip(runs, cells))]
         tables.append(table([title, *heads], rows, class_="facts"))
     pairs = figures.make_pairs(runs)
-    names = ["first, second", "fixed", "broken", "wrong in both", "p"]
-    rows = [[p.names, f"{p.fixed:,}", f"{p.broken:,}", f"{p.both_wrong:,}", p.p_text] for p in pairs]
+    names = ["first", "second", "fixed", "broken", "wrong in both", "p"]
+    rows = []
+    for two, pair in zip(itertools.combinations(range(len(runs)), 2), pairs):
+        counts = f"{pair.fixed:,}", f"{pair.broken:,}", f"{pair.both_wrong:,}"
+        rows.append([*(run_name(i, runs[i], "span") for i in two), *counts, pair.p_text])
     tables.append(table(names, rows, class_="facts"))
     return [h("div", one, class_="scroll") for one in tables]
 
@@ -178,7 +182,7 @@ def suspects_gallery(run: Run, classes: list[str], margins: np.ndarray, suggeste
 
 def learned_table(runs: list[Run]) -> Element:
     """How many images each run gets right since an epoch, for good; how many it forgot or never learned."""
-    titles = figures.directory_titles(runs)
+    titles, short = (figures.directory_titles(runs, short) for short in (False, True))
     moving = {i: runs[i] for i in titles if len(runs[i].history) > 1}
     ends = ["forgotten", "never right"]
     epochs = sorted({epoch for run in moving.values() for epoch in run.history})
@@ -189,7 +193,7 @@ def learned_table(runs: list[Run]) -> Element:
         for row, moment in zip(rows, [*epochs, *ends]):
             place = places.index(moment) if moment in places else None
             row.append("" if place is None else learned_bar(i, place, counts[place]))
-    names = (h("span", h("bdi", titles[i]), class_=run_class(i), title=titles[i]) for i in moving)
+    names = (h("span", h("bdi", short[i]), class_=run_class(i), title=titles[i]) for i in moving)
     return table(["right", *names], rows, class_="facts learned")
 
 
@@ -209,10 +213,10 @@ def binary(data: bytes, **attributes) -> Element:
     return h("script", base85(data), type=kind, data_bytes=len(data), **attributes)
 
 
-def run_record(run: Run, title: str | None) -> dict:
+def run_record(run: Run, title: str | None, short: str | None) -> dict:
     """What data.js needs to know of a run. It has a title if it is the first of its directory."""
     epochs = list(run.history) or [None]
-    return {"title": title, "epochs": epochs, "exact": epochs.index(run.epoch)}
+    return {"title": title, "short": short, "epochs": epochs, "exact": epochs.index(run.epoch)}
 
 
 def render_page(
@@ -228,13 +232,13 @@ def render_page(
     record, data = arrays(runs, views, margins, suggested)
     ids = None if np.array_equal(runs[0].ids, np.arange(len(runs[0].ids))) else runs[0].ids.tolist()
     shown = [[list(run.history or [None]).index(run.epoch) for run in view] for view in views]
-    labels = [[run.label for run in view] for view in views]
-    titles = figures.directory_titles(runs)
+    titles, short_titles = (figures.directory_titles(runs, short) for short in (False, True))
     record |= {"classes": classes, "ids": ids, "start": start}
-    record["runs"] = [run_record(run, titles.get(i)) for i, run in enumerate(runs)]
-    record |= {
-        "views": [{"epoch": e, "at": at, "labels": names} for e, at, names in zip(epochs, shown, labels)]
-    }
+    record["runs"] = [run_record(run, titles.get(i), short_titles.get(i)) for i, run in enumerate(runs)]
+    record["views"] = [
+        {"epoch": e, "at": at, "labels": [r.label for r in view], "short": [r.short_label for r in view]}
+        for e, at, view in zip(epochs, shown, views)
+    ]
     suspected = np.count_nonzero(margins < 0)
     has_truth, has_scores = runs[0].has_truth, runs[0].has_scores
     complete = has_truth and has_scores

@@ -1,5 +1,5 @@
 // What is known of each image, the columns, and the state: the filters and the order of the list.
-const label = r => views[state.epoch].labels[r];
+const label = r => views[state.epoch].labels[r], shortLabel = r => views[state.epoch].short[r];
 
 // ---- What is known of an image in the view that is shown ----
 const guessOf = (r, n) => data.runs[r].guess[views[state.epoch].at[r]][n];
@@ -46,13 +46,15 @@ if (hasTruth)
 for (const r of RUNS) {
   const { learned, forgotten, mean, spread } = data.runs[r];
   const moments = [...runs[r].epochs.map(epoch => `since epoch ${epoch}`), "forgotten", "never right"];
-  const add = (key, title, value, more, name = () => label(r)) =>
-    addColumn(key + r, "", value, { title: () => `${title}, ${name()}`, ...more });
+  const add = (key, title, value, more) =>
+    addColumn(key + r, "", value, { title: (name = label) => `${title}, ${name(r)}`, ...more });
   add("guess", "guess", n => guessOf(r, n), { names: classes });
   if (hasScores) add("score", "score of the guess", n => guessScore(r, n), { from });
   if (complete) add("truth", "truth score", n => truthScore(r, n), { from });
   if (moving.includes(r)) {
-    const addPast = (key, title, value, more) => add(key, title, value, more, () => runs[r].title);
+    const { title: whole, short } = runs[r];
+    const addPast = (key, title, value, more) => add(key, title, value,
+      { title: name => `${title}, ${name === shortLabel ? short : whole}`, ...more });
     addPast("mean", "mean truth score of the epochs", n => mean[n] / 65535, { from });
     addPast("spread", "spread of the truth score", n => spread[n] / 65535, { from });
     addPast("right", "right", n => learned[n], { names: moments });
@@ -69,7 +71,7 @@ const isText = ({ value }) => typeof value(0) === "string";
 // Confusion matrices: of each run, and the difference of each later run to the first.
 const MATRICES = [...RUNS.map(r => [r]), ...RUNS.slice(1).map(r => [0, r])];
 const matrixName = ([a, b]) => !b ? label(a) : R === 2 ? "difference" : `${label(b)} − ${label(a)}`;
-const matrixTab = ([a, b]) => b && R > 2 ? `Δ ${label(b)}` : matrixName([a, b]);
+const matrixTab = ([a, b]) => !b ? shortLabel(a) : R === 2 ? "difference" : `Δ ${shortLabel(b)}`;
 
 // ---- The state: everything that the address holds ----
 const [firstChip] = Object.keys(shows), [firstColumn] = Object.keys(columns);

@@ -426,6 +426,8 @@ def test_arrow_keys_move_in_a_matrix_with_one_tab_stop(page, two, files):
     page.open(two)
     page.click("matrix-0")
     assert page.js("return document.querySelectorAll('.matrix [tabindex=\"0\"]').length") == 1
+    sizes = {*page.all(".matrix .hint", "getComputedStyle(e).fontSize")}
+    assert sizes < {*page.all(".matrix button", "getComputedStyle(e).fontSize")}  # right guesses stay back
     truths = {
         g: sorted({*files[1].truth[files[1].guess[0] == g]}) for g in range(10)
     }  # the rows of a column
@@ -530,6 +532,18 @@ def test_long_names_stay_within_the_first_screen(page, two, tmp_path):
         size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 400}
         page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         assert page.js("return document.documentElement.scrollWidth") <= width
+    resize(page, 1280)
+    for pair in (names, ["net_lr_0.01_of_many_words", "net_lr_0.02_of_many_words"]):
+        for seed, name in enumerate(pair):
+            make_csv(tmp_path / f"{name}.csv", 300, 10, seed)
+        result = run("compare.py", *(f"{name}.csv" for name in pair), "--no_images", cwd=tmp_path)
+        page.open(tmp_path / "compare.html")
+        # Each place shows what tells the two runs apart, and nothing of it is cut off.
+        for place in (".top figure:last-child .label", ".top thead bdi", "#list th bdi", "#matrices bdi"):
+            first, second, *_ = page.all(place, "e.textContent.split(' ')[0]")
+            assert first != second and max(len(first), len(second)) < 16, place
+        cut = "e.scrollWidth > e.clientWidth + 1"
+        assert not any(page.all("#list th, .top thead th, #matrices button, #runs .cut > :last-child", cut))
 
 
 def test_pages_without_truth_or_scores_leave_out_what_needs_them(page, tmp_path):
@@ -930,6 +944,20 @@ def test_labels_of_runs_that_are_all_wrong_stay_below_the_title(tmp_path, main):
     assert "right@2 0" in compare(main, tmp_path, "right").read_text()
 
 
+def test_charts_stay_beside_the_figures_of_many_runs(page, tmp_path, main):
+    for name in "abcdefgh":
+        write_certain(tmp_path / name, [[1] * 8, [1] * 4 + [0] * 4])
+    path = compare(main, tmp_path, *"abcdefgh")
+    for width in (1280, 720):
+        resize(page, width)
+        page.open(path)
+        (table,) = page.all("section:not([hidden]) .top .scroll", "e.getBoundingClientRect().right")
+        charts = page.all("section:not([hidden]) figure", "e.getBoundingClientRect().left")
+        assert len(charts) == 3 and (width < 1280 or min(charts) > table)
+        cut = page.all("section:not([hidden]) .top .scroll", "e.scrollWidth > e.clientWidth")
+        assert cut == [False]
+
+
 def test_two_epochs_of_a_run_have_one_past(page, tmp_path, main):
     write_certain(tmp_path / "one", [[1] * 8, [1] * 4 + [0] * 4])
     page.open(compare(main, tmp_path, "one@1", "one@2"), "#image=3")
@@ -1096,6 +1124,10 @@ def test_short_names_tell_classes_apart(page, dogs, main, tmp_path):
     page.open(compare(main, tmp_path, "long.csv"))
     names = page.all("#list tr:first-child .bars text")
     assert len({*names}) == len(names) == 8 and all(names)
+    resize(page, 1280)
+    page.click("matrix-0")
+    spaces = page.all(".matrix .cut > *", "getComputedStyle(e).whiteSpace")
+    assert {*spaces} == {"pre"}  # else a space where a name is cut is not seen
     # In the list, a long name is cut in its middle.
     ends = page.all("#list .cut > :last-child", "e.scrollWidth <= e.parentElement.clientWidth")
     assert ends and all(ends)
