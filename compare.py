@@ -264,7 +264,7 @@ def print_summary(runs: list[Run], classes: list[str]) -> None:
         say("".join(answer(runs)))
         return
     for pair in make_pairs(runs):
-        counts = f"{pair.fixed} fixed, {pair.broken} broken, {pair.both_wrong} wrong in both"
+        counts = f"{pair.fixed:,} fixed, {pair.broken:,} broken, {pair.both_wrong:,} wrong in both"
         say(f"{pair.before.label} -> {pair.after.label}: {counts}; {pair.verdict_text}")
     for run in runs:
         say(f"most confused in {run.label}: {', '.join(most_confused(run, classes)) or 'nothing'}")

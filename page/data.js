@@ -5,6 +5,7 @@ const { count, classes, runs, views, tiles, hasTruth, hasScores, complete, verdi
 const range = length => Array.from({ length }, (_, i) => i);
 const allScores = !facts.widths.length;  // else each image has those of its best classes
 const R = runs.length, K = classes.length, RUNS = range(R), CLASSES = range(K);
+const FEW = K <= 12;  // classes: each has a bar in the list
 
 function decode(script) {  // base 85: five characters from # to w, ! for <, hold four bytes
   const text = script.textContent, bytes = new Uint8Array(text.length / 5 * 4);

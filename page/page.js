@@ -51,9 +51,9 @@ const guessCell = (r, n) => [
   h("b", null, className(guessOf(r, n))),
   hasScores && [" ", h("span", { class: "hint" }, percent(guessScore(r, n)))]];
 function bars(n) {  // the scores of each class, or of the highest ones: a bar per run, the truth underlined
-  const shown = K <= 12 ? CLASSES : withTruth(n, bestClasses(n, allScores ? 6 : 10));
-  const width = allScores ? 160 : 250, part = width / shown.length, wide = (part - 2) / R;
-  const letters = Math.floor(width / (K <= 12 ? K : allScores ? 7 : 11) / 6);
+  const shown = FEW ? CLASSES : withTruth(n, bestClasses(n, allScores ? 6 : 10));
+  const width = FEW ? 160 : 250, part = width / shown.length, wide = (part - 2) / R;
+  const letters = Math.floor(width / (FEW ? K : allScores ? 7 : 11) / 6);
   const bar = (r, k, i) => `M${i * part + 1 + r * wide} 30v${-29 * score(r, n, k)}h${0.9 * wide}V30`;
   const barsOf = r => h("path", { class: runClass(r), d: shown.map((k, i) => bar(r, k, i)).join("") });
   const name = (k, x) =>
@@ -217,8 +217,7 @@ function downloadMarks() {
 
 // ---- Confusion ----
 // What is shown, the most first, of more classes than a matrix has room for.
-const MOST = { pairs: 20, ...allScores ? { guesses: K, truths: K, pictures: 200 }
-  : { guesses: 20, truths: 8, pictures: 40 } };
+const MOST = { pairs: 20, truths: FEW ? K : 8, guesses: allScores ? K : 20, pictures: allScores ? 200 : 40 };
 const sum = f => RUNS.reduce((total, r) => total + f(r), 0);
 function tally(list, keyOf) {
   const counts = new Map();
@@ -228,9 +227,9 @@ function tally(list, keyOf) {
   }
   return counts;
 }
-function classesIn(maps, total) {  // their keys; of many classes those with the highest total first
+function classesIn(maps, inOrder, total) {  // their keys: in order, or those with the highest total first
   const keys = [...new Set(maps.flatMap(map => [...map.keys()]))];
-  return keys.sort((a, b) => allScores ? a - b : total(b) - total(a) || a - b);
+  return keys.sort((a, b) => inOrder ? a - b : total(b) - total(a) || a - b);
 }
 function confusion(r) {
   const matrix = new Int32Array(K * K);
@@ -299,10 +298,10 @@ function drawGroups() {
       groups[r].get(g).push(n);
     }
   const imagesOf = (r, g) => groups[r].get(g) ?? [];
-  const guesses = classesIn(groups, g => sum(r => imagesOf(r, g).length));
+  const guesses = classesIn(groups, allScores, g => sum(r => imagesOf(r, g).length));
   const shown = guesses.slice(0, MOST.guesses).map(g => {
     const counts = RUNS.map(r => tally(imagesOf(r, g), n => truth[n]));
-    return { g, counts, truths: classesIn(counts, t => sum(r => counts[r].get(t) ?? 0)) };
+    return { g, counts, truths: classesIn(counts, FEW, t => sum(r => counts[r].get(t) ?? 0)) };
   });
   const longest = Math.max(1, ...shown.flatMap(({ counts }) => counts.flatMap(map => [...map.values()])));
   const wide = length => `width:calc((100% - 2rem) * ${length / longest} + 2px)`;
@@ -321,7 +320,7 @@ function drawGroups() {
   const row = (kind, name, middle, parts) =>
     h("div", { class: `wrongs ${kind}` }, h("b", { class: "name" }, name), h("div", null, middle), parts);
   const axis = (truths, counts) => [truths.slice(0, MOST.truths).map(t => axisLine(t, counts)),
-    more(truths.length - MOST.truths, number => `${comma(number)} classes`)];
+    more(truths.length - MOST.truths, number => `${comma(number)} class${number === 1 ? "" : "es"}`)];
   const group = ({ g, counts, truths }) =>
     row("", className(g), axis(truths, counts), RUNS.map(r => pictures(r, imagesOf(r, g), truths)));
   const heads = row("heads", "guess", "true class", RUNS.map(r => h("div", null, runName(r))));
@@ -448,7 +447,8 @@ function drawView() {
     section.hidden = Number(section.dataset.view) !== state.epoch;
   verdict = data.verdicts[state.epoch];
   const sample = r => h("svg", { viewBox: "0 0 26 8", "aria-hidden": "true" }, line(r, [[0, 4], [26, 4]]));
-  fill("runs", RUNS.map(r => h("span", { class: `run ${runClass(r)}` }, sample(r), runName(r, "b", cut(label(r), 12)))),
+  const known = r => [sample(r), runName(r, "b", cut(label(r), 12))];
+  fill("runs", RUNS.map(r => h("span", { class: `run ${runClass(r)}` }, known(r))),
     h("span", { class: "hint" }, facts.about));
   $("epoch").value = state.epoch;
   $("at").value = views[state.epoch].epoch;

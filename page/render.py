@@ -52,7 +52,7 @@ def class_section(index: int, shown: bool, runs: list[Run], classes: list[str]) 
     """Precision, recall, F1 and support per class; the agreement of three and more runs."""
     measures = [figures.class_measures(run) for run in runs]
     images = np.bincount(runs[0].truth, minlength=len(classes))
-    names = ("precision", "recall", "F1")
+    names = ("preci\u00adsion", "recall", "F1")  # a soft hyphen, for paper
     heads = [
         "class",
         "images",
@@ -175,7 +175,7 @@ def suspects_gallery(run: Run, classes: list[str], margins: np.ndarray, suggeste
         return h("p", "None: the runs give every label more than all other classes together.")
     for n in suspects[margins[suspects].argsort(kind="stable")][:SUSPECTS]:
         label, other = (h("b", class_name(classes[k])) for k in (run.truth[n], suggested[n]))
-        text = h("div", "label ", label, h("br"), "runs ", other)
+        text = h("div", "label ", label, h("br"), "maybe ", other)
         cards.append(h("div", h("span", run.ids[n], data_row=n), text, class_="card"))
     return h("div", *cards, class_="gallery")
 
@@ -192,14 +192,15 @@ def learned_table(runs: list[Run]) -> Element:
         counts = np.bincount(figures.learning(run)[0], minlength=len(places))
         for row, moment in zip(rows, [*epochs, *ends]):
             place = places.index(moment) if moment in places else None
-            row.append("" if place is None else learned_bar(i, place, counts[place]))
+            row.append("" if place is None else learned_bar(i, place, counts[place], len(run.ids)))
     names = (h("span", h("bdi", short[i]), class_=run_class(i), title=titles[i]) for i in moving)
     return table(["right", *names], rows, class_="facts learned")
 
 
-def learned_bar(run: int, place: int, count: int) -> Element:
-    """A bar whose length grows with the logarithm, and a button that filters the list."""
-    bar = h("i", style=f"width:{12 * math.log10(1 + count):.1f}%")
+def learned_bar(run: int, place: int, count: int, total: int) -> Element:
+    """A bar whose length grows with the logarithm, up to `total`, and a button that filters the list."""
+    part = math.log1p(count) / math.log1p(total)
+    bar = h("i", style=f"width:calc((100% - 3.9em) * {part:.3f})")
     return h(
         "div",
         bar,

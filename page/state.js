@@ -14,6 +14,7 @@ const most = (n, f) => RUNS.reduce((best, r) => Math.max(best, f(r, n)), -Infini
 const least = (n, f) => RUNS.reduce((worst, r) => Math.min(worst, f(r, n)), Infinity);
 let verdict = null;  // of each image in the view that is shown, a place in VERDICTS
 const shows = hasTruth ? { wrong: v => v > 0 } : {};  // the chips: which verdicts pass
+if (hasTruth && R === 2) shows.disagree = v => v > 0 && VERDICTS[v] !== "both wrong the same";
 VERDICTS.slice(R > 1 ? 1 : 2).forEach((name, i) => { shows[name] = v => v === i + 1; });
 shows.all = () => true;
 // Labels that the reader marks as doubtful, by id. A browser may forbid a local page to store them.
@@ -74,7 +75,8 @@ const matrixName = ([a, b]) => !b ? label(a) : R === 2 ? "difference" : `${label
 const matrixTab = ([a, b]) => !b ? shortLabel(a) : R === 2 ? "difference" : `Δ ${shortLabel(b)}`;
 
 // ---- The state: everything that the address holds ----
-const [firstChip] = Object.keys(shows), [firstColumn] = Object.keys(columns);
+const firstChip = Object.keys(shows).find(key => data.verdicts[facts.start].some(shows[key]));
+const [firstColumn] = Object.keys(columns);
 const DEFAULTS = {
   epoch: facts.start, show: firstChip, truth: "", guess: "", cell: "", box: "", query: "", any: "", group: "",
   sort: firstColumn, down: columns[firstColumn].rising ? "" : "1", page: 0, gallery: "", image: "",

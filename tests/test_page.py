@@ -125,7 +125,7 @@ class Files:
     def chips(self) -> list[int]:
         a, b = self.wrong
         same = self.guess[0] == self.guess[1]
-        masks = (a | b, a & ~b, b & ~a, a & b & same, a & b & ~same, a | True)
+        masks = (a | b, ~same, a & ~b, b & ~a, a & b & same, a & b & ~same, a | True)
         return [int(mask.sum()) for mask in masks]
 
 
@@ -169,7 +169,7 @@ def test_answer_chips_and_matrices_agree_with_the_files_at_every_epoch(page, two
                 point,
             )
         now = files[view]
-        any_wrong, fixed, broken, *_ = now.chips()
+        any_wrong, _, fixed, broken, *_ = now.chips()
         assert page.chips() == now.chips() and page.shown == any_wrong
         answer = page.text("#answers section:not([hidden]) .answer")
         wrong = [int(mask.sum()) for mask in now.wrong]
@@ -193,6 +193,9 @@ def test_answer_chips_and_matrices_agree_with_the_files_at_every_epoch(page, two
             counts = [int((now.wrong[r] & (now.guess[r] == g)).sum()) for r in (0, 1)]
             expected += [[f"{count}", count] for count in counts if any(counts)]
         assert groups == expected
+        width = "Math.round(e.previousElementSibling.getBoundingClientRect().width)"
+        bars = page.all("#groups .bar span", f"`${{e.textContent}} ${{{width}}}`")
+        assert len({*bars}) == len({bar.split()[0] for bar in bars}) > 1  # one scale, beside any name
 
 
 def test_group_shows_200_pictures_at_most(page, tmp_path):
@@ -204,6 +207,12 @@ def test_group_shows_200_pictures_at_most(page, tmp_path):
         page.all("#groups .pictures b") == ["260"] and page.text("#groups .pictures .hint") == "+60 images"
     )
     assert page.all("#groups .pictures", "e.querySelectorAll('button').length") == [200]
+    rows = [f"{i},0,{max(1, i % 20)}" for i in range(40)]
+    (tmp_path / "mine.csv").write_text("\n".join(["id,guess,truth", *rows]))
+    assert run("compare.py", "mine.csv", "--no_images", cwd=tmp_path).returncode == 0
+    page.open(tmp_path / "compare.html")  # of more than 12 classes, the 8 most frequent
+    assert page.all("#groups .line .name") == [str(k) for k in range(1, 9)]
+    assert page.text("#groups .line ~ .hint") == "+11 classes"
 
 
 def test_firefox_shows_and_filters_the_same(two, files, tmp_path):
@@ -509,7 +518,7 @@ def test_copy_saved_after_use_works(page, two, files, tmp_path):
     assert page.js("return document.getElementById('query').hidden") and page.text("#marks") == ""
     page.go_to_epoch(0)
     page.click("chip-fixed")
-    assert page.shown == files[0].chips()[1]
+    assert page.shown == files[0].chips()[2]
     page.js("document.querySelector('#list .open').click()")
     assert page.js(dialog)
     page.click("close")
@@ -918,6 +927,7 @@ def test_charts_labels_and_scores_can_be_read_on_a_phone_and_of_a_poor_run(page,
     assert page.js(
         "const e = document.querySelector('#groups .heads .name'); return e.scrollWidth <= e.clientWidth"
     )
+    assert "right" not in page.all("#groups .heads > *", "getComputedStyle(e).textAlign")
     right = page.js("return document.getElementById('image').getBoundingClientRect().right")
     assert all(edge <= right for edge in page.all("#detail td", "e.getBoundingClientRect().right"))
 
@@ -946,7 +956,7 @@ def test_labels_of_runs_that_are_all_wrong_stay_below_the_title(tmp_path, main):
 
 def test_charts_stay_beside_the_figures_of_many_runs(page, tmp_path, main):
     for name in "abcdefgh":
-        write_certain(tmp_path / name, [[1] * 8, [1] * 4 + [0] * 4])
+        write_certain(tmp_path / name, [[1] * 2000, [1] * 1000 + [0] * 1000])
     path = compare(main, tmp_path, *"abcdefgh")
     for width in (1280, 720):
         resize(page, width)
@@ -956,6 +966,11 @@ def test_charts_stay_beside_the_figures_of_many_runs(page, tmp_path, main):
         assert len(charts) == 3 and (width < 1280 or min(charts) > table)
         cut = page.all("section:not([hidden]) .top .scroll", "e.scrollWidth > e.clientWidth")
         assert cut == [False]
+    resize(page, 760, "print")
+    page.open(compare(main, tmp_path, *"abcde"))
+    page.js("for (const e of document.querySelectorAll('#learned button')) e.textContent = '10,000'")
+    outside = "e.getBoundingClientRect().right > e.closest('td').getBoundingClientRect().right"
+    assert page.all("#learned button", outside) == [False] * 20  # on paper too, the numbers are whole
 
 
 def test_two_epochs_of_a_run_have_one_past(page, tmp_path, main):
@@ -1058,6 +1073,7 @@ def test_only_negative_margins_are_suspected(page, dogs, main, tmp_path):
     (tmp_path / "clean.csv").write_text("\n".join([lines[0], *lines[2:]]) + "\n")
     page.open(compare(main, tmp_path, "clean.csv"))
     assert page.text("#suspects").startswith("None") and page.text("#suspects-title").endswith(" 0")
+    assert page.shown == 29  # nothing is wrong, so all images are shown
 
 
 def test_a_query_understands_percent_and_says_what_it_does_not(page, dogs):
@@ -1152,6 +1168,9 @@ def test_paper_keeps_sections_whole_and_charts_of_one_size(page, two, many):
     assert max(edges) <= 720
     page.click("matrix-0")
     assert page.all("#matrices button", "e.checkVisibility() && e.textContent") == ["first@2", False, False]
+    page.js("document.querySelector('#list .open').click()")
+    assert page.all("dialog", "[e.open, e.checkVisibility()]") == [[True, False]]  # the report stays whole
+    page.click("close")
     page.js("document.documentElement.style.setProperty('--width', 96)")  # as of larger pictures
     assert max(page.all("#groups .picture", "e.getBoundingClientRect().width")) <= 26
     assert max(page.all("#list .picture", "e.getBoundingClientRect().width")) <= 64
