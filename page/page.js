@@ -45,7 +45,7 @@ const open = n => () => change({ image: String(idOf(n)) });
 const idName = n => cut(String(idOf(n)), 12);
 const opener = (n, wanted) => button(`image-${idOf(n)}`, tiles ? picture(n, wanted) : idName(n), open(n),
   { class: "open", "aria-label": about(n), title: about(n) });
-const mark = (kind, name, text) => [h("span", { class: kind, role: "img", "aria-label": name }, text), " "];
+const mark = (kind, name, text) => [h("span", { class: kind, role: "img", "aria-label": name }, text), "\u00a0"];
 const guessCell = (r, n) => [
   hasTruth && (wrong(r, n) ? mark("bad", "wrong", "✗") : mark("ok", "right", "✓")),
   h("b", null, className(guessOf(r, n))),

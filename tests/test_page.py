@@ -198,6 +198,21 @@ def test_answer_chips_and_matrices_agree_with_the_files_at_every_epoch(page, two
         assert len({*bars}) == len({bar.split()[0] for bar in bars}) > 1  # one scale, beside any name
 
 
+def test_scores_are_seen_beside_large_pictures_and_long_names(page, tmp_path):
+    names = ["blue triangle", "green square", "yellow cross"]
+    for run_name, seed in (("a", 0), ("b", 1)):
+        rng = np.random.default_rng(seed)
+        rows = [f"photos/IMG_{n:04d}.png,{names[n % 3]},{names[n % 2]}" for n in range(60)]
+        rows = [f"{row},{','.join(f'{s:.3f}' for s in rng.dirichlet([1] * 3))}" for row in rows]
+        head = ",".join(["id,truth,guess", *(f"score_{name}" for name in names)])
+        (tmp_path / f"{run_name}.csv").write_text("\n".join([head, *rows]))
+    assert run("compare.py", "a.csv", "b.csv", "--no_images", cwd=tmp_path).returncode == 0
+    page.open(tmp_path / "compare.html")
+    page.js("document.querySelector('#list').style.width = '709px'")  # 817 at 1280, less a picture of 96
+    right = "e.getBoundingClientRect().right"
+    assert max(page.all("#list td .bars", right)) <= page.all("#list", right)[0]
+
+
 def test_group_shows_200_pictures_at_most(page, tmp_path):
     rows = [f"{i},1,{0 if i < 260 else 1}" for i in range(270)]
     (tmp_path / "mine.csv").write_text("\n".join(["id,guess,truth", *rows]))
