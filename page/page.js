@@ -73,6 +73,11 @@ function sparkline(n) {
 }
 
 // ---- The list ----
+function reveal(changes) {  // change from afar: the list comes into view
+  change(changes);
+  const { top } = $("filters").getBoundingClientRect();
+  if (top < 0 || top > innerHeight) $("predictions").parentElement.scrollIntoView();
+}
 const clear = { show: "all", truth: "", guess: "", cell: "", box: "", query: "", any: "" };
 function sortBy(key) {
   const upwards = state.sort === key ? state.down : columns[key].rising ?? columns[key].names;
@@ -175,8 +180,9 @@ function drawList() {
         h("thead", null, h("tr", null, list.map(title))), h("tbody", null, rows.map(row))));
   $("page").textContent = `page ${comma(page + 1)} of ${comma(pages)}`;
   for (const [id, to] of Object.entries({ first: 0, previous: page - 1, next: page + 1, last: pages - 1 })) {
-    $(id).disabled = to === page || to < 0 || to >= pages;
-    $(id).onclick = () => change({ page: to });
+    const isUseless = to === page || to < 0 || to >= pages;
+    $(id).ariaDisabled = String(isUseless);  // a disabled button would lose the focus, and the keys with it
+    $(id).onclick = () => isUseless || change({ page: to });
   }
 }
 
@@ -248,7 +254,7 @@ function drawMatrix() {
     const shade = isError ? 10 + 40 * Math.min(1, Math.abs(value) / darkest) : 0;
     const worse = isRun || value > 0 !== isError ? a : b;  // its colour is that of the run with more errors
     return h("td", { class: runClass(worse), style: `--shade:${shade}%` }, button(`cell-${key}`, text,
-      () => change({ cell: state.cell === key ? "" : key }), { title: name, "aria-label": name,
+      () => reveal({ cell: state.cell === key ? "" : key }), { title: name, "aria-label": name,
         "aria-pressed": String(state.cell === key), class: !isError && "hint" }));
   };
   const matrix = table("matrix", [["truth ↓", h("br"), "guess →"], ...CLASSES.map(className)],
@@ -272,7 +278,7 @@ function countPairs() {  // instead of a matrix of many classes
 function drawPairs() {
   const cell = (r, pair, t, g) => {
     const number = comma(pairCounts[r].get(pair) ?? 0), key = `${r},${t},${g}`;
-    return h("td", null, button(`cell-${key}`, number, () => change({ cell: state.cell === key ? "" : key }),
+    return h("td", null, button(`cell-${key}`, number, () => reveal({ cell: state.cell === key ? "" : key }),
       { "aria-label": `truth ${classes[t]}, guess ${classes[g]} by ${label(r)}: ${number}`,
         "aria-pressed": String(state.cell === key) }));
   };
@@ -368,7 +374,7 @@ dataMap.onpointerup = event => {
   if (!dragStart) return;
   const sides = dragged(event);
   dragStart = null;
-  change({ box: sides[1] - sides[0] < 0.005 ? "" : [state.map, ...sides].join(), show: "all" });
+  reveal({ box: sides[1] - sides[0] < 0.005 ? "" : [state.map, ...sides].join(), show: "all" });
 };
 
 // ---- One image ----
@@ -399,8 +405,8 @@ function drawImage() {
   if (state.image === "") { $("image").close(); return; }
   const n = rowOf(state.image), list = neighbours(n), place = list.indexOf(n);
   $("place").textContent = `${comma(place + 1)} of ${comma(list.length)}`;
-  $("before").disabled = place === 0;
-  $("after").disabled = place === list.length - 1;
+  $("before").ariaDisabled = String(place === 0);
+  $("after").ariaDisabled = String(place === list.length - 1);
   $("doubt").ariaPressed = String(marks.has(String(idOf(n))));
   fill("detail", tiles && picture(n, Math.max(280, side), { role: "img", "aria-label": about(n) }),
     h("div", null, h("h2", { id: "image-title" }, `image ${idOf(n)}`,
@@ -468,11 +474,11 @@ const clicks = {
   add: () => change(queryOf([...conditions(), ["id", isText(columns.id) ? "contains" : "≥", ""]])),
   gallery: () => change({ gallery: state.gallery ? "" : "1" }),
   csv: downloadList, marks: downloadMarks, close: () => $("image").close(),
-  "by-margin": () => change({ ...clear, sort: "margin", down: "" }),
+  "by-margin": () => reveal({ ...clear, sort: "margin", down: "" }),
   before: () => step(-1), after: () => step(1), doubt: () => hasTruth && toggleMark(rowOf(state.image)),
   answers: ({ target: { dataset } }) => { if (dataset.view) change({ epoch: Number(dataset.view) }); },
   learned: ({ target: { dataset: { run, learned } } }) =>
-    run && change({ ...clear, ...queryOf([[`right${run}`, "=", learned]]) }),
+    run && reveal({ ...clear, ...queryOf([[`right${run}`, "=", learned]]) }),
 };
 for (const [id, act] of Object.entries(clicks)) $(id).onclick = act;
 $("image").onclose = () => {

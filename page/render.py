@@ -175,7 +175,7 @@ def suspects_gallery(run: Run, classes: list[str], margins: np.ndarray, suggeste
         return h("p", "None: the runs give every label more than all other classes together.")
     for n in suspects[margins[suspects].argsort(kind="stable")][:SUSPECTS]:
         label, other = (h("b", class_name(classes[k])) for k in (run.truth[n], suggested[n]))
-        text = h("div", "label ", label, h("br"), "maybe ", other)
+        text = h("div", "label ", label, h("br"), "or ", other, "?")
         cards.append(h("div", h("span", run.ids[n], data_row=n), text, class_="card"))
     return h("div", *cards, class_="gallery")
 

@@ -398,6 +398,11 @@ def test_image_is_opened_stepped_and_marked_by_keys(page, two, tmp_path):
     press = lambda key: ActionChains(page.browser).send_keys(key).perform()  # noqa: E731
     press(Keys.ENTER)
     assert page.text("#image-title").startswith(f"image {ids[0]}: truth ")
+    press(Keys.ARROW_LEFT)  # there is none before the first, and the keys go on
+    press(Keys.ARROW_RIGHT)
+    press(Keys.TAB)
+    page.js("document.getElementById('before').focus()")
+    press(Keys.ENTER)
     press(Keys.ARROW_RIGHT)
     press("l")
     assert page.text("#image-title").startswith(f"image {ids[1]}: truth ")
@@ -442,6 +447,10 @@ def test_data_map_and_learning_agree_with_the_files(page, two, files):
     for i, mask in enumerate(expected):
         page.js("document.querySelector(`[data-run='0'][data-learned='${arguments[0]}']`).click()", i)
         assert page.shown == mask.sum()
+    page.js("document.querySelector('#learned button').scrollIntoView()")
+    page.click("by-margin")
+    (top,) = page.all("#filters", "e.getBoundingClientRect().top")
+    assert 0 <= top <= page.js("return innerHeight")  # what is left of the list is in view
 
 
 def test_arrow_keys_move_in_a_matrix_with_one_tab_stop(page, two, files):
