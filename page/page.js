@@ -457,7 +457,7 @@ function drawView() {
   fill("runs", RUNS.map(r => h("span", { class: `run ${runClass(r)}` }, known(r))),
     h("span", { class: "hint" }, facts.about));
   $("epoch").value = state.epoch;
-  $("at").value = views[state.epoch].epoch;
+  $("at").value = $("epoch").ariaValueText = views[state.epoch].epoch;  // not its place, which the value is
 }
 
 // ---- Controls ----

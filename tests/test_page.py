@@ -330,6 +330,7 @@ def test_address_holds_the_view(page, two):
     page.click("head-id")
     page.click("next")
     page.go_to_epoch(0)
+    assert page.all("#epoch", "[e.value, e.ariaValueText]") == [["0", "1"]]  # a screen reader says the epoch
     link, ids = page.browser.current_url, page.ids
     page.browser.back()
     page.wait("return document.getElementById('at').value === '2'")
