@@ -45,7 +45,8 @@ const open = n => () => change({ image: String(idOf(n)) });
 const idName = n => cut(String(idOf(n)), 12);
 const opener = (n, wanted) => button(`image-${idOf(n)}`, tiles ? picture(n, wanted) : idName(n), open(n),
   { class: "open", "aria-label": about(n), title: about(n) });
-const mark = (kind, name, text) => [h("span", { class: kind, role: "img", "aria-label": name }, text), "\u00a0"];
+const mark = (kind, name, text) =>
+  [h("span", { class: kind, role: "img", "aria-label": name }, text), "\u00a0"];
 const guessCell = (r, n) => [
   hasTruth && (wrong(r, n) ? mark("bad", "wrong", "✗") : mark("ok", "right", "✓")),
   h("b", null, className(guessOf(r, n))),
@@ -76,7 +77,7 @@ function sparkline(n) {
 function reveal(changes) {  // change from afar: the list comes into view
   change(changes);
   const { top } = $("filters").getBoundingClientRect();
-  if (top < 0 || top > innerHeight) $("predictions").parentElement.scrollIntoView();
+  if (top < 0 || top > document.documentElement.clientHeight) $("predictions").parentElement.scrollIntoView();
 }
 const clear = { show: "all", truth: "", guess: "", cell: "", box: "", query: "", any: "" };
 function sortBy(key) {
@@ -222,7 +223,7 @@ function downloadMarks() {
 }
 
 // ---- Confusion ----
-// What is shown, the most first, of more classes than a matrix has room for.
+// What is shown of many, the most frequent first.
 const MOST = { pairs: 20, truths: FEW ? K : 8, guesses: allScores ? K : 20, pictures: allScores ? 200 : 40 };
 const sum = f => RUNS.reduce((total, r) => total + f(r), 0);
 function tally(list, keyOf) {
