@@ -947,6 +947,12 @@ def test_charts_labels_and_scores_can_be_read_on_a_phone_and_of_a_poor_run(page,
       pen.font = getComputedStyle(e).font;
       return e.clientWidth - pen.measureText(e.selectedOptions[0].textContent).width"""
     assert page.js(chosen) > 0
+    for width in (1280, 390):  # a matrix of MNIST's counts needs no scroll bar
+        resize(page, width)
+        page.open(path, "#matrix=0")
+        page.js("[...document.querySelectorAll('.matrix .hint')].map((e, i) => "
+                "{ e.textContent = i < 4 ? '1,032' : '974' })")  # fmt: skip
+        assert page.all("#confusion", "e.scrollWidth - e.clientWidth") == [0]
     resize(page, 390)
     page.open(path, "#image=3")
     assert page.js(
@@ -991,8 +997,11 @@ def test_charts_stay_beside_the_figures_of_many_runs(page, tmp_path, main):
         assert len(charts) == 3 and (width < 1280 or min(charts) > table)
         cut = page.all("section:not([hidden]) .top .scroll", "e.scrollWidth > e.clientWidth")
         assert cut == [False]
-    resize(page, 760, "print")
+    resize(page, 1280)
     page.open(compare(main, tmp_path, *"abcde"))
+    page.js("document.querySelector('#list').style.width = '740px'")  # as beside pictures
+    assert page.all("#list", "e.scrollWidth - e.clientWidth") == [0]
+    resize(page, 760, "print")
     page.js("for (const e of document.querySelectorAll('#learned button')) e.textContent = '10,000'")
     outside = "e.getBoundingClientRect().right > e.closest('td').getBoundingClientRect().right"
     assert page.all("#learned button", outside) == [False] * 20  # on paper too, the numbers are whole
