@@ -45,6 +45,7 @@ try:
         exit_status,
         files_of_run,
         keep_freed_memory,
+        lacks_memory,
         pick_device,
         printable,
         shorten,
@@ -172,7 +173,11 @@ def checked_logits(exported: Exported, images: Tensor, batch_size: int | None) -
         if isinstance(answer, Tensor):
             logits = predict_logits(exported.model, images, batch_size, exported.device).float().cpu()
     except Exception as error:  # a program of somebody else can raise anything
-        raise ModelError(f"{name} fails on these images: {printable(first_reason(error))}.") from error
+        if lacks_memory(error):
+            raise
+        problem = f"{name} fails on these images: {printable(first_reason(error))}"
+        cure = "It must take uint8 images (N, C, H, W), any number of them."
+        raise ModelError(f"{problem}. {cure}") from error
     if logits is None:
         raise ModelError(f"{name} gives a {type(answer).__name__}, not logits. {CURE}")
     if list(logits.shape) != [len(images), count]:
@@ -181,12 +186,20 @@ def checked_logits(exported: Exported, images: Tensor, batch_size: int | None) -
     if not logits.isfinite().all():
         raise ModelError(f"{name} gives logits that are NaN or infinite. Train it again.")
     if not torch.allclose(answer.float().cpu(), logits[:1], rtol=1e-3, atol=1e-3):
-        raise ModelError(f"{name} is random: two passes over the same image differ. {CURE}")
+        problem = "is random, or gives other logits for an image alone than in a batch"
+        raise ModelError(f"{name} {problem}. {CURE}")
     # Probabilities add up to the same for all images: to 1, or to 1 over a temperature.
     total = logits[0].sum() if (logits != logits[0]).any() else torch.ones(())  # one image, or all alike
     if count > 1 and (logits >= 0).all() and torch.allclose(logits.sum(1), total, rtol=1e-3):
         raise ModelError(f"{name} gives probabilities, not logits. Export it without its last softmax.")
     return logits
+
+
+def warn_of_sigmoid(logits: Tensor) -> None:
+    """Warn if the logits (N, K) look like the output of a sigmoid: different, and all from 0 to 1."""
+    if (logits != logits[0]).any() and 0 <= logits.min() <= logits.max() <= 1:
+        remark = "as a sigmoid gives them; the scores and the loss are those of their softmax"
+        print(f"WARNING: all logits are from 0 to 1, {remark}", file=sys.stderr)
 
 
 # ---- A test set ----
@@ -225,6 +238,7 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace) -> None:
     logits = checked_logits(exported, images, args.batch_size)
     seconds = time.perf_counter() - start
 
+    warn_of_sigmoid(logits)
     metrics = compute_metrics(logits, labels)
     remark = ", those that the model's own metrics are of" if same else ""
     print(f"data      {printable(dataset)}, {len(images):,} test images{remark}")
@@ -296,6 +310,7 @@ def evaluate_pictures(exported: Exported, args: argparse.Namespace) -> None:
     if pictures:
         paths, images, remarks = zip(*pictures)
         logits = checked_logits(exported, torch.stack(images), args.batch_size)
+        warn_of_sigmoid(logits)
         print_scores(exported.classes, paths, logits.softmax(1), remarks)
         if args.predictions is not None:
             rows = prediction_rows(logits, torch.zeros(len(logits), dtype=torch.int64))

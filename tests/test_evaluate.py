@@ -211,6 +211,14 @@ class Answers(torch.nn.Module):
         logits = images.float().mean((2, 3)) + torch.arange(10)
         if self.kind == "probabilities":
             return logits.softmax(1)
+        if self.kind == "sigmoid":
+            return (logits / 10 - 3).sigmoid()
+        if self.kind == "statistics of the batch":
+            return logits - logits.mean(0)
+        if self.kind == "one image":
+            return logits.view(1, 10)
+        if self.kind == "no memory":
+            return torch.empty([1000000000000, 1000])
         if self.kind == "random":
             return logits + torch.rand(logits.shape)
         if self.kind == "zeros":
@@ -229,7 +237,10 @@ class Tuple(torch.nn.Module):
     ("kind", "words"),
     [
         ("probabilities", "gives probabilities, not logits"),
-        ("random", "is random: two passes over the same image differ"),
+        ("random", "is random, or gives other logits for an image alone than in a batch"),
+        ("statistics of the batch", "or gives other logits for an image alone than in a batch"),
+        ("one image", "10]' is invalid for input of size 1000. It must take uint8 images (N, C, H, W), any"),
+        ("no memory", "out of memory. Lower --batch_size"),
         ("NaN", "gives logits that are NaN"),
         ("three", "gives logits of shape [2, 3], not [2, 10]"),
         ("tuple", "gives a tuple, not logits"),
@@ -242,10 +253,10 @@ def test_answers_that_are_not_logits_are_named(kind, words, main, small_dir, tmp
     torch.jit.save(model, tmp_path / "m.pt", {"metadata.json": json.dumps(record)})
     batch = ("--batch_size", 1) if kind == "three" else ()
     result = main("evaluate.py", "m.pt", "--data_dir", small_dir, *batch, cwd=tmp_path)
-    assert_one_line_error(result, "m.pt", words)
+    assert_one_line_error(result, words, *["m.pt"] * (kind != "no memory"))
 
 
-@pytest.mark.parametrize(("kind", "status"), [("probabilities", 2), ("zeros", 0)])
+@pytest.mark.parametrize(("kind", "status"), [("probabilities", 2), ("zeros", 0), ("sigmoid", 0)])
 def test_probabilities_are_told_from_a_net_that_learned_nothing(kind, status, main, tmp_path):
     spec = {"shape": [None, 1, 28, 28]}
     record = {"classes": list("0123456789"), "input": spec, "dataset": "mnist", "torch": "2"}
@@ -255,6 +266,8 @@ def test_probabilities_are_told_from_a_net_that_learned_nothing(kind, status, ma
     for pictures in (["1.png"], ["1.png", "3.png"]):
         result = main("evaluate.py", "m.pt", *pictures, cwd=tmp_path)
         assert result.returncode == status and ("gives probabilities" in result.stderr) == (status == 2)
+        is_sigmoid = kind == "sigmoid" and len(pictures) > 1  # of one picture it is not clear
+        assert ("WARNING: all logits are from 0 to 1, as a sigmoid" in result.stderr) == is_sigmoid
 
 
 @pytest.mark.parametrize(
