@@ -83,12 +83,13 @@ def share_test_set(runs: list[Run], names: list[str]) -> list[str]:
         if unshared:
             has, lacks = (source, run) if unshared[0] in source.ids else (run, source)
             found = f"{has.label} has id {unshared[0]}, {lacks.label} does not"
-            raise CompareError(f"The test sets differ: {found}.")
+            raise CompareError(f"The test sets differ: {found}. Compare predictions of the same images.")
         differing = np.flatnonzero(source.truth != run.truth) if run.has_truth else []
         if len(differing):
             n = differing[0]
             truths = f"{names[source.truth[n]]} in {source.label}, {names[run.truth[n]]} in {run.label}"
-            raise CompareError(f"The test sets differ: the truth of id {source.ids[n]} is {truths}.")
+            found = f"the truth of id {source.ids[n]} is {truths}"
+            raise CompareError(f"The test sets differ: {found}. Compare predictions with the same truths.")
     without_truth = [run.label for run in runs if not run.has_truth]
     if without_truth:
         known = f"that of {source.label}" if labelled else "unknown, so that only the guesses are shown"

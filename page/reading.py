@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
 from page.scores import MAX_FULL, Scores
 from page.table import MAX_CLASSES, NEEDED, CompareError, Table
@@ -65,6 +66,7 @@ def read_predictions(name: str, content: bytes) -> Predictions:
         missing = ", ".join(role for role in ALIASES if role not in roles)
         table.refuse_columns(f"{missing}, and no scores")
     refuse_ranked_scores(table, columns)
+    refuse_fractions(table, roles)
     if len(columns) > MAX_CLASSES:
         raise CompareError(f"{name} has {len(columns):,} classes. A page has room for {MAX_CLASSES:,}.")
     if table.columns.empty:
@@ -82,6 +84,8 @@ def read_predictions(name: str, content: bytes) -> Predictions:
                 f"the guess is not the class with the highest score for {against:,} of {len(ids):,} images"
             )
             remarks.append(f"warning: {found}. Check which class each column of scores belongs to")
+    if "truth" in labels:
+        warn_of_few_right(labels["guess"], labels["truth"], remarks)
     order = ids.argsort(kind="stable")
     ids = ids[order]
     repeated = ids[1:][ids[1:] == ids[:-1]]
@@ -202,7 +206,7 @@ def find_columns_of_classes(table: Table, roles: dict[str, int]) -> list[int]:
     """The places of scores whose columns have just the classes' names, as from pandas.DataFrame(scores)."""
     seen = {str(label) for role in roles if role != "id" for label in {*table.labels(roles[role])}}
     places = [p for p in range(len(table.header)) if p not in roles.values()]
-    named = [p for p in places if table.header[p] in seen]
+    named = [p for p in places if score_suffix(table.header[p]) in seen]
     return [p for p in places if named[0] <= p <= named[-1]] if len(named) == len(seen) > 1 else []
 
 
@@ -216,10 +220,22 @@ def refuse_ranked_scores(table: Table, columns: list[int]) -> None:
         raise CompareError(f"{found}: they are of the best classes. {cure}")
 
 
+def refuse_fractions(table: Table, roles: dict[str, int]) -> None:
+    """Refuse fractions in one column of labels if the other one has none: they are scores."""
+    found = {}  # place -> the first row with a fraction, or None
+    for place in (place for role, place in roles.items() if role != "id"):
+        column = pd.to_numeric(table.columns[place], errors="coerce").astype(float)
+        rows = np.flatnonzero((column % 1 > 0).to_numpy())
+        found[place] = int(rows[0]) if len(rows) else None
+    if len({row is None for row in found.values()}) > 1:
+        place, row = next(item for item in found.items() if item[1] is not None)
+        table.refuse(row, place, ": it is no class. If it is a score, call the column score")
+
+
 def score_suffix(name: str) -> str:
-    """The class in the name of a score column."""
+    """The class in the name of a score column, without the zeros before a number."""
     match = SCORE_NAME.fullmatch(name)
-    return match[2] if match else name
+    return re.sub(r"^(-?)0+(?=\d+$)", r"\1", match[2] if match else name)
 
 
 # ---- Scores ----
@@ -232,16 +248,18 @@ def in_scales(values: np.ndarray) -> dict[int, np.ndarray]:
 def to_probabilities(table: Table, places: list[int], remarks: list[str]) -> np.ndarray:
     """Scores (N, K) in 0..1 that sum to 1, from probabilities, percents or logits.
 
-    Most rows decide which of them they are, so that a damaged value does not pass as a logit. A single
-    column holds the scores of one of two classes.
+    Most rows decide which of them they are, so that a damaged value does not pass as a logit. Whole numbers
+    from 0 are counts, such as votes. A single column holds the scores of one of two classes.
     """
     values = table.matrix(places)
     single = values.shape[1] == 1
-    sums, fits = values.sum(1), in_scales(values)
-    fits[100] &= single | (abs(sums - 100) < 2)
+    sums, in_range = values.sum(1), in_scales(values)
+    fits = {1: in_range[1], 100: in_range[100] & (single | (abs(sums - 100) < 2))}
     are_logits = table.header[places[0]].lower().startswith("logit")
+    are_logits |= (values.min(1) < -ROUNDING).mean() > 0.1
     scale = next((s for s, rows in fits.items() if rows.mean() > 0.5), None)
-    if are_logits or scale is None:
+    are_counts = scale is None and not (are_logits or single or (values % 1).any())
+    if are_logits or (scale is None and not are_counts):
         remarks.append("the scores are logits, and the page shows their softmax")
         logits = np.hstack([0 * values, values]) if single else values
         logits -= logits.max(1, keepdims=True)  # in place, as below, because they may take much memory
@@ -250,16 +268,14 @@ def to_probabilities(table: Table, places: list[int], remarks: list[str]) -> np.
         return logits[:, -1:] if single else logits
     if scale == 100:
         remarks.append("the scores are in percent")
-    if not fits[scale].all():
-        row = int(fits[scale].argmin())
-        distances = np.maximum(-values[row], values[row] - scale)
-        if distances.max() > ROUNDING:
-            table.refuse(row, places[int(distances.argmax())])
-        raise CompareError(
-            f"{table.name}, line {table.line(row)}: the scores sum to {sums[row]:.4g}, not to 100."
-        )
-    values /= scale
-    values.clip(0, 1, out=values)
+    if not are_counts:
+        if not in_range[scale].all():
+            row = int(in_range[scale].argmin())
+            place = int(np.maximum(-values[row], values[row] - scale).argmax())
+            cure = "If they are logits, call the columns logit_CLASS"
+            table.refuse(row, places[place], f": scores are from 0 to 1 or in percent. {cure}")
+        values /= scale
+        values.clip(0, 1, out=values)
     if single:
         return values
     sums = values.sum(1)
@@ -336,6 +352,9 @@ def two_classes(table: Table, place: int, labels: dict, values: np.ndarray, rema
         is_second = match_guesses(labels["guess"].astype(str) == names[1], values)
         owner = names[int(is_second[0])] if len({*is_second}) == 1 else "the guess"
         remarks.append(f"{column} is taken for the score of {owner:.40}, because that fits the guesses")
+    elif values.min() >= 0.5 - ROUNDING:
+        found = f"{table.name}: {column} is never below 0.5, so that it may be that of the guess"
+        raise CompareError(f"{found}. Add a column guess, or name it after its class: score_{names[1]:.40}.")
     else:
         is_second = np.full(len(values), name != "0")
         owner, other = names[::-1] if name != "0" else names
@@ -363,6 +382,16 @@ def match_guesses(guess: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 # ---- Classes ----
+def warn_of_few_right(guess: np.ndarray, truth: np.ndarray, remarks: list[str]) -> None:
+    """Warn if far fewer guesses (N,) are right than by chance: then the classes have different names."""
+    size = 1 + max(guess.max(), truth.max())
+    by_chance = np.bincount(guess, minlength=size) @ np.bincount(truth, minlength=size) / len(guess)
+    right = np.count_nonzero(guess == truth)
+    if len(guess) >= 10 and right <= by_chance / 2:
+        found = f"warning: {right:,} of {len(guess):,} guesses are right, no more than by chance"
+        remarks.append(f"{found}. Check that guesses, truths and scores name the classes alike")
+
+
 def resolve_classes(
     table: Table, roles: dict, labels: dict, scores: np.ndarray | None, names: list[str], remarks: list[str]
 ):
@@ -392,6 +421,8 @@ def resolve_classes(
     if written and names == written and (numbers if scores is None else numbered and not named_guesses):
         remarks.append(order_remark(names))
     by_number = numbered or not all(re.fullmatch(r"-?\d+", name) for name in names)
+    if by_number and not numbered and not written and guess is None:  # nothing shows the order
+        remarks.append(order_remark(names))
     places = {name: k for k, name in enumerate(names)}
     for role, values in labels.items():
         if values.dtype != object and by_number:

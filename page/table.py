@@ -129,6 +129,7 @@ class Table:
         value = self.columns[place].iloc[row]
         is_empty = value is None or value != value or value == ""
         problem = "is empty" if is_empty else f"cannot be '{value!s:.40}'"
+        reason = reason or ". Correct it, or remove the row"
         raise CompareError(f"{self.name}, line {self.line(row)}: {self.header[place]} {problem}{reason}.")
 
     def refuse_columns(self, missing: str) -> None:

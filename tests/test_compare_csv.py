@@ -87,6 +87,12 @@ GOOD = {  # what a file may look like
     "classes from minus one": table(
         "id,guess,truth,p(-1),p(0),p(1)", range(4), np.subtract(GUESS, 1), np.subtract(TRUTH, 1), SCORES
     ),
+    "zeros before the classes": table(
+        "id,guess,truth,p_000,p_001,p_002", range(4), [f"00{k}" for k in GUESS], [f"00{k}" for k in TRUTH],
+        SCORES,
+    ),
+    "votes": scored((20 * SCORES).astype(int)),
+    "percent, one sum of 90": scored(SCORES * [[90], [100], [100], [100]]),
     "a class called None": with_names("id,guess,truth,p_None,p_a,p_nan", ["None", "a", "nan"], SCORES),
 }  # fmt: skip
 CLASSES = {
@@ -99,6 +105,7 @@ CLASSES = {
 REMARKS = {
     **{"percent": "percent", "percent signs": "percent", "logits": "softmax", "logits by name": "softmax"},
     "half as much": "do not sum to 1 (0.5 in line 2)",
+    "votes": "do not sum to 1 (20 in line 2)",
     **{kind: "the class with the highest score" for kind in ("no guess", "empty guess")},
 }
 
@@ -112,7 +119,10 @@ def test_what_is_clear_is_read(kind):
     assert found.guess.tolist() == list(guess) and found.truth.tolist() == TRUTH
     assert found.scores.values == pytest.approx(SCORES)
     assert found.classes == CLASSES.get(kind)
-    assert [REMARKS[kind] in text for text in found.remarks] == ([True] if kind in REMARKS else [])
+    if kind == "percent, one sum of 90":
+        assert "in percent" in found.remarks[0] and "do not sum to 1 (0.9 in line 2)" in found.remarks[1]
+    else:
+        assert [REMARKS[kind] in text for text in found.remarks] == ([True] if kind in REMARKS else [])
 
 
 @pytest.mark.parametrize(
@@ -129,6 +139,13 @@ def test_one_column_holds_the_scores_of_two_classes(column, high):
     values = found.scores.values
     assert values[:, high] == pytest.approx(scores) and values.sum(1) == pytest.approx(1)
     assert found.guess.tolist() == guess
+
+
+def test_half_of_a_decision_function_is_below_0():
+    scores = np.array([-3.0, 2.0, 1.0, 0.5])
+    text = table("id,guess,truth,score", range(4), [0, 1, 1, 1], [0, 1, 1, 1], scores)
+    found = read_predictions("mine.csv", text.encode())
+    assert found.scores.values[:, 1] == pytest.approx(1 / (1 + np.exp(-scores)))
 
 
 TWO = ["defect", "ok"]  # the column of a detector is of the first class of these
@@ -174,6 +191,9 @@ def test_without_guesses_one_column_is_of_the_second_class_and_that_is_said():
 
         cured = read_predictions("mine.csv", text.replace("score", f"score_{other}").encode())
         assert cured.scores.values[:, 0] == pytest.approx(scores) and len(cured.remarks) == 1
+    text = table("id,truth,score,label", range(4), [0, 1, 1, 0], [0.9, 0.8, 0.7, 0.6], [0, 1, 1, 1])
+    with pytest.raises(CompareError, match="score is never below 0.5, .* Add a column guess, or .* score_1"):
+        read_predictions("mine.csv", text.encode())  # as from a pipeline that calls its guess "label"
     with pytest.raises(
         CompareError, match="has one class, and score may be of another. Name it .* score_ok"
     ):
@@ -198,6 +218,26 @@ def test_order_of_numbered_truths_beside_named_guesses_is_told():
     found = read_predictions("mine.csv", table("id,guess,truth", range(2), TWO, [0, 1]).encode())
     assert found.truth.tolist() == found.guess.tolist() == [0, 1]
     assert found.remarks[0].startswith("warning: classes 0 to 1 are taken for defect, ok, in this order.")
+    text = table("id,truth,p_true,p_false", range(2), [0, 1], [0.1, 0.9], [0.9, 0.1])
+    found = read_predictions("mine.csv", text.encode())
+    assert found.remarks[0].startswith("warning: classes 0 to 1 are taken for true, false, in this order.")
+
+
+@pytest.mark.parametrize(
+    ("guess", "truth"),
+    [
+        (["Cat", "Dog"], ["cat", "dog"]),
+        ([1, 2], [0, 1]),
+        (["[0.1 0.9]", "[0.8 0.2]"], ["cat", "dog"]),
+        ([0, 1], [1, 0]),
+    ],
+)
+def test_fewer_right_guesses_than_by_chance_are_warned_of(guess, truth):
+    text = table("id,guess,truth", range(20), 10 * guess, 10 * truth)
+    (remark,) = read_predictions("mine.csv", text.encode()).remarks
+    assert remark.startswith("warning: 0 of 20 guesses are right, no more than by chance. Check that")
+    good = table("id,guess,truth", range(20), 10 * guess, 10 * guess)
+    assert read_predictions("mine.csv", good.encode()).remarks == []
 
 
 def test_one_column_of_scores_is_not_used_if_there_is_one_class():
@@ -247,9 +287,23 @@ BAD = {  # file, and words of the error
     "a short header": ("i.1\n1,bee,bee,0\n", ["no column id"]),
     "both kinds of lines": (PLAIN.replace("0,0,0,", "0,0,0,1,1,1\r1,1,1,1,"), ["line 3: 7 values"]),
     "an empty guess": (PLAIN.replace("\n1,1,", "\n1,,"), ["line 3", "guess is empty"]),
-    "an empty truth": (PLAIN.replace("\n1,1,1,", "\n1,1,,"), ["line 3", "truth is empty"]),
+    "an empty truth": (
+        PLAIN.replace("\n1,1,1,", "\n1,1,,"),
+        ["line 3: truth is empty. Correct it, or remove the row."],
+    ),
     "an empty score": (PLAIN.replace("0.8", ""), ["line 3", "score_1 is empty"]),
-    "one damaged score": (PLAIN.replace("0.8", "8.0"), ["line 3", "score_1 cannot be '8.0'"]),
+    "one damaged score": (
+        PLAIN.replace("0.8", "8.0"),
+        ["line 3", "score_1 cannot be '8.0': scores are from 0 to 1 or in percent. If they are logits"],
+    ),
+    "scores in the place of guesses": (
+        table("id,pred,truth", range(4), [0.9, 0.2, 0.0, 1.0], [1, 0, 0, 1]),
+        ["line 2: pred cannot be '0.9': it is no class. If it is a score, call the column score"],
+    ),
+    "scores as guesses beside names": (
+        table("id,pred,truth", range(4), [1.0, 0.2, 0.1, 0.9], ["yes", "no", "no", "yes"]),
+        ["line 3: pred cannot be '0.2': it is no class"],
+    ),
     "an infinite logit": (scored(LOGITS).replace("\n2,2,2,", "\n2,2,2,1e999,9,"), ["line 4"]),
     "all scores 0": (PLAIN.replace("0.7,0.2,0.1", "0,0,0"), ["line 2", "all scores are 0"]),
     "an unknown class": (PLAIN.replace("\n3,1,2", "\n3,1,7"), ["line 5", "truth cannot be '7'", "0 to 2"]),
