@@ -39,13 +39,15 @@ def prediction_columns(num_classes: int) -> list[str]:
 
 
 def prediction_rows(logits: Tensor, labels: Tensor) -> list[list]:
-    """Logits (N, K) and labels (N,) to N rows of `prediction_columns`. Scores are softmax probabilities."""
+    """Logits (N, K), labels (N,) to N rows of `prediction_columns`, scores by softmax. Raises ValueError."""
     logits, labels = torch.as_tensor(logits).float(), torch.as_tensor(labels).long()
+    if len(logits) > 1 and (logits >= 0).all() and (logits.sum(1) - 1).abs().max() < 0.01:
+        raise ValueError("these are probabilities. Pass logits, or the logarithm of the probabilities")
     scores = logits.softmax(1)
     if scores.shape[1] > MAX_SCORES:
         best = torch.stack([part.float() for part in reversed(scores.topk(10))], dim=2).flatten(1)
         scores = torch.cat([scores.gather(1, labels[:, None]), best], dim=1)
-    columns = zip(logits.argmax(1).tolist(), labels.tolist(), scores.tolist())
+    columns = zip(logits.argmax(1).tolist(), labels.tolist(), scores.tolist(), strict=True)
     return [[i, guess, truth, *values] for i, (guess, truth, values) in enumerate(columns)]
 
 
@@ -241,8 +243,7 @@ class RunLogger:
         self.latest_loss = losses[-1]
         if self.rank == 0:
             empty = [""] * (len(self.columns) - 3)
-            rows = zip(steps, epochs, losses)
-            self.append_metrics([[step, epoch, f"{loss:.9g}", *empty] for step, epoch, loss in rows])
+            self.append_metrics([[s, e, f"{loss:.9g}", *empty] for s, e, loss in zip(steps, epochs, losses)])
             self.wandb.submit("log_losses", steps, losses)
         for epoch, step, loss in zip(epochs, steps, losses):
             if not math.isfinite(loss):

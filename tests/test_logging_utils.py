@@ -500,7 +500,7 @@ def test_scores_of_logits_in_half_precision_are_exact(monkeypatch, tmp_path):
 
 def test_values_of_a_loop_may_be_of_numpy_or_python(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    logits, labels = np.eye(3, dtype=np.float64)[[0, 1, 1]], np.array([0, 1, 2], dtype=np.int32)
+    logits, labels = 9 * np.eye(3)[[0, 1, 1]], np.array([0, 1, 2], dtype=np.int32)
     with RunLogger(tmp_path / "run", {}, np.array(["a", "b", "c"]), np.zeros((3, 1, 4, 4))) as log:
         for step, loss in enumerate([0.5, np.float32(0.25), torch.tensor(0.125, requires_grad=True)]):
             log.log_step(0, step, loss)
@@ -522,6 +522,11 @@ def test_logits_that_do_not_match_are_refused(monkeypatch, tmp_path):
         with RunLogger(None, {}, classes, images) as log:
             with pytest.raises(ValueError, match="do not match"):
                 log.log_epoch(1, 1, logits, LABELS[: len(logits)])
+    with pytest.raises(ValueError, match="zip"):
+        prediction_rows(LOGITS, LABELS[:1])
+    with pytest.raises(ValueError, match="these are probabilities. Pass logits, or the logarithm"):
+        prediction_rows(LOGITS.softmax(1).bfloat16(), LABELS)
+    assert prediction_rows(LOGITS.log_softmax(1), LABELS)
 
 
 @pytest.mark.parametrize("wrong", ["images", "WANDB_MODE"])

@@ -216,7 +216,7 @@ def test_only_the_tables(copy, monkeypatch):
     recipe = "Only the prediction tables"
     (copy / "train.py").unlink()
     monkeypatch.chdir(copy)
-    logits, labels = torch.eye(3).repeat(4, 1), torch.arange(12) % 3
+    logits, labels = (9 * torch.eye(3)).repeat(4, 1), torch.arange(12) % 3
     exec(blocks(recipe, "python")[0], {"logits": logits, "labels": labels.roll(1)})
     assert [row["truth"] for row in rows(copy / "mine.csv")][:3] == ["2", "0", "1"]
     output, _ = cook(recipe, copy)
