@@ -126,8 +126,8 @@ def load_split(dataset: str, data_dir, train: bool, image_size=28, download=True
     images = read_idx(images_file, dimensions=3)[:, None]  # (N, 1, H, W)
     labels = read_idx(labels_file, dimensions=1).long()  # (N,)
     if len(images) != len(labels) or labels.max() > 9:
-        found = f"{len(images)} images, {len(labels)} labels up to {labels.max()}"
-        raise DataError(f"{images_file} and {labels_file.name} do not match: {found}. Delete both.")
+        found = f"{len(images)} images, {len(labels)} labels of 0 to {labels.max()}"
+        raise DataError(f"{images_file}, {labels_file.name}: {found}. Each image needs one of 0 to 9.")
     is_mnist = digest(images, labels) == MNIST_DIGESTS.get(len(images))
     if not is_mnist and len(images) in MNIST_DIGESTS:
         problem = f"{images_file} or {labels_file.name} is damaged, or another data set of MNIST's size"
@@ -139,7 +139,6 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     """The uint8 values of an IDX file, the format of MNIST, packed if its name says so. Raises DataError.
 
     Format: big-endian int32 0x800 (uint8) + dimensions, then the size of each dimension, then the values.
-    (torchvision reads it too, but its import takes 1.7 s and 0.2 GB.)
     """
     try:
         if path.exists() and not path.is_file():  # reading a pipe would wait for ever

@@ -182,7 +182,10 @@ DAMAGES = {
     "text": (lambda raw: (raw / TRAIN_IMAGES).write_text("<html>not found</html>"), TRAIN_IMAGES),
     "huge": (lambda raw: (raw / TRAIN_IMAGES).write_bytes(b"\0\0\x08\x03" + b"\xff" * 12), TRAIN_IMAGES),
     "no images": (lambda raw: write_idx(raw / TRAIN_IMAGES, torch.zeros(0, 28, 28)), TRAIN_IMAGES),
-    "label 10": (lambda raw: write_idx(raw / TRAIN_LABELS, torch.full((100,), 10)), TRAIN_LABELS),
+    "label 10": (
+        lambda raw: write_idx(raw / TRAIN_LABELS, torch.full((100,), 10)),
+        f"{TRAIN_LABELS}: 100 images, 100 labels of 0 to 10. Each image needs one of 0 to 9",
+    ),
     "lengths": (lambda raw: write_idx(raw / TRAIN_LABELS, torch.zeros(99)), TRAIN_LABELS),
     "folder": (replace_by_folder, TRAIN_IMAGES),
     "pipe": (replace_by_pipe, TRAIN_IMAGES),
