@@ -343,7 +343,9 @@ def refusal(folder: Path, found: str) -> str:
     ]
     needed = "train/CLASS/ and test/CLASS/ (or val/), or CLASS/ alone"
     counts = f"{MIN_CLASSES} to {MAX_CLASSES:,} classes"
-    return f"{folder} has {found}: it holds {some(sorted(names))}. --dataset needs {needed}, with {counts}."
+    found += f": it holds {some(sorted(names))}"
+    hint = " Name the folder of MNIST's files with --data_dir." * any("-ubyte" in name for name in names)
+    return f"{folder} has {found}. --dataset needs {needed}, with {counts}.{hint}"
 
 
 def some(names: list[str]) -> str:

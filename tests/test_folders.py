@@ -291,6 +291,8 @@ def test_folder_that_is_refused_says_what_was_found_and_what_is_needed(tmp_path)
     for i in range(7):
         draw(0, i).save(set_ / f"{i}.png")
     refused(r"set has 0 classes: it holds 0.png, 1.png, 2.png, 3.png, 4.png and 2 more\. --dataset needs")
+    (set_ / "0-images-idx3-ubyte.gz").touch()
+    refused(r"with 2 to 1,000 classes\. Name the folder of MNIST's files with --data_dir\.")
     shutil.rmtree(set_)
     (set_ / "train" / "1").mkdir(parents=True)
     draw(0, 0).save(set_ / "train" / "1" / "0.png")
