@@ -3,6 +3,7 @@
 import numpy as np
 
 from page.figures import Run
+from page.reading import order_remark
 from page.scores import MAX_FULL, Scores, certain
 from page.table import MAX_CLASSES, CompareError, to_nfc
 
@@ -75,7 +76,9 @@ def share_test_set(runs: list[Run], names: list[str]) -> list[str]:
 
     If no run has the truth, the guesses of the first stand for it. If one has no scores, none has.
     """
-    remarks = []
+    named = any(run.classes or (run.config or {}).get("classes") for run in runs)
+    numbered = [run for run in runs if named and not (run.classes or (run.config or {}).get("classes"))]
+    remarks = [f"{run.label}: {order_remark(names)}" for run in numbered if not run.has_truth]
     labelled = [run for run in runs if run.has_truth]
     source = (labelled or runs)[0]
     for run in runs:
@@ -89,7 +92,9 @@ def share_test_set(runs: list[Run], names: list[str]) -> list[str]:
             n = differing[0]
             truths = f"{names[source.truth[n]]} in {source.label}, {names[run.truth[n]]} in {run.label}"
             found = f"the truth of id {source.ids[n]} is {truths}"
-            raise CompareError(f"The test sets differ: {found}. Compare predictions with the same truths.")
+            cure = "Compare predictions with the same truths"
+            cure += ", or write names instead of numbers" * (source in numbered or run in numbered)
+            raise CompareError(f"The test sets differ: {found}. {cure}.")
     without_truth = [run.label for run in runs if not run.has_truth]
     if without_truth:
         known = f"that of {source.label}" if labelled else "unknown, so that only the guesses are shown"

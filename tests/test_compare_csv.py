@@ -376,6 +376,15 @@ def test_files_with_names_numbers_and_without_scores_are_joined(main, tmp_path):
     assert_one_line_error(result, "other has the class cow", "ant, bee, cat")
     result = main("compare.py", "named.csv", "two.csv", "--no_images", cwd=tmp_path)
     assert_one_line_error(result, "named has 3 classes, two has 2")
+    write(tmp_path, unlabelled=table("id,guess,score_0,score_1,score_2", range(4), GUESS, SCORES))
+    result = main("compare.py", "named.csv", "unlabelled.csv", "--no_images", cwd=tmp_path)
+    assert "unlabelled: warning: classes 0 to 2 are taken for ant, bee, cat, in this order." in result.stdout
+    write(tmp_path, reversed=table("id,guess,truth", range(4), GUESS, [2 - k for k in TRUTH]))
+    result = main("compare.py", "named.csv", "reversed.csv", "--no_images", cwd=tmp_path)
+    assert_one_line_error(result, "the truth of id 0 is ant in named, cat in reversed. ", "or write names")
+    write(tmp_path, less=with_names("id,guess,truth").rpartition("3,")[0])
+    result = main("compare.py", "named.csv", "less.csv", "--no_images", cwd=tmp_path)
+    assert_one_line_error(result, "named has id 3, less does not. Compare predictions of the same images.")
 
 
 def test_predictions_of_pictures_have_no_truth(main, tmp_path):
