@@ -65,6 +65,9 @@ def read_predictions(name: str, content: bytes) -> Predictions:
     if not best and not columns and len(roles) < 3:
         missing = ", ".join(role for role in ALIASES if role not in roles)
         table.refuse_columns(f"{missing}, and no scores")
+    for place in roles.values():
+        if table.header.count(table.header[place]) > 1:
+            raise CompareError(f"{name} has two columns {table.header[place]}. Remove or rename one.")
     refuse_ranked_scores(table, columns)
     refuse_fractions(table, roles)
     if len(columns) > MAX_CLASSES:

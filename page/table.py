@@ -19,6 +19,7 @@ MAX_UNPACKED = 2**30  # bytes
 # No CSV: control characters near the start (archives, spreadsheets, models), or JSON, HTML and PDF.
 CONTROL = rb"[\0-\x08\x0e-\x19\x1c-\x1f]"
 OTHER_KIND = re.compile(rb"(?s:.){0,500}?" + CONTROL + rb'|\s*(\{|<|%PDF|\[\s*[\[{"])')
+EXCEL_LINE = re.compile(rb'(\xef\xbb\xbf)?"?sep=."?(?=[\r\n])')  # tells Excel the separator
 MAX_CLASSES = 1_000
 MAX_COLUMNS, MAX_HEADER = 5_000, 1_000_000  # columns, and bytes of their names
 CHUNK = 1_000_000  # values of a wide file that are parsed at a time
@@ -53,6 +54,8 @@ class Table:
             raise CompareError(
                 f"{name} unpacks to more than {MAX_UNPACKED:,} bytes. Leave out some columns."
             )
+        if first := EXCEL_LINE.match(content):
+            content = content[first.end() :]  # what is left of the line is blank
         self.name, self.content = name, content
         self.encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         if self.encoding != "utf-16" and OTHER_KIND.match(content.removeprefix(b"\xef\xbb\xbf")):
@@ -122,7 +125,7 @@ class Table:
         for number, row in rows:
             if len(row) > width and "".join(row[width:]).strip():
                 found = f"{self.name}, line {number}: {len(row)} values for {width} columns"
-                raise CompareError(f"{found}. Put values with a separator into quotes.")
+                raise CompareError(f"{found}. Name each column, and quote values that hold a separator.")
 
     def refuse(self, row: int, place: int, reason: str = "") -> None:
         """Raise CompareError for a value."""
@@ -136,6 +139,7 @@ class Table:
         """Raise CompareError for columns that the file lacks."""
         names = [name[:30] or "one without a name" for name in self.header[:20]]
         found = ", ".join([*names, *(["..."] if len(self.header) > 20 else [])])
+        found += " alone. Separate columns by commas, semicolons or tabs" * (len(self.header) == 1)
         raise CompareError(f"{self.name} has no column {missing}. It has {found}. {NEEDED}")
 
     def numbers(self, place: int, dtype: type = float) -> np.ndarray:
