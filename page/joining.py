@@ -76,7 +76,7 @@ def share_test_set(runs: list[Run], names: list[str]) -> list[str]:
 
     If no run has the truth, the guesses of the first stand for it. If one has no scores, none has.
     """
-    named = any(run.classes or (run.config or {}).get("classes") for run in runs)
+    named = names != [str(k) for k in range(len(names))]
     numbered = [run for run in runs if named and not (run.classes or (run.config or {}).get("classes"))]
     remarks = [f"{run.label}: {order_remark(names)}" for run in numbered if not run.has_truth]
     labelled = [run for run in runs if run.has_truth]

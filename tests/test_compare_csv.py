@@ -13,6 +13,7 @@ import pytest
 from conftest import assert_one_line_error
 
 import compare
+from page.joining import share_classes, share_test_set
 from page.reading import CompareError, read_predictions
 
 GUESS, TRUTH = [0, 1, 2, 1], [0, 1, 2, 2]
@@ -385,6 +386,10 @@ def test_files_with_names_numbers_and_without_scores_are_joined(main, tmp_path):
     write(tmp_path, reversed=table("id,guess,truth", range(4), GUESS, [2 - k for k in TRUTH]))
     result = main("compare.py", "named.csv", "reversed.csv", "--no_images", cwd=tmp_path)
     assert_one_line_error(result, "the truth of id 0 is ant in named, cat in reversed. ", "or write names")
+    texts = PLAIN, table("id,score_0,score_1,score_2", range(4), SCORES)
+    runs = [compare.make_run(str(n), Path(), read_predictions("", t.encode())) for n, t in enumerate(texts)]
+    runs[0].config = {"classes": ["0", "1", "2"]}  # as MNIST's are: numbers need no order
+    assert share_test_set(runs, share_classes(runs)) == ["the truth of 1 is that of 0"]
     write(tmp_path, less=with_names("id,guess,truth").rpartition("3,")[0])
     result = main("compare.py", "named.csv", "less.csv", "--no_images", cwd=tmp_path)
     assert_one_line_error(result, "named has id 3, less does not. Compare predictions of the same images.")
