@@ -139,6 +139,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     """The uint8 values of an IDX file, the format of MNIST, packed if its name says so. Raises DataError.
 
     Format: big-endian int32 0x800 (uint8) + dimensions, then the size of each dimension, then the values.
+    (torchvision reads it too, but its import takes 1.7 s and 0.2 GB.)
     """
     try:
         if path.exists() and not path.is_file():  # reading a pipe would wait for ever
