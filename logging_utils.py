@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
-from program import atomic_write, describe_environment, read_file, read_json, sync, write_json, write_tensors
+from program import atomic_write, describe_environment, read_file, read_json, read_pictures, sync
+from program import write_json, write_tensors
 from wandb_run import RunError, WandbRun, pictured_ids
 
 LOCK = ".lock"  # in a run directory, held by the process that writes to it
@@ -206,13 +207,13 @@ class RunLogger:
         try:
             path = self.run_dir / "metrics.csv"
             reader = csv.DictReader(io.StringIO(read_file(path).decode(), newline=""))
-            rows = [row for row in reader if int(row["epoch"]) <= epochs]
+            rows = [row for row in reader if int(row["step"]) >= 0 and int(row["epoch"]) <= epochs]
             if not any(row["epoch"] == str(epochs) and not row["loss"] for row in rows):
                 raise ValueError(f"no epoch {epochs}")
             history = [",".join([row.get(column, "") for column in self.columns]) + "\n" for row in rows]
             path = self.run_dir / "pictures.pt"
             if self.images is not None and path.exists():
-                self.pictured = torch.load(path, weights_only=True)["ids"].tolist()
+                self.pictured = [*read_pictures(path)]
                 self.images[self.pictured]  # IndexError if they are of other images
             path = self.run_dir / "summary.json"
             saved = json.loads(read_file(path)).items()
@@ -243,7 +244,8 @@ class RunLogger:
         self.latest_loss = losses[-1]
         if self.rank == 0:
             empty = [""] * (len(self.columns) - 3)
-            self.append_metrics([[s, e, f"{loss:.9g}", *empty] for s, e, loss in zip(steps, epochs, losses)])
+            rows = zip(steps, epochs, losses)
+            self.append_metrics([[step, epoch, f"{loss:.9g}", *empty] for step, epoch, loss in rows])
             self.wandb.submit("log_losses", steps, losses)
         for epoch, step, loss in zip(epochs, steps, losses):
             if not math.isfinite(loss):

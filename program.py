@@ -16,6 +16,7 @@ import sys
 import threading
 import unicodedata
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import field, fields
@@ -388,6 +389,24 @@ def write_tensors(path: Path, record: dict) -> None:
     torch.save(record, content)
     with atomic_write(path) as scratch:
         scratch.write_bytes(content.getbuffer())
+
+
+def read_tensors(path: Path) -> dict:
+    """What `write_tensors` wrote. Raises errors of any type if a bit is flipped; torch would not notice."""
+    with zipfile.ZipFile(path) as file:
+        if damaged := file.testzip():
+            raise zipfile.BadZipFile(f"{damaged} has flipped bits")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_pictures(path: Path) -> dict[int, Tensor]:
+    """id -> uint8 (C, H, W) of each picture in a run's pictures.pt. Raises errors of any type."""
+    saved = read_tensors(path)
+    ids, images = saved["ids"], saved["images"]
+    kinds = ids.dtype, ids.dim(), images.dtype, images.dim(), images.shape[1] in (1, 3)
+    if kinds != (torch.int64, 1, torch.uint8, 4, True):
+        raise ValueError("it holds no pictures")
+    return dict(zip(ids.tolist(), images, strict=True))
 
 
 def read_file(path: str | Path, limit: int = MAX_FILE) -> bytes:

@@ -8,6 +8,7 @@ becomes one run on W&B, always the same one: doing it again adds only what is no
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import os
@@ -17,12 +18,9 @@ import zipfile
 from pathlib import Path
 
 try:
-    import torch
-    from torch import Tensor
-
     from logging_utils import RunError, holds_run, lock_run
-    from program import exit_status, read_file, stop_signals, write_json
-    from wandb_run import WandbRun, read_table
+    from program import exit_status, read_file, read_pictures, stop_signals, write_json
+    from wandb_run import WandbRun, pictured_ids, read_table, reason
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -49,21 +47,29 @@ def publish(run_dir: Path) -> None:
 
 def send(run_dir: Path) -> None:
     """Send a run to W&B. Raises RunError if it is damaged, or if W&B does not get all of it."""
+    path = run_dir / "config.json"
     try:
-        config, summary = (json.loads(read_file(run_dir / name)) for name in ("config.json", "summary.json"))
+        config = json.loads(read_file(path))
         classes = [str(name) for name in config["classes"]]
-        rows = read_metrics(run_dir / "metrics.csv")
+        path = run_dir / "summary.json"
+        summary = json.loads(read_file(path))
+        models = dict(summary["sha256"]) if "finished" in summary else {}
+        path = run_dir / "metrics.csv"
+        rows = read_metrics(path)
         files = {epoch: f"predictions/epoch-{epoch:03d}.csv" for _, epoch, loss, _ in rows if loss is None}
-        for name in files.values():  # W&B's process would notice damage only after the uploads before it
-            try:
-                read_table(run_dir / name)[1][0]  # IndexError if it has no rows
-            except Exception as error:
-                raise ValueError(f"{name}: {error}") from error
-        models = [str(name) for name in summary["sha256"]] if "finished" in summary else []
-        metadata = read_metadata(run_dir / models[0]) if models else {}
-        pictures = read_pictures(run_dir / "pictures.pt")
+        path = run_dir / "pictures.pt"
+        pictures = read_pictures(path) if path.exists() else None
+        # W&B's process would notice damage only after the uploads before it, and torch none at all.
+        counts = set()
+        for path in [run_dir / name for name in files.values()]:
+            counts.add(check_table(path, config, len(classes), pictures))
+            if len(counts) > 1:
+                raise ValueError("another epoch has more or fewer rows")
+        metadata = {}
+        for path in [run_dir / name for name in models]:
+            metadata = read_metadata(path, models[path.name]) | metadata
     except Exception as error:  # damage of any kind
-        raise RunError(f"{run_dir} is damaged ({error!r:.200}). Copy it again.") from error
+        raise RunError(f"{path} is missing or damaged ({reason(error)}). Copy it again.") from error
     run_id, replace = config.pop("wandb_id", None), config.pop("wandb_lacks_part", False)
     run = WandbRun(run_dir, config, classes, pictures, run_id, replace, WAITS)
     try:
@@ -83,7 +89,7 @@ def send(run_dir: Path) -> None:
                 record = {"epoch": epoch, "dataset": config.get("dataset", "unknown"), **metrics}
                 run.submit("log_epoch", step, record, files[epoch])
         if models:
-            run.submit("log_model", models, metadata)
+            run.submit("log_model", [*models], metadata)
         print("waiting for the uploads", flush=True)
         run.finish(0)
     finally:  # of an error or a signal, too
@@ -105,19 +111,27 @@ def read_metrics(path: Path) -> list[tuple]:
     return rows
 
 
-def read_metadata(path: Path) -> dict:
-    """What an exported model says about itself."""
-    with zipfile.ZipFile(io.BytesIO(read_file(path))) as file:
+def check_table(path: Path, config: dict, num_classes: int, pictures: dict | None) -> int:
+    """The rows of a predictions file. Raises an error if it is damaged, or pictures of it are missing."""
+    columns, rows = read_table(path)
+    if [(row[0], len(row)) for row in rows] != [(i, len(columns)) for i in range(len(rows))]:
+        raise ValueError("it lacks values")
+    if not all(0 <= label < num_classes for row in rows for label in row[1:3]):
+        raise ValueError("it has other classes than config.json")
+    needed = pictured_ids(config, rows)
+    if pictures is not None and (lacking := {*needed} - pictures.keys()):
+        raise ValueError(f"pictures.pt lacks the picture of id {min(lacking)}")
+    return len(rows)
+
+
+def read_metadata(path: Path, sha256: str) -> dict:
+    """What an exported model says about itself. Raises an error if its SHA-256 is another one."""
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError("its SHA-256 is not the one in summary.json")
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
         name = next(name for name in file.namelist() if name.endswith("extra/metadata.json"))
         return json.loads(file.read(name))
-
-
-def read_pictures(path: Path) -> dict[int, Tensor] | None:
-    """id -> uint8 (C, H, W) of each picture in the tables; None if the run has no pictures."""
-    if not path.exists():
-        return None
-    saved = torch.load(io.BytesIO(read_file(path)), weights_only=True)
-    return dict(zip(saved["ids"].tolist(), saved["images"]))
 
 
 def main() -> int:

@@ -188,7 +188,8 @@ def test_what_cannot_be_published_ends_in_a_line(main, moved, tmp_path):
     }.items():
         content = (moved / name).read_bytes()
         (moved / name).write_text(damage)
-        assert_one_line_error(main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline"), "damaged")
+        result = main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline")
+        assert_one_line_error(result, f"{name} is missing or damaged", "Copy it again")
         (moved / name).write_bytes(content)
     table = (moved / "predictions/epoch-002.csv").rename(tmp_path / "table.csv")
     result = main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline")
@@ -196,3 +197,32 @@ def test_what_cannot_be_published_ends_in_a_line(main, moved, tmp_path):
     table.rename(moved / "predictions/epoch-002.csv")
     (moved / "notes.txt").symlink_to("/etc/hostname")
     assert_one_line_error(main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline"), "leads out")
+
+
+def test_damage_that_w_and_b_would_get_is_found_before(main, moved, tmp_path):
+    """It would go to W&B without a word, or stop the upload in the middle, each time again."""
+    table, config = (
+        (moved / "predictions/epoch-001.csv").read_text(),
+        json.loads((moved / "config.json").read_text()),
+    )
+    flipped = {name: bytearray((moved / name).read_bytes()) for name in ("pictures.pt", "model.pt")}
+    for content in flipped.values():
+        content[len(content) // 2] ^= 1
+    summary = json.loads((moved / "summary.json").read_text())
+    (tmp_path / "private").write_text("mine")
+    for name, damage in [
+        *flipped.items(),
+        ("summary.json", {**summary, "sha256": {**summary["sha256"], str(tmp_path / "private"): ""}}),
+        ("predictions/epoch-001.csv", table[: table.index("\n", 2000) + 1]),
+        ("predictions/epoch-001.csv", table.replace("\n7,", "\n7\n7,")),
+        ("predictions/epoch-001.csv", table.replace("\n7,", "\n7,1")),
+        ("config.json", {**config, "log_images": "x"}),
+        ("config.json", {**config, "log_images": 50}),
+    ]:
+        content = (moved / name).read_bytes()
+        damage = json.dumps(damage) if isinstance(damage, dict) else damage
+        (moved / name).write_bytes(damage.encode() if isinstance(damage, str) else damage)
+        result = main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline")
+        assert_one_line_error(result, "is missing or damaged", "Copy it again")
+        (moved / name).write_bytes(content)
+    assert not list(moved.glob("wandb/*run-*"))

@@ -244,7 +244,8 @@ def test_resumed_run_takes_its_data_by_either_name_and_no_damaged_record(main, f
     values = ("[" * 5000, "1e999", '{"epochs": 1e999}', "null")
     header = "step,epoch,loss,acc,test_loss,wrong,ece\n"
     others = [("summary.json", "[" * 5000), ("metrics.csv", header), ("metrics.csv", f"{header}1,1\n")]
-    others.append(("pictures.pt", "no"))
+    metrics = (run_dir / "metrics.csv").read_text()
+    others += [("pictures.pt", "no"), ("metrics.csv", metrics[:-20].rpartition("\n")[0] + "\n,2,,1,1,1,1\n")]
     for name, value in [("config.json", value) for value in values] + others:
         content = (run_dir / name).read_bytes()
         (run_dir / name).write_text(value)
@@ -556,6 +557,28 @@ def test_damaged_record_of_a_run_is_one_line(damage, main, finished, tmp_path):
     result = main("train.py", "--run_dir", "run", "--resume", cwd=tmp_path, WANDB_MODE="disabled")
     assert_one_line_error(result, *BAD_RECORDS[damage])
     assert result.stderr[:-1].isprintable()
+
+
+def test_tensors_that_do_not_fit_or_have_a_flipped_bit_are_one_line(main, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("wandb"))
+    (tmp_path / "run/model.pt").unlink()
+
+    def refused(name):
+        result = main("train.py", "--run_dir", "run", "--resume", cwd=tmp_path, WANDB_MODE="disabled")
+        assert_one_line_error(result, f"{name} is ", "damaged")
+
+    path, checkpoint = tmp_path / "run/checkpoint.pt", torch.load(finished / "checkpoint.pt")
+    torch.save({**checkpoint, "epoch": torch.ones(2)}, path)
+    refused("checkpoint.pt")
+    for name in ("lr", "betas", "eps"):  # as if the optimizer of train.py had been SGD
+        checkpoint["optimizer"]["param_groups"][0].pop(name)
+    torch.save(checkpoint, path)
+    refused("checkpoint.pt")
+    shutil.copy(finished / "checkpoint.pt", path)
+    content = bytearray((finished / "pictures.pt").read_bytes())
+    content[len(content) // 2] ^= 1  # torch.load does not notice it
+    (tmp_path / "run/pictures.pt").write_bytes(content)
+    refused("pictures.pt")
 
 
 def test_run_that_ended_early_and_says_so_is_finished(main, finished, tmp_path):
