@@ -92,13 +92,17 @@ def load_run(argument: str) -> Run:
             ", ".join(map(str, known)) if len(known) < 20 else f"{len(known)} from {known[0]} to {known[-1]}"
         )
         raise CompareError(f"{path} has no epoch {epoch}, only {some}.")
+    record = path / "config.json"
     try:
-        config = read_config(path / "config.json")
-        seconds = read_train_seconds(path / "summary.json", files)
-        losses = read_losses(path / "metrics.csv") if (path / "metrics.csv").exists() else None
+        config = read_config(record)
+        record = path / "summary.json"
+        seconds = read_train_seconds(record, files)
+        record = path / "metrics.csv"
+        losses = read_losses(record) if record.exists() else None
     except Exception as error:  # a damaged file can raise anything
-        cure = f"Name its CSV file instead: {files[epoch]}"
-        raise CompareError(f"{path} is damaged ({error!s:.200}). {cure}") from error
+        reason = getattr(error, "strerror", None) or error
+        cure = f"Name the run's CSV file instead: {files[epoch]}"
+        raise CompareError(f"{record} is missing or damaged ({reason!s:.200}). {cure}") from error
     run = make_run(path.resolve().name, path, read_csv(files[epoch], say))
     run = replace(run, epoch=epoch, config=config, losses=losses, seconds=seconds[epoch], pinned=pinned)
     for e in choose_epochs(sorted(files), epoch):

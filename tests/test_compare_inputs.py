@@ -113,7 +113,7 @@ def test_damaged_run_is_refused_with_its_csv_file_named(labels, tmp_path):
     ):
         run = make_run(tmp_path / file, labels, [33], METRICS)
         (run / file).write_text(text)
-        with pytest.raises(compare.CompareError, match="is damaged .*epoch-001.csv"):
+        with pytest.raises(compare.CompareError, match=f"{file} is missing or damaged .*epoch-001.csv"):
             compare.load_run(str(run))
 
 
