@@ -27,6 +27,7 @@ from wandb_run import RunError, WandbRun, pictured_ids
 LOCK = ".lock"  # in a run directory, held by the process that writes to it
 LEFTOVERS = {LOCK, ".config.json.partial", "wandb"}  # left by a run killed in its first seconds
 FETCH_EVERY = 50  # steps between two fetches of the losses; each fetch waits for the device
+DIVERGED = "Lower the learning rate or train in fp32. The last finished epoch is kept."
 MAX_SCORES = 100  # classes: with more, a predictions file holds only the ten best scores
 
 
@@ -154,9 +155,8 @@ class RunLogger:
     def __init__(self, run_dir, config, classes, images=None, resumed_epoch=None, rank=0, world_size=1):
         self.run_dir, self.rank, self.world_size = run_dir, rank, world_size
         self.pending = []  # (epoch, step, loss) since the last fetch; the losses are on the device
-        self.latest_loss = math.nan
         self.pictured = []  # ids in pictures.pt
-        self.summary = {"train_seconds": []}
+        self.latest_loss, self.summary = math.nan, {"train_seconds": []}
         if rank > 0:
             return
         if images is not None:
@@ -249,16 +249,17 @@ class RunLogger:
             self.wandb.submit("log_losses", steps, losses)
         for epoch, step, loss in zip(epochs, steps, losses):
             if not math.isfinite(loss):
-                cure = "Lower the learning rate or train in fp32. The last finished epoch is kept."
-                raise RunError(f"The loss is {loss} in epoch {epoch}, step {step}. {cure}")
+                raise RunError(f"The loss is {loss} in epoch {epoch}, step {step}. {DIVERGED}")
 
     def log_epoch(self, epoch: int, step: int, logits: Tensor, labels: Tensor, seconds=0.0) -> None:
-        """Record an epoch: its last step, logits (N, K), labels (N,). Raises ValueError for other sizes."""
+        """Record an epoch: its last step, logits (N, K), labels (N,). Raises RunError or ValueError."""
         self.flush()
         logits, labels = torch.as_tensor(logits).float().cpu(), torch.as_tensor(labels).long().cpu()
         expected = [len(labels if self.images is None else self.images), self.num_classes]
         if list(logits.shape) != expected or len(labels) != len(logits):
             raise ValueError(f"logits {list(logits.shape)}, {len(labels)} labels do not match {expected}")
+        if not logits.isfinite().all():
+            raise RunError(f"The net gives NaN or infinity after step {step}, in epoch {epoch}. {DIVERGED}")
         rows, metrics = prediction_rows(logits, labels), compute_metrics(logits, labels)
         metrics = {key: value.item() if torch.is_tensor(value) else value for key, value in metrics.items()}
         predictions = f"predictions/epoch-{epoch:03d}.csv"

@@ -505,24 +505,29 @@ def test_nothing_grows(count, tmp_path, faults):
     faults("epochs of 10,000 rows leave no more than promised", count)
 
 
-def sick_in_step_15(value: float) -> int:
+def sick_in_call(number: int, value: str, gradient: bool) -> int:
+    """A loss, or only its gradient, is not finite. Metrics call it, too: at the start, and each epoch."""
     real, calls = train.F.cross_entropy, 0
 
     def sick(*arguments, **options):
         nonlocal calls
         calls += 1
-        return real(*arguments, **options) * (value if calls == 15 else 1)
+        loss = real(*arguments, **options)
+        if calls == number and gradient:
+            loss.register_hook(lambda one: one * float(value))
+        return loss * float(value) if calls == number and not gradient else loss
 
     train.F.cross_entropy = sick
     return train.main()
 
 
-@pytest.mark.parametrize("value", ["inf", on_demand("nan")])
+@pytest.mark.parametrize("value", ["inf", "gradient", on_demand("nan")])
 def test_loss_that_is_not_finite(value, settings, whole, tmp_path, faults):
-    result = run(partial(sick_in_step_15, float(value)), *settings, cwd=tmp_path, WANDB_MODE="offline")
-    error = result.stderr
-    assert result.returncode == 2, error
-    assert error.startswith(f"error: The loss is {value} in epoch 2, step 13. ") and error.count("\n") == 1
+    sick, problem = partial(sick_in_call, 15, value, False), f"The loss is {value} in epoch 2, step 13."
+    if value == "gradient":  # of the last step of an epoch: no loss shows it
+        sick, problem = partial(sick_in_call, 22, "inf", True), "after step 20, in epoch 2."
+    result = run(sick, *settings, cwd=tmp_path, WANDB_MODE="offline")
+    assert_one_line_error(result, problem, "The last finished epoch is kept")
     assert records(tmp_path / "run")["exit"][0]["exit_code"] == 1  # failed, says W&B
     assert_every_file_is_whole(tmp_path)
     assert_resume_completes(settings, tmp_path, whole)
