@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -29,6 +30,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 MAX_FILE = 2**30  # bytes; a larger file is not read
+# Also what ends a line or turns the direction of writing, and what Python makes of bytes that are not UTF-8.
+CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 MAX_NAME = 40  # columns of a class name on the terminal
 TORCH_STATE = threading.RLock()  # torch has one random generator and one default dtype for all threads
 
@@ -64,7 +67,7 @@ def check_settings(config) -> None:
         if value == "":
             raise ConfigError(f"--{f.name} is empty. Give it a value, or leave it out.")
         if isinstance(value, str) and printable(value) != value:
-            raise ConfigError(f"--{f.name} must not hold control characters.")
+            raise ConfigError(f"--{f.name} must not hold control characters, or bytes that are not UTF-8.")
         if choices and value not in choices:
             raise ConfigError(f"--{f.name} must be one of {', '.join(choices)}, not {value}.")
         if low is not None and not low <= value <= high:
@@ -556,13 +559,13 @@ def is_first_to_fail() -> bool:
 
 def printable(text: str) -> str:
     """Text with its control characters escaped, which else could rewrite what the terminal shows."""
-    return "".join([c if c.isprintable() else ascii(c)[1:-1] for c in text])
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def display_width(text: str) -> int:
-    """Columns of a text on a terminal: two for a wide character, none for a combining one."""
-    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    return len(text) + wide - sum(unicodedata.category(character) in ("Mn", "Me") for character in text)
+    """Columns of a text on a terminal: two for a wide character, none for one that joins others."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.category(c) in ("Mn", "Me", "Cf") for c in text)
 
 
 def shorten(name: str) -> str:
