@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import zipfile
@@ -19,7 +20,7 @@ from pathlib import Path
 
 try:
     from logging_utils import RunError, holds_run, lock_run
-    from program import exit_status, read_file, read_pictures, stop_signals, write_json
+    from program import MAX_FILE, exit_status, read_file, read_pictures, stop_signals, write_json
     from wandb_run import WandbRun, pictured_ids, read_table, reason
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
@@ -28,6 +29,7 @@ except ModuleNotFoundError as error:
     print(f"error: {error.name} is missing. publish.py needs {needed}.", file=sys.stderr)
     sys.exit(2)
 
+RUN_ID = r"[^:;,#?/'\0-\x1f\x7f-\x9f]{1,128}"  # W&B refuses others, but for control characters
 WAITS = 3600, 3600  # seconds to wait for W&B at most, in an epoch and at the end
 
 
@@ -51,6 +53,9 @@ def send(run_dir: Path) -> None:
     try:
         config = json.loads(read_file(path))
         classes = [str(name) for name in config["classes"]]
+        run_id, replace = config.pop("wandb_id", None), config.pop("wandb_lacks_part", False)
+        if run_id is not None and not re.fullmatch(RUN_ID, run_id):
+            raise ValueError(f"wandb_id is {run_id!r:.100}")
         path = run_dir / "summary.json"
         summary = json.loads(read_file(path))
         models = dict(summary["sha256"]) if "finished" in summary else {}
@@ -70,7 +75,6 @@ def send(run_dir: Path) -> None:
             metadata = read_metadata(path, models[path.name]) | metadata
     except Exception as error:  # damage of any kind
         raise RunError(f"{path} is missing or damaged ({reason(error)}). Copy it again.") from error
-    run_id, replace = config.pop("wandb_id", None), config.pop("wandb_lacks_part", False)
     run = WandbRun(run_dir, config, classes, pictures, run_id, replace, WAITS)
     try:
         if run.mode == "disabled" or (run.mode == "offline" and os.environ.get("WANDB_MODE") != "offline"):
@@ -113,6 +117,8 @@ def read_metrics(path: Path) -> list[tuple]:
 
 def check_table(path: Path, config: dict, num_classes: int, pictures: dict | None) -> int:
     """The rows of a predictions file. Raises an error if it is damaged, or pictures of it are missing."""
+    if path.stat().st_size > MAX_FILE:
+        raise ValueError(f"it has more than {MAX_FILE:,} bytes")
     columns, rows = read_table(path)
     if [(row[0], len(row)) for row in rows] != [(i, len(columns)) for i in range(len(rows))]:
         raise ValueError("it lacks values")
@@ -126,7 +132,7 @@ def check_table(path: Path, config: dict, num_classes: int, pictures: dict | Non
 
 def read_metadata(path: Path, sha256: str) -> dict:
     """What an exported model says about itself. Raises an error if its SHA-256 is another one."""
-    content = path.read_bytes()
+    content = read_file(path)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError("its SHA-256 is not the one in summary.json")
     with zipfile.ZipFile(io.BytesIO(content)) as file:

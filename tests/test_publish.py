@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,8 @@ def test_damage_that_w_and_b_would_get_is_found_before(main, moved, tmp_path):
         ("predictions/epoch-001.csv", table.replace("\n7,", "\n7\n7,")),
         ("predictions/epoch-001.csv", table.replace("\n7,", "\n7,1")),
         ("config.json", {**config, "log_images": "x"}),
+        ("config.json", {**config, "wandb_id": "a\x1b[2J"}),
+        ("config.json", {**config, "wandb_id": "a/b"}),
         ("config.json", {**config, "log_images": 50}),
     ]:
         content = (moved / name).read_bytes()
@@ -225,4 +228,14 @@ def test_damage_that_w_and_b_would_get_is_found_before(main, moved, tmp_path):
         result = main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline")
         assert_one_line_error(result, "is missing or damaged", "Copy it again")
         (moved / name).write_bytes(content)
+    for name in ("predictions/epoch-001.csv", "pictures.pt", "model.pt"):
+        content = (moved / name).read_bytes()
+        os.truncate(moved / name, 2**40)  # sparse: as large as a device that never ends
+        result = main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline")
+        assert_one_line_error(result, f"{name} is missing or damaged")
+        (moved / name).write_bytes(content)
+    with zipfile.ZipFile(moved / "pictures.pt", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", bytes(2**20))  # a larger one would fill the memory
+    result = main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline")
+    assert_one_line_error(result, "pictures.pt is missing or damaged", "compressed")
     assert not list(moved.glob("wandb/*run-*"))
