@@ -174,7 +174,8 @@ class Pictures(Dataset):
         try:
             return decode_picture(self.paths[index], self.size, self.value_range)
         except SourceError as error:
-            return str(error.__cause__ or error).rstrip(".")
+            cause = error.__cause__ or error
+            return str(getattr(cause, "strerror", None) or cause).rstrip(".")
 
 
 def decode_files(

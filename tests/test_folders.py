@@ -708,6 +708,7 @@ def test_model_is_evaluated_on_what_there_is(main, tmp_path):
 
 def test_unreadable_folder_is_named(tmp_path, monkeypatch):
     make_set(tmp_path)
+    picture = str(next(path for path in tmp_path.rglob("*.*") if path.is_file()))
 
     def scandir(path):
         raise PermissionError(13, "Permission denied", str(path))
@@ -715,6 +716,8 @@ def test_unreadable_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(folders.os, "scandir", scandir)
     with pytest.raises(SourceError, match="cannot be read: Permission denied. Check its permissions."):
         folders.read_folder(tmp_path, True, 12)
+    monkeypatch.setattr(Image, "open", lambda path, **_: scandir(path))
+    assert cache.Pictures([picture], 12, None)[0] == "Permission denied"
 
 
 # ---- Sets that are too large for the GPU ----
