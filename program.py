@@ -506,6 +506,8 @@ def exit_status(program: Callable[[], object], *errors: type[Exception]) -> int:
         raise CellError("stopped: see --help") from None
     except errors as error:
         message = " ".join(f"error: {error}".split())
+        if isinstance(denied := error.__cause__, PermissionError) and denied.filename:  # nothing is damaged
+            message = f"error: {denied.filename}: {denied.strerror}. Check the permissions."
     except BrokenPipeError:  # `| head` closed it
         message, status = "stopped: nothing reads the output any more", 128 + signal.SIGPIPE
     except OSError as error:

@@ -581,6 +581,22 @@ def test_tensors_that_do_not_fit_or_have_a_flipped_bit_are_one_line(main, finish
     refused("pictures.pt")
 
 
+@pytest.mark.parametrize("name", ["checkpoint.pt", "config.json", "pictures.pt", "metrics.csv"])
+def test_file_without_permission_is_not_called_damaged(name, main, finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("wandb"))
+    (tmp_path / "run/model.pt").unlink()
+    real = open
+
+    def refuse(path, *rest, **options):
+        if str(path).endswith(name):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr("io.open", refuse)
+    result = main("train.py", "--run_dir", "run", "--resume", cwd=tmp_path, WANDB_MODE="disabled")
+    assert_one_line_error(result, f"run/{name}: Permission denied. Check the permissions.")
+
+
 def test_run_that_ended_early_and_says_so_is_finished(main, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("wandb"))
     for name, change in {"config.json": {"epochs": 9}, "summary.json": {"finished": 2}}.items():
