@@ -155,8 +155,9 @@ class RunLogger:
     def __init__(self, run_dir, config, classes, images=None, resumed_epoch=None, rank=0, world_size=1):
         self.run_dir, self.rank, self.world_size = run_dir, rank, world_size
         self.pending = []  # (epoch, step, loss) since the last fetch; the losses are on the device
+        self.latest_loss = math.nan
         self.pictured = []  # ids in pictures.pt
-        self.latest_loss, self.summary = math.nan, {"train_seconds": []}
+        self.summary = {"train_seconds": []}
         if rank > 0:
             return
         if images is not None:

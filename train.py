@@ -248,12 +248,13 @@ def load_checkpoint(run_dir: str, generator: torch.Generator, state: dict) -> in
         checkpoint.setdefault("sampler", state["sampler"].state_dict())  # older runs have none
         for name, value in state.items():
             value.load_state_dict(checkpoint[name])
-        [group[name] for group in state["optimizer"].param_groups for name in state["optimizer"].defaults]
+        if state["optimizer"].defaults.keys() - state["optimizer"].param_groups[0].keys():
+            raise KeyError("a checkpoint of another optimizer")
         generator.set_state(checkpoint["generator"])
         torch.set_rng_state(checkpoint["cpu"])
         torch.cuda.set_rng_state_all(checkpoint["cuda"][: torch.cuda.device_count()])
         return int(checkpoint["epoch"])
-    except Exception as error:  # of any type; KeyError if it is of another optimizer
+    except Exception as error:  # torch raises errors of any type for damaged files
         raise ModelError(f"{path} is damaged or does not fit train.py. Choose another --run_dir.") from error
 
 
@@ -262,7 +263,8 @@ def print_results(config: Config, num_images: int, log: RunLogger) -> None:
     run_dir = shlex.quote(str(log.run_dir))
     flags = f" --data_dir {shlex.quote(config.data_dir)}" if config.data_dir != Config.data_dir else ""
     folder = f" --dataset {shlex.quote(config.dataset)}" if os.path.isabs(config.dataset) else ""
-    runs = f"{run_dir}@1 {run_dir}@{log.summary['epoch']}" if log.summary["epoch"] > 1 else run_dir
+    last = log.summary["epoch"]
+    runs = f"{run_dir}@1 {run_dir}@{last}" if last > 1 else run_dir
     model = "model.pt" if (log.run_dir / "model.pt").exists() else "model.pt2"
     print(f"W&B   {log.wandb.address(start_command('publish'))}")
     print(f"next  {start_command('evaluate')} {run_dir}/{model}{flags}{folder}")
