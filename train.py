@@ -149,7 +149,7 @@ def train(config: Config) -> Path:
     if world_size > 1:  # rank 0 has chosen the directory of a new run
         shared = [log.run_dir]
         dist.broadcast_object_list(shared)
-        (log.run_dir,) = shared
+        log.run_dir = shared[0]
     if rank == 0:
         if os.path.isabs(data.name):  # a folder: show which of its folders are the classes
             names = textwrap.shorten(printable(", ".join(data.classes)), 90, placeholder=" ...")
