@@ -312,7 +312,12 @@ def race() -> None:
     with tempfile.TemporaryDirectory() as scratch, one_process() as pool:
         pool.submit(begin, opponents.tutorial, data_dir, device, 0, 5, Path(scratch)).result()
         for seed in range(5):  # in turn, because the machine's speed changes
-            tutorial.append(pool.submit(go_on).result())
+            training, logging, wrong = pool.submit(go_on).result()
+            print(
+                f"tutorial, epoch {seed + 1}: {training:.1f} s, its table {logging:.1f} s, wrong {wrong}",
+                flush=True,
+            )
+            tutorial.append((training, logging, wrong))
             for name, settings in programs.items():
                 results[name].append(alone(ours, {**settings, "seed": seed}, data_dir))
         pool.submit(go_on).result()  # ends the tutorial's W&B run
@@ -547,14 +552,13 @@ def gpu(seeds: int = 3) -> None:
     )
     print("\nIn epochs 2 and 3 only the rounds waited for the GPU (torch.cuda.set_sync_debug_mode).")
 
-    seconds, _, wrong = zip(*alone(theirs, "tutorial", data_dir, device, 0, 5, None))
-    runs = {"tutorial, 5 epochs": [{"train": seconds, "wrong": wrong, "losses": 0, "epochs": 0}]}
-    programs = {f"train.py {to_flags(QUICK)}": (ours_without_wandb, QUICK)}
-    programs |= {"train.py": (ours_without_wandb, {}), "train.py, W&B offline": (ours, {})}
+    programs, rows = {}, []
+    for name, settings in ((f"train.py {to_flags(QUICK)}", QUICK), ("train.py", {})):
+        programs |= {name: (ours_without_wandb, settings), f"{name}, W&B offline": (ours, settings)}
+    runs = {name: [] for name in programs}
     for seed in range(seeds):  # in turn
         for name, (function, settings) in programs.items():
-            runs.setdefault(name, []).append(alone(function, {**settings, "seed": seed}, data_dir))
-    rows = []
+            runs[name].append(alone(function, {**settings, "seed": seed}, data_dir))
     for name, measured in runs.items():
         training = [sum(run["train"]) for run in measured]
         to_98 = [seconds for run in measured if (seconds := seconds_to(98, run)) is not None]
