@@ -190,7 +190,7 @@ class RunLogger:
             # Of a resumed run, W&B may lack steps, for example those that were recorded offline.
             last_step = int(history[-1].split(",")[0]) if history else -1
             gap = self.wandb.mode != "offline" and self.wandb.first_step <= last_step
-            self.wandb.lacks_part = gap or bool(saved.get("wandb_lacks_part"))
+            self.wandb.lacked_part = gap or bool(history and saved.get("wandb_lacks_part"))
             if history:  # a resumed run is not finished any more
                 write_json(self.run_dir / "summary.json", self.summary)
             self.write_config()
@@ -309,9 +309,8 @@ class RunLogger:
         if self.rank == 0:
             try:
                 self.wandb.finish(exit_code=0 if error_type is None else 1)
-                if self.wandb.gave_up:
-                    self.wandb.lacks_part = True
-                    with suppress(OSError):
+                if self.wandb.mode != "disabled":
+                    with suppress(OSError):  # then it still says that W&B may lack part of the run
                         self.write_config()
             finally:  # also after a second Ctrl-C, in a notebook
                 self.lock.release()

@@ -123,10 +123,6 @@ def resumed_settings(config_class: type, run_dir: str, overrides: dict):
         config_class(**saved)
     except Exception as error:  # damage of any kind
         raise ConfigError(f"{path} is damaged ({error!r:.100}). Choose another --run_dir.") from error
-    before, (_, now) = record.get("processes", 1), process_group()
-    if before != now:
-        cure = f"Resume it with torchrun --nproc_per_node={before}, or choose another --run_dir."
-        raise ConfigError(f"{run_dir} was trained in {before} processes, not in {now}. {cure}")
     overrides = {name: value for name, value in overrides.items() if value != "auto"}  # decided by the run
     if saved["device"].startswith("cuda") and overrides.get("device", "").startswith("cuda"):
         saved["device"] = overrides["device"]  # any GPU will do
@@ -141,7 +137,20 @@ def resumed_settings(config_class: type, run_dir: str, overrides: dict):
         changes = "; ".join(f"--{name} was {saved[name]}, now {overrides[name]}" for name in changed)
         rule = "Start a new run. (More --epochs are possible with --schedule constant.)"
         raise ConfigError(f"A resumed run keeps its settings, but {changes}. {rule}")
+    finished = "finished" in read_json(Path(run_dir, "summary.json")) and config.epochs == saved["epochs"]
+    before, (_, now) = record.get("processes", 1), process_group()
+    if before != now and not finished:
+        cure = f"Resume it with torchrun --nproc_per_node={before}, or choose another --run_dir."
+        raise ConfigError(f"{run_dir} was trained in {before} processes, not in {now}. {cure}")
     return config
+
+
+def finished_hint(run_dir: str) -> str:
+    """What there is to do with a finished run that is to be resumed."""
+    hint = f"{run_dir} is finished: there is nothing to resume"
+    if read_json(Path(run_dir, "config.json")).get("wandb_lacks_part"):
+        hint += f"\nW&B lacks part of it: {start_command('publish')} {shlex.quote(run_dir)}"
+    return hint
 
 
 def resume_hint(run_dir: Path) -> str:

@@ -27,7 +27,7 @@ from data import DataError, ImageData, MarginSampler, batches, digest, load_data
 from logging_utils import RunError, RunLogger, holds_run, is_finished
 from model import Classifier, ConvNet, MeanOfShifts, ModelError, export_model, fit_temperature
 from model import full_precision, predict_logits
-from program import ConfigError, CudaGraphs, check_settings, exit_status, keep_freed_memory
+from program import ConfigError, CudaGraphs, check_settings, exit_status, finished_hint, keep_freed_memory
 from program import own_torch_state, parse_settings, pick_device, pick_precision, printable, process_group
 from program import progress, read_json, read_tensors, resume_hint, resumed_settings, setting
 from program import start_command, stop_signals, write_tensors
@@ -81,7 +81,7 @@ def train(config: Config) -> Path:
     resuming = config.resume and holds_run(config.run_dir)
     if resuming and is_finished(Path(config.run_dir), config.epochs):
         if rank == 0:
-            print(f"{config.run_dir} is finished: there is nothing to resume")
+            print(finished_hint(config.run_dir))
         return Path(config.run_dir)
     if world_size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")

@@ -92,7 +92,7 @@ class WandbRun:
         waits: seconds to wait for W&B at most, in an epoch and at the end, if not the defaults.
 
     Attributes: `mode` is online, offline or disabled; it `gave_up` if W&B gets nothing more. W&B has the
-    steps before `first_step`. If it `lacks_part` of the run, publish.py replaces the W&B run.
+    steps before `first_step`. If it `lacked_part` of the run before, it lacks that still.
     """
 
     def __init__(self, run_dir, config, classes, images, run_id, replace=False, waits=None):
@@ -100,7 +100,7 @@ class WandbRun:
         self.folder = run_dir.resolve()
         self.epoch_wait, self.end_wait = waits or (EPOCH_WAIT, END_WAIT)
         self.patience = self.epoch_wait  # seconds left to wait in this epoch
-        self.gave_up = self.ended = self.lacks_part = False
+        self.gave_up = self.ended = self.lacked_part = False
         self.stderr = sys.stderr  # kept, because an export redirects sys.stderr
         self.process = self.socket = self.temporary = None
         self.mode, self.first_step, self.url, self.dir = "disabled", 0, "", ""
@@ -205,6 +205,14 @@ class WandbRun:
             self.call("add_picture", index, pixels.numpy())
         self.call("log_epoch", step, record)
 
+    @property
+    def lacks_part(self) -> bool:
+        """Whether W&B may lack part of the run, so that publish.py has to replace the W&B run.
+
+        An online run lacks part until it has ended: if it is killed, nobody knows which uploads W&B has.
+        """
+        return self.lacked_part or self.gave_up or (self.mode == "online" and not self.ended)
+
     def give_up(self, problem: str) -> None:
         if not self.gave_up:
             self.gave_up = True
@@ -303,6 +311,8 @@ class Recorder:
         self.wandb, self.folder, self.config, self.classes = wandb, folder, config, classes
         self.pictures, self.staged_pictures = {}, {}  # id -> wandb.Image; content -> path
         self.held = None  # the last (record, step) of losses
+        if replace:  # not resume, whatever the user's variable says
+            os.environ.pop("WANDB_RESUME", None)
         self.scratch, self.staging = folder / "wandb/tmp", folder / "wandb/artifacts/staging"
         if mode in (None, "online") and not wandb.login(prompt=False, verify=False):
             mode = "offline"

@@ -147,7 +147,7 @@ def test_what_fails_everywhere_is_said_once(tiny_dir, tmp_path):
 
 
 def test_number_of_processes_is_compared_and_torchrun_is_named(finished, tmp_path, main):
-    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("wandb"))
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("wandb", "summary.json"))
     config = json.loads((tmp_path / "run/config.json").read_text())
     (tmp_path / "run/config.json").write_text(json.dumps(config | {"processes": 2}))
     result = main("train.py", "--run_dir", "run", "--resume", cwd=tmp_path)

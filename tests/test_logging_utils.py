@@ -253,6 +253,16 @@ def test_online_run_ends_well(tiny_dir, tmp_path):
     assert [each["alias"] for each in model["aliases"]] == ["latest"]
 
 
+def test_wandb_may_lack_part_of_an_online_run_until_its_end(monkeypatch, tmp_path):
+    path = tmp_path / "run/config.json"
+    with WandbServer() as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        with RunLogger(path.parent, {}, ["no", "yes"]) as log:
+            assert read_json(path)["wandb_lacks_part"]  # it can be killed before the uploads
+        assert log.wandb.mode == "online" and not read_json(path)["wandb_lacks_part"]
+
+
 def test_wandb_mode_wins_and_there_is_never_a_prompt(tiny_dir, tmp_path):
     arguments = ["--data_dir", tiny_dir, "--epochs", 1, "--img_count", 10]
     result = run("train.py", *arguments, cwd=tmp_path, WANDB_MODE="disabled", WANDB_API_KEY="0" * 40)

@@ -99,6 +99,12 @@ def test_moved_run_is_published_once_however_often(moved, resumed, tiny_dir, tmp
         other = shutil.copytree(resumed, tmp_path / "another copy")
         assert run("publish.py", other, cwd=tmp_path, **server.env).returncode == 0
         assert (server.lines["wandb-history.jsonl"], len(server.artifacts)) == before
+        # W&B has lost all but the losses; a variable of the user must not make it go on after them.
+        server.artifacts.clear()
+        config = json.loads((moved / "config.json").read_text())
+        (moved / "config.json").write_text(json.dumps({**config, "wandb_lacks_part": True}))
+        assert run(*arguments, cwd=tmp_path, **server.env, WANDB_RESUME="allow").returncode == 0
+        assert_everything_arrived(server, moved, tiny_dir)
 
 
 @pytest.mark.parametrize("fault", ["falls silent in mid-run", "falls silent at the end"])

@@ -599,11 +599,13 @@ def test_file_without_permission_is_not_called_damaged(name, main, finished, tmp
 
 def test_run_that_ended_early_and_says_so_is_finished(main, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("wandb"))
-    for name, change in {"config.json": {"epochs": 9}, "summary.json": {"finished": 2}}.items():
+    config = {"epochs": 9, "processes": 2, "wandb_lacks_part": True}
+    for name, change in {"config.json": config, "summary.json": {"finished": 2}}.items():
         record = json.loads((tmp_path / "run" / name).read_text())
         (tmp_path / "run" / name).write_text(json.dumps(record | change))
     result = main("train.py", "--run_dir", "run", "--resume", cwd=tmp_path)
-    assert result.returncode == 0 and "run is finished" in result.stdout
+    assert result.returncode == 0 and "run is finished" in result.stdout, result.stderr
+    assert re.search(r"\nW&B lacks part of it: \S+ \S+/publish.py run\n$", result.stdout)
 
 
 def test_run_with_model_pt2_alone_is_finished(main, finished, tmp_path):
