@@ -149,7 +149,7 @@ def finished_hint(run_dir: str) -> str:
     """What there is to do with a finished run that is to be resumed."""
     hint = f"{run_dir} is finished: there is nothing to resume"
     if read_json(Path(run_dir, "config.json")).get("wandb_lacks_part"):
-        hint += f"\nW&B lacks part of it: {start_command('publish')} {shlex.quote(run_dir)}"
+        hint += f"\nW&B may lack part of it: {start_command('publish')} {shlex.quote(run_dir)}"
     return hint
 
 

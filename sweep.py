@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import suppress
 from operator import index
 from pathlib import Path
@@ -42,7 +43,10 @@ DISTRIBUTIONS = {  # W&B's name -> Optuna's distribution
     "constant": lambda value: CategoricalDistribution([value]),
     "categorical": lambda values: CategoricalDistribution(values),
     "int_uniform": lambda min, max: IntDistribution(index(min), index(max)),
-    "q_uniform": lambda min, max, q=1: IntDistribution(index(min), index(max), step=index(q)),
+    # Multiples of q, also if min and max are none.
+    "q_uniform": lambda min, max, q=1: IntDistribution(
+        round(index(min) / q) * q, round(index(max) / q) * q, step=index(q)
+    ),
     "uniform": lambda min, max: FloatDistribution(float(min), float(max)),
     "log_uniform": lambda min, max: FloatDistribution(math.exp(min), math.exp(max), log=True),
     "log_uniform_values": lambda min, max: FloatDistribution(float(min), float(max), log=True),
@@ -60,12 +64,18 @@ def load_sweep(path: str) -> dict:
     """Read a sweep in W&B's format: its content, metric, search space, options of the study."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(json.dumps(content, allow_nan=False))  # as the study holds it
         if not isinstance(content, dict):
             raise ValueError("it holds no sweep")
         if unknown := set(content) - KEYS:
-            raise ValueError(f"{', '.join(map(str, unknown))} is not supported")
-        if content.get("method") not in SAMPLERS or content.get("program", "train.py") != "train.py":
+            raise ValueError(f"{', '.join(unknown)} is not supported")
+        if content.get("method") not in [*SAMPLERS] or content.get("program", "train.py") != "train.py":
             raise ValueError(f"the program must be train.py, the method one of {', '.join(SAMPLERS)}")
+        if not content.get("parameters"):
+            raise ValueError("it has no parameters")
+        for key in ("parameters", "metric", "early_terminate"):
+            if not isinstance(content.get(key, {}), dict):
+                raise ValueError(f"{key} must hold names and values, not {content[key]}")
         space = {name: to_distribution(name, spec) for name, spec in content["parameters"].items()}
         if clash := OWN & space.keys():
             raise ValueError(f"{min(clash)} is no parameter, because the sweep sets it")
@@ -74,12 +84,11 @@ def load_sweep(path: str) -> dict:
         if content["method"] == "bayes" and "metric" not in content:
             raise ValueError("method bayes needs a metric")
         metric = {"goal": "minimize", **content.get("metric", {"name": "acc", "goal": "maximize"})}
-        if set(metric) != {"name", "goal"}:
-            raise ValueError("a metric has a name and a goal")
+        if set(metric) != {"name", "goal"} or metric["goal"] not in ["minimize", "maximize"]:
+            raise ValueError("a metric has a name and a goal, which is minimize or maximize")
         pruner = to_pruner(**content["early_terminate"]) if "early_terminate" in content else None
         options = {"direction": metric["goal"], "pruner": pruner or optuna.pruners.NopPruner()}
-        optuna.create_study(**options)  # raises ValueError for another goal
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise SweepError(f"{path}: {error}. Fix the file.") from error
     except OSError as error:
         raise SweepError(f"{path}: {error.strerror}. Name the file with --config.") from error
@@ -88,22 +97,28 @@ def load_sweep(path: str) -> dict:
 
 def to_distribution(name: str, spec: dict) -> optuna.distributions.BaseDistribution:
     """Optuna's distribution of a parameter. Without a name in `spec`, W&B's rules choose it."""
+    if not isinstance(spec, dict):
+        raise ValueError(f"parameter {name} must hold a value, values, or min and max, not {spec}")
     kind = "constant" if "value" in spec else "categorical" if "values" in spec else "uniform"
     kind = "int_uniform" if type(spec.get("min")) is type(spec.get("max")) is int else kind
     kind = spec.get("distribution", kind)
+    options = {key: value for key, value in spec.items() if key != "distribution"}
     try:
-        return DISTRIBUTIONS[kind](**{key: value for key, value in spec.items() if key != "distribution"})
-    except (KeyError, TypeError, ValueError) as error:
+        with warnings.catch_warnings(action="error"):  # Optuna only warns of lists as values
+            return DISTRIBUTIONS[kind](**options)
+    except (KeyError, TypeError, ValueError, ArithmeticError, UserWarning) as error:
         raise ValueError(f"parameter {name}: distribution {kind} of {spec} is not supported") from error
 
 
-def to_pruner(type: str, eta: int = 3, min_iter: int = 0, max_iter: int = 0, s: int = 0):
-    """Optuna's pruner for W&B's early_terminate."""
-    if type != "hyperband" or not (min_iter or (max_iter and s)):
-        raise ValueError("early_terminate needs the type hyperband, and min_iter, or max_iter and s")
+def to_pruner(type="", eta: int = 3, min_iter: int = 0, max_iter: int = 0, s: int = 0, **unknown):
+    """Optuna's pruner for W&B's early_terminate. Raises ValueError."""
+    are_counts = all(isinstance(number, int) and number >= 0 for number in (eta, min_iter, max_iter, s))
+    if unknown or type != "hyperband" or not are_counts or eta < 2 or not (min_iter or (max_iter and s)):
+        choice = "min_iter, or max_iter and s"
+        raise ValueError(f"early_terminate needs the type hyperband, and {choice}; eta is 2 or more [3]")
     # W&B's hyperband has one bracket, with rungs at first * eta**k. Optuna's HyperbandPruner has several.
     first = min_iter or max(1, max_iter // eta**s)
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=index(first), reduction_factor=index(eta))
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=eta)
 
 
 def parse_flags(flags: list[str]) -> dict[str, str]:
