@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -105,13 +106,6 @@ def holds_run(run_dir: str | Path) -> bool:
     raise RunError(f"{problem}. Choose another run directory.")
 
 
-def is_finished(run_dir: Path, epochs: int) -> bool:
-    """Whether a run has finished, with `epochs` as its setting, and its models are there."""
-    settings, summary = (read_json(run_dir / name) for name in ("config.json", "summary.json"))
-    ended = "finished" in summary and settings.get("epochs") == epochs
-    return ended and all((run_dir / name).exists() for name in summary.get("sha256") or ["model.pt"])
-
-
 def create_run_dir(run_dir: str | Path | None) -> Path:
     """Create the directory of a new run: the one given, or the next free number in runs/."""
     if run_dir is not None:
@@ -126,13 +120,20 @@ def create_run_dir(run_dir: str | Path | None) -> Path:
 
 
 def lock_run(run_dir: Path) -> BaseFileLock:
-    """Lock a run directory. The system releases it, however this process ends. Raises RunError."""
-    lock = FileLock(run_dir / LOCK, timeout=0)
+    """Lock a run directory until this process ends, however it does. Raises RunError or OSError."""
+    path = run_dir / LOCK
+    lock = FileLock(path, timeout=0)
     try:
-        lock.acquire()
+        with warnings.catch_warnings(record=True, action="always") as warned:  # of a disk without locks
+            lock.acquire()
     except Timeout:
-        cure = "Wait for it to end, or choose another run directory."
+        # Without locks the file itself is one, and stays if its process was killed on another machine.
+        killed = f", or delete {path} if it was killed" if warned else ""
+        cure = f"Wait for it to end{killed}, or choose another run directory."
         raise RunError(f"Another process is writing to {run_dir}. {cure}") from None
+    except OSError as error:
+        error.filename = str(path)
+        raise
     return lock
 
 
@@ -189,7 +190,7 @@ class RunLogger:
             undo.callback(self.wandb.finish, 1)
             # Of a resumed run, W&B may lack steps, for example those that were recorded offline.
             last_step = int(history[-1].split(",")[0]) if history else -1
-            gap = self.wandb.mode != "offline" and self.wandb.first_step <= last_step
+            gap = self.wandb.mode == "online" and self.wandb.first_step <= last_step
             self.wandb.lacked_part = gap or bool(history and saved.get("wandb_lacks_part"))
             if history:  # a resumed run is not finished any more
                 write_json(self.run_dir / "summary.json", self.summary)

@@ -137,12 +137,18 @@ def resumed_settings(config_class: type, run_dir: str, overrides: dict):
         changes = "; ".join(f"--{name} was {saved[name]}, now {overrides[name]}" for name in changed)
         rule = "Start a new run. (More --epochs are possible with --schedule constant.)"
         raise ConfigError(f"A resumed run keeps its settings, but {changes}. {rule}")
-    finished = "finished" in read_json(Path(run_dir, "summary.json")) and config.epochs == saved["epochs"]
     before, (_, now) = record.get("processes", 1), process_group()
-    if before != now and not finished:
+    if before != now and not is_finished(Path(run_dir), config.epochs):
         cure = f"Resume it with torchrun --nproc_per_node={before}, or choose another --run_dir."
         raise ConfigError(f"{run_dir} was trained in {before} processes, not in {now}. {cure}")
     return config
+
+
+def is_finished(run_dir: Path, epochs: int) -> bool:
+    """Whether a run has finished, with `epochs` as its setting, and its models are there."""
+    settings, summary = (read_json(run_dir / name) for name in ("config.json", "summary.json"))
+    ended = "finished" in summary and settings.get("epochs") == epochs
+    return ended and all((run_dir / name).exists() for name in summary.get("sha256") or ["model.pt"])
 
 
 def finished_hint(run_dir: str) -> str:

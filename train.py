@@ -24,13 +24,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from data import DataError, ImageData, MarginSampler, batches, digest, load_data, pixel_statistics
-from logging_utils import RunError, RunLogger, holds_run, is_finished
+from logging_utils import RunError, RunLogger, holds_run
 from model import Classifier, ConvNet, MeanOfShifts, ModelError, export_model, fit_temperature
 from model import full_precision, predict_logits
-from program import ConfigError, CudaGraphs, check_settings, exit_status, finished_hint, keep_freed_memory
-from program import own_torch_state, parse_settings, pick_device, pick_precision, printable, process_group
-from program import progress, read_json, read_tensors, resume_hint, resumed_settings, setting
-from program import start_command, stop_signals, write_tensors
+from program import ConfigError, CudaGraphs, check_settings, exit_status, finished_hint, is_finished
+from program import keep_freed_memory, own_torch_state, parse_settings, pick_device, pick_precision
+from program import printable, process_group, progress, read_json, read_tensors, resume_hint
+from program import resumed_settings, setting, start_command, stop_signals, write_tensors
 
 
 @dataclass(frozen=True)

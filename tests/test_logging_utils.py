@@ -1,5 +1,6 @@
 import contextlib
 import csv
+import errno
 import io
 import json
 import math
@@ -97,6 +98,22 @@ def test_runs_are_numbered_and_never_shared(tmp_path, monkeypatch):
             RunLogger("empty", {}, ["no", "yes"], resumed_epoch=0)
     with pytest.raises(RunError, match="empty holds a run"):
         RunLogger("empty", {}, ["no", "yes"])
+
+
+def test_run_on_a_file_system_without_locks(monkeypatch, recwarn, tmp_path):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    number = errno.ENOLCK  # a server of NFS that gives none at the moment
+    with pytest.raises(OSError, match=r"/\.lock"):
+        lock_run(tmp_path)
+    number = errno.ENOSYS
+    with pytest.raises(RunError, match=r"or delete .*/\.lock if it was killed"):
+        lock_run(tmp_path)
+    (tmp_path / ".lock").unlink()
+    lock_run(tmp_path).release()
+    assert not recwarn.list
 
 
 def test_file_is_on_the_disk_before_it_replaces_another(monkeypatch, tmp_path):
