@@ -61,6 +61,8 @@ def send(run_dir: Path) -> None:
         models = dict(summary["sha256"]) if "finished" in summary else {}
         path = run_dir / "metrics.csv"
         rows = read_metrics(path)
+        if rows[-1][2] is not None:  # a loss that may be the last one of its epoch
+            rows.pop()  # W&B takes a step once, and that of the epoch's metrics is the same
         files = {epoch: f"predictions/epoch-{epoch:03d}.csv" for _, epoch, loss, _ in rows if loss is None}
         path = run_dir / "pictures.pt"
         pictures = read_pictures(path) if path.exists() else None

@@ -107,6 +107,20 @@ def test_moved_run_is_published_once_however_often(moved, resumed, tiny_dir, tmp
         assert_everything_arrived(server, moved, tiny_dir)
 
 
+def test_epoch_whose_losses_alone_were_published_arrives_later(moved, resumed, tmp_path):
+    for name in ("metrics.csv", "summary.json"):  # as if killed after the last step, in the evaluation
+        lines = (moved / name).read_text().splitlines(keepends=True)
+        text = "".join(lines[:-1]) if name == "metrics.csv" else "".join(lines).replace("finished", "was")
+        (moved / name).write_text(text)
+    with WandbServer() as server:
+        for run_dir in (moved, resumed):
+            run_dir = shutil.copytree(run_dir, tmp_path / "copies" / run_dir.name)
+            assert run("publish.py", run_dir, cwd=tmp_path, **server.env).returncode == 0
+    history = [json.loads(line) for line in server.lines["wandb-history.jsonl"]]
+    assert [row["_step"] for row in history if "loss" in row] == list(range(1, 21))
+    assert [row["test_predictions"]["nrows"] for row in history if "epoch" in row] == [100, 100]
+
+
 @pytest.mark.parametrize("fault", ["falls silent in mid-run", "falls silent at the end"])
 def test_run_that_wandb_got_in_part_is_completed(fault, tiny_dir, tmp_path):
     flags = ("--data_dir", tiny_dir, *SHORT, "--log_images", 5, "--run_dir", "run")
