@@ -43,7 +43,7 @@ DISTRIBUTIONS = {  # W&B's name -> Optuna's distribution
     "constant": lambda value: CategoricalDistribution([value]),
     "categorical": lambda values: CategoricalDistribution(values),
     "int_uniform": lambda min, max: IntDistribution(index(min), index(max)),
-    # Multiples of q, also if min and max are none.
+    # As in W&B, all values are multiples of q, even if min and max are not.
     "q_uniform": lambda min, max, q=1: IntDistribution(
         round(index(min) / q) * q, round(index(max) / q) * q, step=index(q)
     ),
