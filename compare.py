@@ -239,6 +239,9 @@ def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) ->
         record = run.config.get("data_sha256")
         if isinstance(record, list) and sampled not in record:
             say(f"warning: the pictures of {dataset} are not those that {run.label} was evaluated on")
+    if images.shape[1] not in (1, 3):
+        say(f"no pictures: the images of {dataset} have {images.shape[1]} channels, not 1 or 3")
+        return None, None
     pictures, paths = images[ids].permute(0, 2, 3, 1).numpy(), None
     if os.path.isabs(name):  # a folder
         from sources.folders import list_pictures

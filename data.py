@@ -42,18 +42,21 @@ class ImageData:
 
     def __post_init__(self):
         """Raise DataError for other kinds of data, which would train wrongly or fail much later."""
-        if len(self.classes) < 2 or not all(isinstance(name, str) for name in self.classes):
-            raise DataError(f"The classes are {self.classes}. Give a list of two names (str) or more.")
-        for split in ("train", "eval"):
+        are_texts = all(isinstance(text, str) for text in (self.name, *self.classes))
+        if not are_texts or not isinstance(self.classes, list) or len(self.classes) < 2:
+            problem = f"The name is {self.name!r}, the classes are {self.classes!r}"
+            raise DataError(f"{problem}. Give a str, and a list of two or more (str).")
+        for split in ("eval", "train"):
             images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
             kinds = [(v.dtype, v.dim()) if torch.is_tensor(v) else type(v) for v in (images, labels)]
             if kinds != [(torch.uint8, 4), (torch.int64, 1)]:
                 problem = f"{split}_images and {split}_labels have the types and dimensions {kinds}"
                 raise DataError(f"{problem}. Give tensors: uint8 (N, C, H, W) and int64 (N,).")
-            low, high = labels.aminmax() if len(labels) else (0, 0)
-            if len(images) != len(labels) or low < 0 or high >= len(self.classes):
+            low, high = labels.aminmax() if len(labels) else (0, -1)
+            if not 0 < len(images) == len(labels) or not 0 <= low <= high < len(self.classes):
                 found = f"{len(images)} images, {len(labels)} labels from {low} to {high}"
-                raise DataError(f"{split}: {found}, {len(self.classes)} classes. Make them match.")
+                cure = f"Give one image or more, and each a label of the {len(self.classes)} classes"
+                raise DataError(f"{split}: {found}. {cure}.")
         shapes = [list(images.shape[1:]) for images in (self.train_images, self.eval_images)]
         if shapes[0] != shapes[1] or min(shapes[0][1:]) < 4:
             problem = f"The images to train and to evaluate on are {shapes[0]} and {shapes[1]} (C, H, W)"

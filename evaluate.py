@@ -17,7 +17,7 @@ import sys
 import time
 import zipfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 try:
@@ -220,6 +220,7 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace) -> None:
     if os.path.isabs(dataset) and set(classes) <= set(exported.classes):  # a folder may lack some of them
         labels = torch.tensor([exported.classes.index(name) for name in classes])[labels]
         classes = exported.classes
+    split = ImageData(dataset, classes, images[:1], labels[:1], images, labels)
     check_fit(exported, dataset, classes, images)
     first = slice(exported.eval_count)  # in a folder without a test set, those that were held out come first
     same = digest(images[first], labels[first]) == exported.eval_sha256
@@ -230,8 +231,7 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace) -> None:
         print(f"WARNING: {printable(dataset)} has no test set, {remark}", file=sys.stderr)
 
     # A GPU gets all of them if they need at most half of its free memory.
-    split = ImageData(dataset, classes, images[:0], labels[:0], images, labels).to(exported.device)
-    images = split.eval_images
+    images = replace(split, eval_images=images, eval_labels=labels).to(exported.device).eval_images
     two_batches = images[: 2 * (args.batch_size or eval_batch_size(images, exported.device))]
     checked_logits(exported, two_batches, args.batch_size)  # TorchScript compiles in its first calls
     start = time.perf_counter()

@@ -244,10 +244,12 @@ PIXELS, LABELS, NAMES = (
         (PIXELS, LABELS[:, None], NAMES, r"\(torch.int64, 2\)"),
         (PIXELS, LABELS[:5], NAMES, "6 images, 5 labels"),
         (PIXELS, LABELS.repeat(2), NAMES, "6 images, 12 labels"),
-        (PIXELS, LABELS + 1, NAMES, "labels from 1 to 3, 3 classes"),
+        (PIXELS, LABELS + 1, NAMES, "labels from 1 to 3. Give .* the 3 classes"),
         (PIXELS, LABELS - 1, NAMES, "labels from -1 to 1"),
-        (PIXELS, 0 * LABELS, ["a"], "a list of two names"),
-        (PIXELS, LABELS, [0, 1, 2], "a list of two names"),
+        (PIXELS[:0], LABELS[:0], NAMES, "0 images, 0 labels.* Give one image or more"),
+        (PIXELS, 0 * LABELS, ["a"], "a list of two or more"),
+        (PIXELS, LABELS, [0, 1, 2], "a list of two or more"),
+        (PIXELS, LABELS, tuple(NAMES), "a list of two or more"),
     ],
 )
 def test_data_of_another_kind_are_refused(images, labels, classes, message):

@@ -19,9 +19,11 @@ from conftest import ROOT, SETTINGS, SHORT, assert_one_line_error, assert_usage_
 from programs import as_python, run, run_python
 from torch import nn
 
+import compare
 import data
+import evaluate
 import train
-from data import ImageData
+from data import DataError, ImageData
 from model import load_exported, predict_logits
 
 MODULES = ("train.py", "data.py", "model.py", "logging_utils.py", "wandb_run.py", "program.py")
@@ -347,7 +349,7 @@ class FlatNet(nn.Module):
         return self.norm(self.linear(F.max_pool2d(self.conv(images), 2).view(-1, 4 * 13 * 13)))
 
 
-def test_net_and_images_of_other_kinds_train(tmp_path, monkeypatch):
+def test_net_and_images_of_other_kinds_train(tmp_path, monkeypatch, capsys):
     labels = torch.arange(65) % 3  # in batches of 32: the last one has a single image
     images = torch.randint(256, (65, 2, 28, 28), dtype=torch.uint8)
     spectrograms = ImageData("two channels", ["a", "b", "c"], images, labels, images[:9], labels[:9])
@@ -358,6 +360,15 @@ def test_net_and_images_of_other_kinds_train(tmp_path, monkeypatch):
     run_dir = train.train(train.Config(epochs=2, batch_size=32))
     model, metadata = load_exported(run_dir / "model.pt")
     assert metadata["input"]["shape"] == [None, 2, 28, 28] and model(images).shape == (65, 3)
+    classes, test_set = spectrograms.classes, (images[:9], labels[:9])
+    monkeypatch.setattr(compare, "load_split", lambda *_, **__: ("two channels", classes, *test_set))
+    compare.compare(compare.parse_args([str(run_dir)]))
+    assert "no pictures: the images of two channels have 2 channels, not 1 or 3" in capsys.readouterr().out
+    for found in ((tuple(classes), *test_set), (classes, images[:9].numpy(), labels[:9])):
+        monkeypatch.setattr(evaluate, "load_split", lambda *_, found=found: ("two channels", *found))
+        with pytest.raises(DataError, match="Give a str, and a list|Give tensors: uint8"):
+            command = evaluate.parse_args([f"{run_dir}/model.pt", "--dataset", "mine"])
+            evaluate.evaluate_test_set(evaluate.load(command.model, torch.device("cpu")), command)
 
 
 def test_no_step_waits_for_the_device(tmp_path, monkeypatch):
