@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,9 +53,8 @@ class ImageData:
                 raise DataError(f"{problem}. Give tensors: uint8 (N, C, H, W) and int64 (N,).")
             low, high = labels.aminmax() if len(labels) else (0, -1)
             if not 0 < len(images) == len(labels) or not 0 <= low <= high < len(self.classes):
-                found = f"{len(images)} images, {len(labels)} labels from {low} to {high}"
-                cure = f"Give one image or more, and each a label of the {len(self.classes)} classes"
-                raise DataError(f"{split}: {found}. {cure}.")
+                found = f"{split}: {len(images)} images, {len(labels)} labels from {low} to {high}"
+                raise DataError(f"{found}. Give images, each with a label of 0 to {len(self.classes) - 1}.")
         shapes = [list(images.shape[1:]) for images in (self.train_images, self.eval_images)]
         if shapes[0] != shapes[1] or min(shapes[0][1:]) < 4:
             problem = f"The images to train and to evaluate on are {shapes[0]} and {shapes[1]} (C, H, W)"
@@ -216,24 +214,15 @@ class MarginSampler(nn.Module):
             dist.all_reduce(self.margins, dist.ReduceOp.MAX)
 
 
-def batches(
-    images: Tensor,
-    labels: Tensor,
-    batch_size: int,
-    generator: Generator,
-    augment: float = 0.0,
-    sampler: MarginSampler | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Iterator[tuple[Tensor, Tensor, float, Tensor]]:
+def batches(images, labels, batch_size, generator, augment=0.0, sampler=None, rank=0, world_size=1):
     """Yield an epoch in batches: images (B, C, H, W), labels int64 (B,), weight, indices (B,).
 
     An epoch is as many images as the set has: each once, in random order, or in rounds of those that
-    `sampler` chooses. B is this process's part of `batch_size`; `weight` is local size x world size / batch
-    size, so that the average over processes is the mean over the batch. `indices` are the images' places in
-    the set. Images are uint8, or with `augment` float32 in 0..1, distorted by up to `augment` times full
-    strength. All tensors are on the device of `labels`. The random numbers of a round are drawn on the CPU
-    before its first step: they are the same for every device, and no step waits for them.
+    `sampler`, a MarginSampler, chooses. B is this process's part of `batch_size`; `weight` is local size x
+    world size / batch size, so that the average over processes is the mean over the batch. `indices` are the
+    images' places in the set. Images are uint8, or with `augment` float32 in 0..1, distorted by up to
+    `augment` times full strength. All tensors are on the device of `labels`. A round's random numbers are
+    drawn on the CPU before its first step: they are the same for every device, and no step waits for them.
     """
     left = len(images)
     while left > 0:

@@ -46,6 +46,9 @@ def prediction_rows(logits: Tensor, labels: Tensor) -> list[list]:
     logits, labels = torch.as_tensor(logits).float(), torch.as_tensor(labels).long()
     if len(logits) > 1 and (logits >= 0).all() and (logits.sum(1) - 1).abs().max() < 0.01:
         raise ValueError("these are probabilities. Pass logits, or the logarithm of the probabilities")
+    if labels.shape != logits.shape[:1] or not labels.clamp(0, logits.shape[-1] - 1).equal(labels):
+        found = f"logits {list(logits.shape)} and labels {list(labels.shape)} do not match"
+        raise ValueError(f"{found}: give (N, K) and (N,), each label from 0 to K - 1")
     scores = logits.softmax(1)
     if scores.shape[1] > MAX_SCORES:
         best = torch.stack([part.float() for part in reversed(scores.topk(10))], dim=2).flatten(1)
@@ -145,7 +148,7 @@ class RunLogger:
         config: settings for config.json and W&B. Read here, if present: epochs, dataset, device, img_count
             (rows of the W&B table, 0 for 10,000 or less) and log_images (how many get a picture, 320).
         classes, images: K names; the evaluation images, uint8 or floats in 0..1, (N, 1 or 3, H, W), or None.
-        resumed_epoch: the last finished epoch of the run to resume; None starts a new run.
+        resumed_epoch: the last finished epoch of the run to resume, or 0; None starts a new run.
         rank, world_size: of this process. Rank 0 alone writes; every rank calls `log_step` and `flush`.
 
     Attributes: `run_dir`; `config` and `summary`, as in the JSON files; `latest_loss`; `wandb`, a WandbRun.
@@ -163,14 +166,14 @@ class RunLogger:
             return
         if images is not None:
             images = torch.as_tensor(images)
-            images = (255 * images).round() if images.is_floating_point() else images
-            shaped = images.dim() == 4 and images.shape[1] in (1, 3)
+            scale = 255 if images.is_floating_point() or images.dtype == torch.bool else 1
+            images = images if images.dtype == torch.uint8 else (scale * images.float()).round()
+            shaped = images.dim() == 4 and len(images) > 0 and images.shape[1] in (1, 3)
             if not shaped or not 0 <= images.min() <= images.max() <= 255:
                 raise ValueError("images must be uint8, or floats in 0..1, of shape (N, 1 or 3, H, W)")
             images = images.to("cpu", torch.uint8)
         self.images = images
         classes = [str(name) for name in classes]  # W&B refuses strings of numpy
-        self.num_classes = len(classes)
         dummy = torch.zeros(1, len(classes)), torch.zeros(1, dtype=torch.int64)  # for the metrics' names
         self.columns = ["step", "epoch", "loss", *compute_metrics(*dummy)]
         if run_dir is not None and holds_run(run_dir) and resumed_epoch is None:
@@ -228,8 +231,8 @@ class RunLogger:
             raise RunError(f"{path} is missing or damaged ({error!r:.100}). {cure}") from error
 
     def log_step(self, epoch: int, step: int, loss: Tensor) -> None:
-        """Record the loss () of a training step. It stays on its device until the next fetch."""
-        self.pending.append((epoch, step, torch.as_tensor(loss).detach()))
+        """Record the loss, one number, of a training step. It stays on its device until the next fetch."""
+        self.pending.append((epoch, step, torch.as_tensor(loss).detach().reshape(())))
         if len(self.pending) == FETCH_EVERY:
             self.flush()
 
@@ -257,9 +260,9 @@ class RunLogger:
         """Record an epoch: its last step, logits (N, K), labels (N,). Raises RunError or ValueError."""
         self.flush()
         logits, labels = torch.as_tensor(logits).float().cpu(), torch.as_tensor(labels).long().cpu()
-        expected = [len(labels if self.images is None else self.images), self.num_classes]
-        if list(logits.shape) != expected or len(labels) != len(logits):
-            raise ValueError(f"logits {list(logits.shape)}, {len(labels)} labels do not match {expected}")
+        expected = [len(labels if self.images is None else self.images), len(self.config["classes"])]
+        if list(logits.shape) != expected:
+            raise ValueError(f"logits {list(logits.shape)} do not match {expected} images and classes")
         if not logits.isfinite().all():
             raise RunError(f"The net gives NaN or infinity after step {step}, in epoch {epoch}. {DIVERGED}")
         rows, metrics = prediction_rows(logits, labels), compute_metrics(logits, labels)
@@ -269,7 +272,7 @@ class RunLogger:
         if self.images is not None and ids != self.pictured:  # the W&B table's, for publish.py
             self.pictured = ids
             write_tensors(self.run_dir / "pictures.pt", dict(ids=torch.tensor(ids), images=self.images[ids]))
-        write_predictions(self.run_dir / predictions, rows, self.num_classes)
+        write_predictions(self.run_dir / predictions, rows, logits.shape[1])
         self.append_metrics([[step, epoch, "", *(f"{value:.9g}" for value in metrics.values())]])
         sync(self.run_dir / "metrics.csv")
         record = {"epoch": epoch, "dataset": self.config.get("dataset", "unknown"), **metrics}
@@ -277,7 +280,7 @@ class RunLogger:
         self.summary.update(record)
         write_json(self.run_dir / "summary.json", self.summary)
         self.wandb.submit("log_epoch", step, record, predictions)
-        of_total = f"/{self.config['epochs']}" if "epochs" in self.config else ""
+        of_total = f"/{self.config['epochs']}" if self.config.get("epochs") else ""
         values = "  ".join(f"{name} {round(value, 4):.10g}" for name, value in metrics.items())
         print(f"epoch {epoch}{of_total}  {values}  {seconds:.1f} s", flush=True)
 
@@ -307,6 +310,9 @@ class RunLogger:
         return self
 
     def __exit__(self, error_type, error, traceback) -> None:
+        if self.pending and error_type is None:  # losses after the last recorded epoch
+            with self:  # it comes here again, also if `flush` raises
+                return self.flush()
         if self.rank == 0:
             try:
                 self.wandb.finish(exit_code=0 if error_type is None else 1)

@@ -8,7 +8,9 @@ import copy
 import io
 import json
 import logging
+import os
 import threading
+import traceback
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -104,9 +106,6 @@ class MeanOfShifts(nn.Module):
     """Test-time augmentation: in eval mode, the mean logits of an image and two copies of it.
 
     One copy is shifted by a pixel to the upper left, the other to the lower right; its edge is repeated.
-
-    Args:
-        net: normalized floats (N, C, H, W) to logits (N, K).
     """
 
     def __init__(self, net: nn.Module):
@@ -231,7 +230,11 @@ def export_copy(model: Classifier, images: Tensor, num_classes: int) -> Classifi
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"The net fails on images of shape {shape}: {first_reason(error)}.") from error
+        steps = traceback.extract_tb(error.__traceback__)
+        *_, last = (step for step in steps if not step.filename.startswith(os.path.dirname(torch.__file__)))
+        where = f"{os.path.basename(last.filename)}, line {last.lineno}"
+        problem = f"The net fails on images of shape {shape}, in {where}: {first_reason(error)}"
+        raise ModelError(f"{problem}. Correct its forward(), or its layers.") from error
     problem = None
     if list(logits.shape) != [len(images), num_classes]:
         problem = f"gives outputs of shape {list(logits.shape[1:])} for {num_classes} classes"

@@ -529,12 +529,14 @@ def test_values_of_a_loop_may_be_of_numpy_or_python(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     logits, labels = 9 * np.eye(3)[[0, 1, 1]], np.array([0, 1, 2], dtype=np.int32)
     with RunLogger(tmp_path / "run", {}, np.array(["a", "b", "c"]), np.zeros((3, 1, 4, 4))) as log:
-        for step, loss in enumerate([0.5, np.float32(0.25), torch.tensor(0.125, requires_grad=True)]):
+        for step, loss in enumerate([0.5, np.float32(0.25), torch.tensor([0.125], requires_grad=True)]):
             log.log_step(0, step, loss)
         log.log_epoch(0, 3, logits, labels)
         log.log_epoch(1, 3, logits, labels.tolist())
+        log.log_step(2, 4, 0.0625)
     rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
-    assert [row.split(",")[2] for row in rows[1:4]] == ["0.5", "0.25", "0.125"]
+    losses = [row.split(",")[2] for row in rows[1:]]
+    assert losses == ["0.5", "0.25", "0.125", "", "", "0.0625"]
     assert log.summary["wrong"] == 1
     tensors = torch.from_numpy(logits), torch.from_numpy(labels)
     rows = prediction_rows(tensors[0].float(), tensors[1])  # what the recipe for the tables alone calls
@@ -549,11 +551,22 @@ def test_logits_that_do_not_match_are_refused(monkeypatch, tmp_path):
         with RunLogger(None, {}, classes, images) as log:
             with pytest.raises(ValueError, match="do not match"):
                 log.log_epoch(1, 1, logits, LABELS[: len(logits)])
-    with pytest.raises(ValueError, match="zip"):
-        prediction_rows(LOGITS, LABELS[:1])
+    one_hot = torch.nn.functional.one_hot(LABELS, LOGITS.shape[1])
+    for labels in (LABELS[:1], LABELS[:, None], one_hot, LABELS + LOGITS.shape[1], LABELS - 9):
+        with pytest.raises(ValueError, match=r"do not match: give \(N, K\) and \(N,\), each label from 0"):
+            prediction_rows(LOGITS, labels)
     with pytest.raises(ValueError, match="these are probabilities. Pass logits, or the logarithm"):
         prediction_rows(LOGITS.softmax(1).bfloat16(), LABELS)
     assert prediction_rows(LOGITS.log_softmax(1), LABELS)
+
+
+def test_pictures_of_every_type_have_the_same_range(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    eye = np.eye(4)[None, None]
+    for images in (eye, eye > 0, (255 * eye).astype(np.uint8), (255 * eye).astype(np.uint16)):
+        with RunLogger(None, {}, ["a", "b", "c"], images) as log:
+            assert log.images.unique().tolist() == [0, 255]
 
 
 @pytest.mark.parametrize("wrong", ["images", "WANDB_MODE"])
