@@ -182,12 +182,9 @@ def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 class MarginSampler(nn.Module):
     """Chooses what each round of training takes: all images first, then those that the net is unsure of.
 
+    They are `fraction` (0..1) of all N images, MIN_ROUND at least, in whole batches: the lowest margins.
     The margin of an image is the difference of its two highest logits when it was last trained on. Labels
     play no part, so wrong ones are not taken more often. (A Module, so that a checkpoint can hold it.)
-
-    Args:
-        num_images, batch_size: N, and images per training step.
-        fraction: how many of the images a round after the first takes, in 0..1.
     """
 
     def __init__(self, num_images: int, batch_size: int, fraction: float):

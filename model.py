@@ -8,7 +8,6 @@ import copy
 import io
 import json
 import logging
-import os
 import threading
 import traceback
 import warnings
@@ -47,6 +46,8 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.as_tensor(mean).float().view(-1, 1, 1))
         self.register_buffer("std", torch.as_tensor(std).float().view(-1, 1, 1))
         self.register_buffer("temperature", torch.ones(()))
+        if not 0 <= self.mean.min() <= self.mean.max() <= 1 or not self.std.min() > 0:
+            raise ModelError(f"mean is {mean}, std is {std}. Give them of pixels in 0..1, and no std of 0.")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), integers in 0..255 or floats in 0..1, to float32 logits (N, K)."""
@@ -188,8 +189,10 @@ def export_model(model: Classifier, images: Tensor, metadata: dict, pt2=False) -
 
     model.pt is TorchScript, by script or else by trace; with `pt2` it is left out if neither takes the net.
     model.pt2 is a torch.export program, for uint8 images only. Each was loaded again and gave the model's
-    logits for the first of `images`, uint8 (N, C, H, W). Raises ModelError.
+    logits for the first of `images`, uint8 (N, C, H, W). Leaves `model` in eval mode. Raises ModelError.
     """
+    if not hasattr(model, "mean") or images.dtype != torch.uint8 or images.dim() != 4 or not len(images):
+        raise ModelError("Give export_model a Classifier, and images to try it with: uint8 (N, C, H, W).")
     images = images[:16].to(model.mean.device).repeat(2, 1, 1, 1)[:16]  # a batch of one would hide mistakes
     model = export_copy(model, images, len(metadata["classes"]))
     images, contents, reasons = images.cpu(), {}, {}
@@ -201,10 +204,10 @@ def export_model(model: Classifier, images: Tensor, metadata: dict, pt2=False) -
         ranges = {"uint8": [0, 255]} if name == "model.pt2" else {"integer": [0, 255], "float": [0, 1]}
         input_spec = {"shape": [None, *model.image_shape], "layout": "NCHW", "ranges": ranges, **statistics}
         described = {"input": input_spec, "temperature": model.temperature.item()}
-        record = {"format": FORMAT, "exporter": write.__name__, **described, **metadata}
+        record = json.dumps({"format": FORMAT, "exporter": write.__name__, **described, **metadata})
         try:
             with silence_torch():
-                content = write(model, images, {METADATA_FILE: json.dumps(record)})
+                content = write(model, images, {METADATA_FILE: record})
                 check_export(content, model, images, floats="float" in ranges)
             contents[name] = content
         except Exception as error:  # torch raises errors of any type
@@ -231,8 +234,8 @@ def export_copy(model: Classifier, images: Tensor, num_classes: int) -> Classifi
         raise
     except Exception as error:
         steps = traceback.extract_tb(error.__traceback__)
-        *_, last = (step for step in steps if not step.filename.startswith(os.path.dirname(torch.__file__)))
-        where = f"{os.path.basename(last.filename)}, line {last.lineno}"
+        *_, last = (s for s in steps if not s.filename.startswith(str(Path(torch.__file__).parent)))
+        where = f"{Path(last.filename).name}, line {last.lineno}"
         problem = f"The net fails on images of shape {shape}, in {where}: {first_reason(error)}"
         raise ModelError(f"{problem}. Correct its forward(), or its layers.") from error
     problem = None

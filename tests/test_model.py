@@ -2,6 +2,7 @@ import io
 import json
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -457,6 +458,29 @@ def test_net_that_nothing_takes_is_told_why(net, words, pt2, capfd):
     with pytest.raises(ModelError, match=words) as error:
         export_model(Classifier(net(), 0.5, 0.25), images, {"classes": CLASSES}, pt2)
     assert "\n" not in str(error.value) and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": Flat()}, "Give export_model a Classifier"),
+        ({"images": torch.rand(2, 3, 32, 32)}, "images to try it with: uint8"),
+        ({"images": torch.zeros(0, 3, 32, 32, dtype=torch.uint8)}, "images to try it with: uint8"),
+        ({"metadata": {"classes": CLASSES, "acc": np.float32(0.5)}}, "^Object of type float32 is not JSON"),
+    ],
+)
+def test_what_is_exported_wrongly_is_not_called_a_fault_of_the_net(change, words):
+    model, images = colour_model(Flat())
+    with pytest.raises((ModelError, TypeError), match=words):
+        export_model(**{"model": model, "images": images, "metadata": {"classes": CLASSES}} | change)
+
+
+@pytest.mark.parametrize(
+    "statistics", [([125.3, 123.0, 113.9], 0.25), (0.5, [0.25, 0, 0.25]), (float("nan"), 1)]
+)
+def test_statistics_of_other_pixels_are_refused(statistics):
+    with pytest.raises(ModelError, match="of pixels in 0..1, and no std of 0"):
+        Classifier(Flat(), *statistics)
 
 
 def test_net_that_returns_a_tuple_is_told_so():
