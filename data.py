@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -211,15 +212,24 @@ class MarginSampler(nn.Module):
             dist.all_reduce(self.margins, dist.ReduceOp.MAX)
 
 
-def batches(images, labels, batch_size, generator, augment=0.0, sampler=None, rank=0, world_size=1):
+def batches(
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    generator: Generator,
+    augment: float = 0.0,
+    sampler: MarginSampler | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[tuple[Tensor, Tensor, float, Tensor]]:
     """Yield an epoch in batches: images (B, C, H, W), labels int64 (B,), weight, indices (B,).
 
     An epoch is as many images as the set has: each once, in random order, or in rounds of those that
-    `sampler`, a MarginSampler, chooses. B is this process's part of `batch_size`; `weight` is local size x
-    world size / batch size, so that the average over processes is the mean over the batch. `indices` are the
-    images' places in the set. Images are uint8, or with `augment` float32 in 0..1, distorted by up to
-    `augment` times full strength. All tensors are on the device of `labels`. A round's random numbers are
-    drawn on the CPU before its first step: they are the same for every device, and no step waits for them.
+    `sampler` chooses. B is this process's part of `batch_size`; `weight` is local size x world size / batch
+    size, so that the average over processes is the mean over the batch. `indices` are the images' places in
+    the set. Images are uint8, or with `augment` float32 in 0..1, distorted by up to `augment` times full
+    strength. All tensors are on the device of `labels`. The random numbers of a round are drawn on the CPU
+    before its first step: they are the same for every device, and no step waits for them.
     """
     left = len(images)
     while left > 0:
