@@ -410,12 +410,12 @@ function drawImage() {
   $("after").ariaDisabled = String(place === list.length - 1);
   $("doubt").ariaPressed = String(marks.has(String(idOf(n))));
   fill("detail", tiles && picture(n, Math.max(280, side), { role: "img", "aria-label": about(n) }),
-    h("div", null, h("h2", { id: "image-title" }, `image ${idOf(n)}`,
+    h("div", { class: "guesses" }, h("h2", { id: "image-title" }, `image ${idOf(n)}`,
       hasTruth && [": truth ", className(truth[n])]),
       complete && h("p", null, `margin of the label ${signed(data.margin[n])}, best other class `,
         className(data.suggested[n])),
-      RUNS.map(r => [h("p", null, runName(r), " ", guessCell(r, n)),
-        hasScores && past.includes(r) && curves(r, n)])),
+      h("div", null, RUNS.map(r => h("div", null, h("p", null, runName(r), " ", guessCell(r, n)),
+        hasScores && past.includes(r) && curves(r, n))))),
     hasScores && h("div", { class: "scroll" },
       table("facts", ["score", ...RUNS.map(r => runName(r, "span"))],
         withTruth(n, bestClasses(n, allScores ? 10 : 10 * R)).map(k =>

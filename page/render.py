@@ -253,6 +253,7 @@ def render_page(
         "ten-best": len(classes) > MAX_FULL,
         "long": max(map(len, classes)) > 3,
         "mirrored": len(runs) == 2,
+        "crowded": len(runs) > 2 and max(map(len, classes)) > 3,
         "still": len(views) == 1,
     }
     kinds |= {"no-truth": not has_truth, "incomplete": not complete}

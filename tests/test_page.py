@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from firefox import Firefox
 from many_classes import Made, write_random_best
+from PIL import Image
 from programs import run
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -963,7 +964,7 @@ def test_charts_labels_and_scores_can_be_read_on_a_phone_and_of_a_poor_run(page,
     assert all(edge <= right for edge in page.all("#detail td", "e.getBoundingClientRect().right"))
 
 
-def write_certain(path: Path, guesses: list[list[int]], classes: list[str] | None = None, **config) -> None:
+def write_certain(path: Path, guesses: list[list[int]], **config) -> None:
     """A run directory with an epoch for each list of guesses, of images whose truth is 0."""
     (path / "predictions").mkdir(parents=True)
     for epoch, guess in enumerate(guesses, 1):
@@ -998,6 +999,8 @@ def test_charts_stay_beside_the_figures_of_many_runs(page, tmp_path, main):
         cut = page.all("section:not([hidden]) .top .scroll", "e.scrollWidth > e.clientWidth")
         assert cut == [False]
     resize(page, 1280)
+    page.click("image-3")
+    assert page.all("#image", "e.scrollHeight - e.clientHeight") == [0]  # all curves and scores at once
     page.open(compare(main, tmp_path, *"abcde"))
     page.js("document.querySelector('#list').style.width = '740px'")  # as beside pictures
     assert page.all("#list", "e.scrollWidth - e.clientWidth") == [0]
@@ -1005,6 +1008,22 @@ def test_charts_stay_beside_the_figures_of_many_runs(page, tmp_path, main):
     page.js("for (const e of document.querySelectorAll('#learned button')) e.textContent = '10,000'")
     outside = "e.getBoundingClientRect().right > e.closest('td').getBoundingClientRect().right"
     assert page.all("#learned button", outside) == [False] * 20  # on paper too, the numbers are whole
+
+
+def test_list_of_large_pictures_with_long_names_does_not_scroll(page, tmp_path, main):
+    names, photos = ["Golden Retriever", "Labrador Retriever"], tmp_path / "photos"
+    for n, place in enumerate([*(f"test/{names[0]}" for _ in range(8)), *(f"train/{name}" for name in names)]):
+        (photos / place).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (160, 160), (20 * n, 0, 0)).save(photos / place / f"IMG_2024_{n:04d}.png")
+    for name in ("photo1", "photo2", "photo3"):
+        config = {"dataset": str(photos), "classes": names, "image_size": 160}
+        write_certain(tmp_path / name, [[1] * 8, [1] * 4 + [0] * 4], **config)
+    for count in (1, 2, 3):
+        assert main("compare.py", *(f"photo{n + 1}" for n in range(count)), cwd=tmp_path).returncode == 0
+        page.open(tmp_path / "compare.html")
+        for width in (1280, 1600):
+            resize(page, width)
+            assert page.all("#list", "e.scrollWidth - e.clientWidth") == [0], (count, width)
 
 
 def test_two_epochs_of_a_run_have_one_past(page, tmp_path, main):
