@@ -88,7 +88,7 @@ def read_predictions(name: str, content: bytes) -> Predictions:
             )
             remarks.append(f"warning: {found}. Check which class each column of scores belongs to")
     if "truth" in labels:
-        warn_of_few_right(labels["guess"], labels["truth"], remarks)
+        warn_of_other_names(labels, classes, scores is not None, remarks)
     order = ids.argsort(kind="stable")
     ids = ids[order]
     repeated = ids[1:][ids[1:] == ids[:-1]]
@@ -179,7 +179,7 @@ def find_columns(header: list[str]) -> tuple[dict[str, int], list[int]]:
             groups.setdefault(match[1].lower(), []).append(place)
     if groups:
         largest = max(groups.values(), key=len)
-        numbered = [place for place in largest if re.fullmatch(r"-?\d+", score_suffix(header[place]))]
+        numbered = [p for p in largest if re.fullmatch(r"-?\d+", SCORE_NAME.fullmatch(header[p])[2])]
         return roles, numbered if len(numbered) > 1 else largest  # also with a score_max
     single = [p for p, name in enumerate(header) if p not in roles.values() and ONE_SCORE.fullmatch(name)]
     return roles, single[:1]
@@ -236,9 +236,9 @@ def refuse_fractions(table: Table, roles: dict[str, int]) -> None:
 
 
 def score_suffix(name: str) -> str:
-    """The class in the name of a score column, without the zeros before a number."""
+    """The class in the name of a score column. A number is written 3 instead of 003 or 3.0."""
     match = SCORE_NAME.fullmatch(name)
-    return re.sub(r"^(-?)0+(?=\d+$)", r"\1", match[2] if match else name)
+    return re.sub(r"^(-?)0*(\d+?)(\.0+)?$", r"\1\2", match[2] if match else name)
 
 
 # ---- Scores ----
@@ -385,14 +385,29 @@ def match_guesses(guess: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 # ---- Classes ----
-def warn_of_few_right(guess: np.ndarray, truth: np.ndarray, remarks: list[str]) -> None:
-    """Warn if far fewer guesses (N,) are right than by chance: then the classes have different names."""
+def warn_of_other_names(
+    labels: dict, classes: list[str] | None, has_scores: bool, remarks: list[str]
+) -> None:
+    """Warn if guesses and truths (N,) seem to name the classes in different ways.
+
+    Then far fewer guesses are right than by chance, or both are of two classes, but of different ones: 0 and
+    1, -1 and 1.
+    """
+    guess, truth = labels["guess"], labels["truth"]
     size = 1 + max(guess.max(), truth.max())
     by_chance = np.bincount(guess, minlength=size) @ np.bincount(truth, minlength=size) / len(guess)
     right = np.count_nonzero(guess == truth)
-    if len(guess) >= 10 and right <= by_chance / 2:
-        found = f"warning: {right:,} of {len(guess):,} guesses are right, no more than by chance"
-        remarks.append(f"{found}. Check that guesses, truths and scores name the classes alike")
+    pairs = [np.unique(values).tolist() for values in (guess, truth)]
+    if len(guess) < 10:
+        return
+    if right <= by_chance / 2:
+        found = f"{right:,} of {len(guess):,} guesses are right, no more than by chance"
+    elif not has_scores and pairs[0] != pairs[1] and len(pairs[0]) == len(pairs[1]) == 2:
+        names = [" and ".join(classes[k] if classes else str(k) for k in pair) for pair in pairs]
+        found = f"the guesses are {names[0]:.100}, and the truths {names[1]:.100}"
+    else:
+        return
+    remarks.append(f"warning: {found}. Check that guesses, truths and scores name the classes alike")
 
 
 def resolve_classes(
@@ -423,7 +438,7 @@ def resolve_classes(
     named_guesses = guess is not None and guess.dtype == object  # they show the order of the classes
     if written and names == written and (numbers if scores is None else numbered and not named_guesses):
         remarks.append(order_remark(names))
-    by_number = numbered or not all(re.fullmatch(r"-?\d+", name) for name in names)
+    by_number = numbered or not all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names)
     if by_number and not numbered and not written and guess is None:  # nothing shows the order
         remarks.append(order_remark(names))
     places = {name: k for k, name in enumerate(names)}
@@ -435,7 +450,7 @@ def resolve_classes(
             found = np.array([places.get(name, -1) for name in unique.tolist()])[inverse]
         if found.min() < 0:
             known = f"{names[0]} to {names[-1]}" if numbered else ", ".join(names)
-            table.refuse(int(found.argmin()), roles[role], f": the classes are {known:.200}")
+            table.refuse(int(found.argmin()), roles[role], f": the columns of scores are of {known:.200}")
         labels[role] = found.astype(np.int64)
     return None if numbered and not written else names, labels, scores
 

@@ -125,7 +125,8 @@ class Table:
         for number, row in rows:
             if len(row) > width and "".join(row[width:]).strip():
                 found = f"{self.name}, line {number}: {len(row)} values for {width} columns"
-                raise CompareError(f"{found}. Name each column, and quote values that hold a separator.")
+                cure = "Name each column (in R: row.names = FALSE), and quote values that hold a separator"
+                raise CompareError(f"{found}. {cure}.")
 
     def refuse(self, row: int, place: int, reason: str = "") -> None:
         """Raise CompareError for a value."""
@@ -147,7 +148,7 @@ class Table:
         column = self.columns[place]
         try:
             if not pd.api.types.is_numeric_dtype(column):
-                text = column.astype(str).str.strip().str.removesuffix("%")
+                text = column.astype(str).str.strip().str.removesuffix("%").str.strip()
                 column = pd.to_numeric(text.str.replace(",", ".", regex=False), errors="coerce")
             with np.errstate(over="ignore"):
                 values = column.to_numpy(dtype)
@@ -190,10 +191,11 @@ class Table:
         return texts
 
     def labels(self, place: int) -> np.ndarray:
-        """Class numbers (N,) int64, which may be written 3 or 3.0, or class names (N,) as text."""
+        """Class numbers (N,) int64, which may be written 3 or 3.0, or names (N,) as text, such as 0.5."""
         column = self.columns[place]
         if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
             values = column.to_numpy(float)
             if (np.isfinite(values) & (abs(values) < 2**31) & (np.rint(values) == values)).all():
                 return values.astype(np.int64)
+            return np.array([text.removesuffix(".0") for text in self.texts(place)], object)
         return self.texts(place)

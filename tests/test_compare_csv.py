@@ -72,7 +72,7 @@ GOOD = {  # what a file may look like
     "float classes": table(HEADER, range(4), map(float, GUESS), map(float, TRUTH), SCORES),
     "float ids": PLAIN.replace("\n0,", "\n0.0,").replace("\n3,", "\n3.0,"),
     "percent": scored(100 * SCORES),
-    "percent signs": scored([[f"{100 * score:g} %" for score in row] for row in SCORES]),
+    "percent signs": scored([[f"{100 * score:g}\u00a0%" for score in row] for row in SCORES]),
     "logits": scored(LOGITS),
     "logits by name": scored(np.log(SCORES), "id,guess,truth,logit_0,logit_1,logit_2"),
     "half as much": scored(SCORES / 2),
@@ -89,6 +89,11 @@ GOOD = {  # what a file may look like
     "classes from minus one": table(
         "id,guess,truth,p(-1),p(0),p(1)", range(4), np.subtract(GUESS, 1), np.subtract(TRUTH, 1), SCORES
     ),
+    "classes as scikit-learn has them": scored(SCORES, "id,guess,truth,proba_0.0,proba_1.0,proba_2.0"),
+    "classes as pandas has them": table("id,guess,truth,0.0,1.0,2.0", range(4), GUESS, TRUTH, SCORES),
+    "halves": table(
+        "id,guess,truth,p_0.5,p_1.0,p_1.5", range(4), np.add(GUESS, 1) / 2, np.add(TRUTH, 1) / 2, SCORES
+    ),
     "zeros before the classes": table(
         "id,guess,truth,p_000,p_001,p_002", range(4), [f"00{k}" for k in GUESS], [f"00{k}" for k in TRUTH],
         SCORES,
@@ -102,6 +107,7 @@ CLASSES = {
     "names in an order that the guesses show": NAMES[::-1],
     "classes from one": ["1", "2", "3"],
     "classes from minus one": ["-1", "0", "1"],
+    "halves": ["0.5", "1", "1.5"],
     "a class called None": ["None", "a", "nan"],
 }
 REMARKS = {
@@ -242,6 +248,15 @@ def test_fewer_right_guesses_than_by_chance_are_warned_of(guess, truth):
     assert read_predictions("mine.csv", good.encode()).remarks == []
 
 
+def test_guesses_and_truths_of_two_classes_that_differ_are_warned_of():
+    text = table("id,guess,truth,score", range(20), 10 * [0, 1], 10 * [-1, 1], 10 * [0.2, 0.9])
+    *_, remark = read_predictions("mine.csv", text.encode()).remarks
+    assert remark.startswith("warning: the guesses are 0 and 1, and the truths -1 and 1. Check that")
+    columns = range(20), 10 * ["a", "b"], 10 * ["a", "c"], *[[1 / 3] * 20] * 3
+    text = table("id,guess,truth,score_a,score_b,score_c", *columns)
+    assert read_predictions("mine.csv", text.encode()).remarks == []
+
+
 def test_one_column_of_scores_is_not_used_if_there_is_one_class():
     text = table("id,guess,truth,score_ok", range(3), ["ok"] * 3, ["ok"] * 3, [0.9, 0.8, 0.7])
     found = read_predictions("mine.csv", text.encode())
@@ -289,6 +304,14 @@ BAD = {  # file, and words of the error
     "blanks as separators": (PLAIN.replace(",", " "), ["score_1 alone. Separate columns by commas"]),
     "two truths": (PLAIN.replace("score_2", "truth"), ["mine.csv has two columns truth. Remove"]),
     "a short header": ("i.1\n1,bee,bee,0\n", ["no column id"]),
+    "row names of R": (
+        "id,guess,truth\n1,0,1,1\n2,1,0,0\n",
+        ["4 values for 3 columns", "in R: row.names = FALSE"],
+    ),
+    "a class without a column": (
+        table("id,truth,score_0.5,score_1,score_2", range(4), [0.5, 1, 2, 2], SCORES),
+        ["truth cannot be '0.5': the columns of scores are of 1, 2."],
+    ),
     "both kinds of lines": (PLAIN.replace("0,0,0,", "0,0,0,1,1,1\r1,1,1,1,"), ["line 3: 7 values"]),
     "an empty guess": (PLAIN.replace("\n1,1,", "\n1,,"), ["line 3", "guess is empty"]),
     "an empty truth": (

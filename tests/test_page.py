@@ -1012,7 +1012,8 @@ def test_charts_stay_beside_the_figures_of_many_runs(page, tmp_path, main):
 
 def test_list_of_large_pictures_with_long_names_does_not_scroll(page, tmp_path, main):
     names, photos = ["Golden Retriever", "Labrador Retriever"], tmp_path / "photos"
-    for n, place in enumerate([*(f"test/{names[0]}" for _ in range(8)), *(f"train/{name}" for name in names)]):
+    places = 8 * [f"test/{names[0]}"] + [f"train/{name}" for name in names]
+    for n, place in enumerate(places):
         (photos / place).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (160, 160), (20 * n, 0, 0)).save(photos / place / f"IMG_2024_{n:04d}.png")
     for name in ("photo1", "photo2", "photo3"):
