@@ -15,6 +15,7 @@ const fill = (id, ...children) => $(id).replaceChildren(...children.flat(Infinit
 const { format: comma } = new Intl.NumberFormat("en"), percent = value => `${Math.round(100 * value)} %`;
 const counted = number => `${comma(number)} image${number === 1 ? "" : "s"}`;
 const option = (value, text, now) => h("option", { value, selected: String(now) === String(value) }, text);
+const breakable = label => label.split(/(?=@\d+$)/).flatMap((part, i) => i ? [h("wbr"), part] : part);
 const runClass = r => `r${r % 6}`;
 const button = (key, text, onclick, more) =>
   h("button", { type: "button", "data-key": key, onclick, ...more }, text);

@@ -32,7 +32,8 @@ def run_class(index: int) -> str:
 
 
 def run_name(index: int, run: Run, tag: str = "b") -> Element:
-    return h(tag, h("bdi", run.short_label), class_=run_class(index), title=run.label)
+    epoch = () if run.epoch is None else (h("wbr"), f"@{run.epoch}")
+    return h(tag, h("bdi", run.short, *epoch), class_=run_class(index), title=run.label)
 
 
 def class_name(name: str) -> Element:

@@ -5,7 +5,7 @@ function cut(text, kept = 6) {  // a long name is cut in its middle, because nam
   return h("bdi", { title: text, class: end.length > 0 && "cut" }, parts);
 }
 const className = k => cut(classes[k]);
-const runName = (r, tag = "b", name = h("bdi", null, shortLabel(r))) =>
+const runName = (r, tag = "b", name = h("bdi", null, breakable(shortLabel(r)))) =>
   h(tag, { class: runClass(r), title: label(r) }, name);
 
 // ---- Pieces that several sections show ----

@@ -262,7 +262,7 @@ def test_page_shows_names_as_text_and_asks_for_nothing(page, two):
     page.click("gallery")
     page.js("document.querySelector('#list .open').click()")
     assert page.js("return document.title") == f"first@2 vs {HOSTILE}@2"
-    assert page.all("img, bdi :not(.cut > span), .cut > span > *") == []  # names are text
+    assert page.all("img, bdi :not(.cut > span, wbr), .cut > span > *") == []  # names are text
     assert page.all("#truth option")[1:] == CLASSES
     assert HOSTILE * 20 in page.text("#answers section:not([hidden]) table")
     assert [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
@@ -1002,6 +1002,8 @@ def test_charts_stay_beside_the_figures_of_many_runs(page, tmp_path, main):
     page.click("image-3")
     assert page.all("#image", "e.scrollHeight - e.clientHeight") == [0]  # all curves and scores at once
     page.open(compare(main, tmp_path, *"abcde"))
+    heads = page.all("#list thead bdi, section:not([hidden]) .top thead bdi", "e.innerHTML")
+    assert heads == 2 * [f"{name}<wbr>@2" for name in "abcde"]  # a narrow title breaks before the epoch
     page.js("document.querySelector('#list').style.width = '740px'")  # as beside pictures
     assert page.all("#list", "e.scrollWidth - e.clientWidth") == [0]
     resize(page, 760, "print")
