@@ -56,7 +56,7 @@ def class_section(index: int, shown: bool, runs: list[Run], classes: list[str]) 
     heads = [
         "class",
         "images",
-        *(h("span", run_name(i, run), f" {n}") for i, run in enumerate(runs) for n in names),
+        *(h("span", run_name(i, run), h("br"), n) for i, run in enumerate(runs) for n in names),
     ]
     listed, hint = range(len(classes)), None
     if len(classes) > MAX_FULL:

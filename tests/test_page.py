@@ -450,6 +450,8 @@ def test_data_map_and_learning_agree_with_the_files(page, two, files):
         page.js("document.querySelector(`[data-run='0'][data-learned='${arguments[0]}']`).click()", i)
         assert page.shown == mask.sum()
     page.js("document.querySelector('#learned button').scrollIntoView()")
+    first, second = page.all("#learned tbody tr:first-child td", "e.getBoundingClientRect().width")
+    assert abs(first - second) < 1  # the bars of both runs have one scale
     page.click("by-margin")
     (top,) = page.all("#filters", "e.getBoundingClientRect().top")
     assert 0 <= top <= page.js("return innerHeight")  # what is left of the list is in view
