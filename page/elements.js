@@ -28,6 +28,7 @@ const table = (kind, heads, rows) => h("table", { class: kind },
   h("thead", null, h("tr", null, heads.map(head => h("th", { scope: "col" }, head)))),
   h("tbody", null, rows.map(([head, ...cells]) => h("tr", null, h("th", { scope: "row" }, head), cells))));
 
+const isShortcut = event => event.ctrlKey || event.altKey || event.metaKey;  // of the browser: Ctrl+L, Alt+←
 // A matrix or a group of pictures is one tab stop. Arrow keys go to the nearest button in their direction.
 const ACROSS = ["left", "top", "bottom"], DOWN = ["top", "left", "right"], ARROWS = {
   ArrowLeft: [-1, ...ACROSS], ArrowRight: [1, ...ACROSS], ArrowUp: [-1, ...DOWN], ArrowDown: [1, ...DOWN] };
@@ -35,6 +36,7 @@ function oneTabStop(group, now) {
   const buttons = [...group.querySelectorAll("button")];
   for (const one of buttons) one.tabIndex = one === (now ?? buttons[0]) ? 0 : -1;
   group.onkeydown = event => {
+    if (isShortcut(event)) return;
     const [sign, start, low, high] = ARROWS[event.key] ?? [], here = event.target.getBoundingClientRect();
     const beside = box => box[low] < here[high] - 1 && box[high] > here[low] + 1;
     const distance = box => beside(box) ? sign * (box[start] - here[start]) : 0;

@@ -488,7 +488,7 @@ $("image").onclose = () => {
   if (document.activeElement.dataset.key !== key) keyed(key)?.focus();  // it was opened as another image
 };
 const keys = { ArrowLeft: "before", ArrowRight: "after", l: "doubt", L: "doubt" };
-$("image").onkeydown = event => $(keys[event.key])?.click();
+$("image").onkeydown = event => isShortcut(event) || $(keys[event.key])?.click();
 window.onhashchange = () => { readAddress(); draw(); };
 for (const place of document.querySelectorAll("[data-row]"))
   place.replaceChildren(opener(Number(place.dataset.row), 48));

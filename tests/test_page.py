@@ -407,6 +407,7 @@ def test_image_is_opened_stepped_and_marked_by_keys(page, two, tmp_path):
     press(Keys.ENTER)
     press(Keys.ARROW_RIGHT)
     press("l")
+    ActionChains(page.browser).key_down(Keys.CONTROL).send_keys("l").key_up(Keys.CONTROL).perform()
     assert page.text("#image-title").startswith(f"image {ids[1]}: truth ")
     press(Keys.ESCAPE)
     page.wait("return !document.getElementById('image').open")
@@ -480,6 +481,9 @@ def test_arrow_keys_move_in_a_matrix_with_one_tab_stop(page, two, files):
     assert page.js("return document.querySelectorAll('.matrix [tabindex=\"0\"]').length") == 1
     ActionChains(page.browser).send_keys(Keys.ENTER).perform()
     assert page.js("return document.activeElement.dataset.key") == key  # the focus stays in the new matrix
+    back = "return document.activeElement.dispatchEvent(new KeyboardEvent('keydown', arguments[0]))"
+    arrow = {"key": "ArrowUp", "bubbles": True, "cancelable": True}
+    assert page.js(back, arrow | {"altKey": True}) and not page.js(back, arrow)  # Alt+arrow is the browser's
     controls, named = (
         "button, select, input, [role=img]",
         "[e.ariaLabel, e.title, e.textContent, e.closest('label')]",
