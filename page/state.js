@@ -111,7 +111,9 @@ function writeAddress(push) {
   const given = new URLSearchParams();
   for (const name in DEFAULTS) if (state[name] !== DEFAULTS[name]) given.set(name, state[name]);
   if (String(given) === location.hash.slice(1)) return;
-  history[push ? "pushState" : "replaceState"](null, "", `#${given}`);
+  try {
+    history[push ? "pushState" : "replaceState"](null, "", `#${given}`);
+  } catch { /* Firefox and Safari refuse many changes in a short time; a later one is written */ }
 }
 function change(changes, push = true) {
   const keep = ["page", "image", "matrix", "map"].some(name => name in changes);
