@@ -579,7 +579,11 @@ def test_long_names_stay_within_the_first_screen(page, two, tmp_path):
         page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         assert page.js("return document.documentElement.scrollWidth") <= width
     resize(page, 1280)
-    for pair in (names, ["net_lr_0.01_of_many_words", "net_lr_0.02_of_many_words"]):
+    for pair in (
+        names,
+        [f"net_lr_0.0{n}_of_many_words" for n in "12"],
+        [f"warmup_momentum_{n}" for n in "ab"],
+    ):
         for seed, name in enumerate(pair):
             make_csv(tmp_path / f"{name}.csv", 300, 10, seed)
         result = run("compare.py", *(f"{name}.csv" for name in pair), "--no_images", cwd=tmp_path)
@@ -590,6 +594,9 @@ def test_long_names_stay_within_the_first_screen(page, two, tmp_path):
             assert first != second and max(len(first), len(second)) < 16, place
         cut = "e.scrollWidth > e.clientWidth + 1"
         assert not any(page.all("#list th, .top thead th, #matrices button, #runs .cut > :last-child", cut))
+        resize(page, 760, "print")
+        assert not any(page.all("#groups .heads bdi", cut))
+        resize(page, 1280)
 
 
 def test_pages_without_truth_or_scores_leave_out_what_needs_them(page, tmp_path):
