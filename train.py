@@ -79,6 +79,8 @@ def train(config: Config) -> Path:
     # ---- Processes and device ----
     rank, world_size = process_group()
     resuming = config.resume and holds_run(config.run_dir)
+    if resuming:  # a Config made in Python must have the run's settings, too
+        config = resumed_settings(Config, config.run_dir, asdict(config))
     if resuming and is_finished(Path(config.run_dir), config.epochs):
         if rank == 0:
             print(finished_hint(config.run_dir))

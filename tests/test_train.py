@@ -619,6 +619,15 @@ def test_run_that_ended_early_and_says_so_is_finished(main, finished, tmp_path):
     assert re.search(r"\nW&B may lack part of it: \S+ \S+/publish.py run\n$", result.stdout)
 
 
+def test_config_made_in_python_cannot_change_the_run_that_it_resumes(finished, tmp_path, capsys):
+    run_dir = str(shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("wandb")))
+    config = train.Config(**SETTINGS, log_images="20", export_pt2=True, run_dir=run_dir, resume=True)
+    with pytest.raises(train.ConfigError, match="--lr was 0.005, now 0.02. Start a new run"):
+        train.train(dataclasses.replace(config, lr=0.02))
+    train.train(config)
+    assert "is finished" in capsys.readouterr().out
+
+
 def test_run_with_model_pt2_alone_is_finished(main, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("wandb"))
     summary = json.loads((tmp_path / "run/summary.json").read_text())
