@@ -367,10 +367,10 @@ def test_bad_input_ends_in_one_line(main, finished, small_dir, tmp_path):
     assert_usage_error(main("evaluate.py", model, "a.png", "--dataset", "mnist", cwd=tmp_path), "--dataset")
     damaged = write_mnist_files(tmp_path / "damaged", train=10, test=10)
     write_idx(damaged / "MNIST/raw/t10k-labels-idx1-ubyte", torch.zeros(9))
-    assert_one_line_error(
-        main("evaluate.py", model, "--data_dir", damaged, cwd=tmp_path), "t10k-labels-idx1-ubyte"
-    )
-    elsewhere = main("evaluate.py", export(tmp_path / "mnist.pt"), cwd=tmp_path)
+    result = main("evaluate.py", export(tmp_path / "mnist.pt"), "--data_dir", damaged, cwd=tmp_path)
+    assert_one_line_error(result, "t10k-labels-idx1-ubyte")
+    assert "--dataset" not in result.stderr  # only missing files are downloaded
+    elsewhere = main("evaluate.py", tmp_path / "mnist.pt", cwd=tmp_path)
     assert_one_line_error(
         elsewhere, "name the folder with --data_dir, or", "Or download it: --dataset mnist."
     )
