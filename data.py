@@ -118,7 +118,7 @@ def load_split(dataset: str, data_dir, train: bool, image_size=28, download=True
                 raise
             raise DataError(f"Without sources/, only MNIST in {raw} can be read. Copy it too.") from error
         try:
-            name = datasets.resolve_dataset(dataset, data_dir, download)
+            name = datasets.resolve_dataset(dataset, data_dir, download, train)
             if name not in ("mnist", "mnist-format"):
                 return name, *datasets.read_dataset(name, data_dir, train, image_size, channels, download)
             images_file, labels_file = datasets.find_mnist(data_dir, train)

@@ -39,8 +39,10 @@ class DownloadError(SourceError):
     """No mirror gave all files of a data set."""
 
 
-def resolve_dataset(dataset: str, data_dir: Path, download: bool = True) -> str:
+def resolve_dataset(dataset: str, data_dir: Path, download: bool = True, train: bool = True) -> str:
     """Return the name of the data set that is meant, after downloading what is missing.
+
+    Without `train`, MNIST's test set is enough.
 
     "auto" means "mnist". It becomes "synthetic", with a warning, if no mirror gives MNIST and `data_dir`
     holds nothing, or is the default and has no trace of MNIST. A folder becomes its absolute path, so that
@@ -65,11 +67,12 @@ def resolve_dataset(dataset: str, data_dir: Path, download: bool = True) -> str:
 
     name = "mnist" if dataset == "auto" else dataset
     root = data_dir / TORCHVISION_SETS[name][1]
-    if name == "mnist" and all(
-        path.exists() for half in (True, False) for path in find_mnist(data_dir, half)
-    ):
-        return name
-    missing = [root / file for file in expected_files(name) if not os.path.lexists(root / file)]
+    files, halves = expected_files(name), (True, False) if train else (False,)
+    if name == "mnist":
+        if all(path.exists() for half in halves for path in find_mnist(data_dir, half)):
+            return name
+        files = files if train else [file for file in files if file.startswith("t10k")]
+    missing = [root / file for file in files if not os.path.lexists(root / file)]
     if not missing:
         return name
     place = missing[0].parent

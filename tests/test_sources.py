@@ -207,6 +207,12 @@ def test_mnist_is_read_a_folder_off_and_packed(place, small_dir, no_mirror, tmp_
         path.write_bytes(damaged)
         with pytest.raises(data.DataError, match=f"{TRAIN_IMAGES}.gz: it is damaged"):
             data.load_data("auto", tmp_path)
+    for path in folder.glob("train*"):  # evaluate.py needs the test set alone
+        path.unlink()
+    *_, labels = data.load_split("mnist", tmp_path, train=False, download=False)
+    assert torch.equal(labels, expected.eval_labels)
+    with pytest.raises(data.DataError, match=TRAIN_IMAGES):
+        data.load_data("mnist", tmp_path, download=False)
 
 
 def test_data_dir_in_the_home_folder_is_found(small_dir, monkeypatch):
