@@ -79,15 +79,19 @@ def resize(picture: Image.Image, side: int) -> ndarray:
 
 
 def find_strokes(pixels: ndarray) -> Digit | None:
-    """Find the largest part of a photo (H, W), floats in 0..255, that looks like ink, or None."""
-    best = (0, 0)
+    """Find the largest part of a photo (H, W), floats in 0..255, that looks like ink, or None.
+
+    Contrast counts more than size: the white between ruled lines is large, but in less contrast to them.
+    """
+    best = 0
     for is_dark in (True, False):
-        ink, parts = find_ink(pixels if is_dark else 255 - pixels)
+        ink, contrast, parts = find_ink(pixels if is_dark else 255 - pixels)
         for box, mask in parts:
-            rank = mask.size, likeness_to_ink(mask)
-            if rank > best and rank[1] > 0 and is_thin(mask):
+            rank = mask.size * contrast[box][mask].mean() ** 2
+            is_line = likeness_to_ink(mask) > 0 or is_upright_line(box, ink.shape)
+            if rank > best and is_line and is_thin(mask):
                 best, found = rank, (is_dark, ink, parts, box)
-    if not any(best):
+    if best == 0:
         return None
     is_dark, ink, parts, box = found
     mask, is_one = join_parts(ink.shape, parts, box)
@@ -112,12 +116,12 @@ def cut_out(ink: ndarray, mask: ndarray, is_dark: bool, is_one: bool = True) -> 
     return Digit(strokes[box], box, is_dark, is_one)
 
 
-def find_ink(pixels: ndarray) -> tuple[ndarray, list[tuple[Box, ndarray]]]:
+def find_ink(pixels: ndarray) -> tuple[ndarray, ndarray, list[tuple[Box, ndarray]]]:
     """Find what is darker than the paper around it, in a photo (H, W).
 
-    Returns how dark each pixel is as a share of the paper's brightness, and the connected parts: the box of
-    each, and its mask (h, w) in there. A part without an edge nearly all around is no part: for example
-    the paper between a line and a shadow.
+    Returns how dark each pixel is as a share of the paper's brightness, how much darker than the paper in
+    0..255, and the connected parts: the box of each, and its mask (h, w) in there. A part without an edge
+    nearly all around is no part: for example the paper between a line and a shadow.
     """
     paper = ndimage.grey_closing(pixels, 2 * [round(WIDEST * max(pixels.shape))], mode="nearest")
     contrast = (paper - pixels).clip(min=0)
@@ -134,7 +138,7 @@ def find_ink(pixels: ndarray) -> tuple[ndarray, list[tuple[Box, ndarray]]]:
             continue
         if (steepness[box][mask & is_outline[box]] > 0.25 * strength).mean() > 0.9:
             parts.append((box, mask))
-    return ink, parts
+    return ink, contrast, parts
 
 
 def likeness_to_ink(mask: ndarray) -> float:
@@ -147,6 +151,13 @@ def likeness_to_ink(mask: ndarray) -> float:
 def is_thin(mask: ndarray) -> bool:
     """Whether a mask (h, w) is lines: nowhere wider than 0.4 of its longer side."""
     return 2 * ndimage.distance_transform_edt(numpy.pad(mask, 1)).max() < 0.4 * max(mask.shape)
+
+
+def is_upright_line(box: Box, shape: tuple[int, int]) -> bool:
+    """Whether a box could be that of a one, a straight stroke, which fills it. Margins reach the border."""
+    rows, columns = box
+    is_inside = all(side.start > 0 and side.stop < length for side, length in zip(box, shape))
+    return is_inside and rows.stop - rows.start > 4 * (columns.stop - columns.start)
 
 
 def join_parts(shape: tuple[int, int], parts: list[tuple[Box, ndarray]], main: Box) -> tuple[ndarray, bool]:
@@ -162,7 +173,7 @@ def join_parts(shape: tuple[int, int], parts: list[tuple[Box, ndarray]], main: B
         down, across = (max(a.start, b.start) - min(a.stop, b.stop) for a, b in zip(box, main))  # gaps
         if box == main:
             joined[box] |= mask
-        elif 7 * mask.sum() < size or mask.size > area or is_at_border(box) > is_at_border(main):
+        elif 7 * mask.sum() < size or mask.size > 2 * area or is_at_border(box) > is_at_border(main):
             continue  # a speck, a frame or the table
         elif len(mask) > height / 2 and (across >= 0 or down > height / 4):
             is_one = False

@@ -189,14 +189,33 @@ def test_what_is_unlike_a_photo_of_one_thin_digit_is_told_from_it():
     assert "no digit" not in like_mnist(bold)[1]
 
 
+def test_upright_line_is_a_one_and_ruled_paper_with_a_margin_is_no_digit():
+    images, _ = draw_digits(8, seed=7)
+    for digit in images[:, 0].numpy():
+        paper, pen = numpy.full((800, 600), 230.0), numpy.zeros((800, 600))
+        paper[::54] = paper[1::54] = 178
+        paper[:, 80:83] = 130
+        pen[220:370, 220:370] = numpy.asarray(Image.fromarray(digit).resize((150, 150))) / 255
+        found, remark = like_mnist(Image.fromarray((paper * (1 - pen) + 40 * pen).astype("uint8")))
+        expected, _ = like_mnist(Image.fromarray(digit).resize((150, 150)))
+        assert likeness(found, expected[0].numpy()) > 0.8 and "more than one" not in remark
+    stroke = numpy.full((400, 300), 230, dtype="uint8")
+    stroke[100:220, 140:146] = 40
+    stroke[330:] = 120  # a table
+    image, remark = like_mnist(Image.fromarray(stroke))
+    assert "no digit" not in remark
+    rows, columns = ((image[0] > 127).any(d).nonzero().flatten() for d in (1, 0))
+    assert len(rows) > 5 * len(columns)
+
+
 def test_table_and_shadow_are_no_parts():
     light = numpy.full((200, 200), 220.0)
     light[:, :40] = 60  # a table
     light[100:, :] *= 0.6  # a shadow
-    _, parts = find_ink(light)
+    *_, parts = find_ink(light)
     assert not [mask for box, mask in parts if box[1].start > 0]
     light[40:80, 100:110] = 40
-    _, parts = find_ink(light)
+    *_, parts = find_ink(light)
     assert [mask.shape for box, mask in parts if box[1].start > 0] == [(40, 10)]
 
 
