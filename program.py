@@ -358,7 +358,7 @@ def progress(batches: Iterable, count: int, title: str, log) -> Iterator:
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a scratch path; flush what the block leaves there to the disk, and rename it. Raises OSError."""
     target = Path(os.path.realpath(path))  # follow a symbolic link
-    if target.exists() and not target.is_file():
+    if os.path.exists(path) and not target.is_file():  # the target of /dev/stdout may be "pipe:[123]"
         raise OSError(errno.EINVAL, "is not a file that can be replaced", str(path))
     scratch = target.with_name(f".{target.name}.partial")
     try:
