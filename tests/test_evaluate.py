@@ -348,7 +348,8 @@ def test_predictions_that_cannot_be_written_are_found_first(main, finished, smal
         result = main("evaluate.py", finished / "model.pt", *flags, cwd=tmp_path)
         assert_one_line_error(result, path)
         assert result.stdout == ""
-    result = run("evaluate.py", finished / "model.pt", "--predictions", "/dev/stdout", cwd=tmp_path)  # a pipe
+    piped = ("--predictions", "/dev/stdout")
+    result = run("evaluate.py", finished / "model.pt", *piped, cwd=tmp_path)
     assert_one_line_error(result, "/dev/stdout: is not a file that can be replaced")
 
 
