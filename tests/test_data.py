@@ -275,8 +275,10 @@ def test_errors_of_sources_are_data_errors(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(data.DataError, match="needs train/CLASS/"):
         data.load_data(str(tmp_path / "empty"), tmp_path)
-    with pytest.raises(data.DataError, match="train-images-idx3-ubyte is missing"):
+    with pytest.raises(data.DataError, match="t10k-images-idx3-ubyte is missing"):
         data.load_split("mnist", tmp_path / "none", train=False, download=False)
+    with pytest.raises(data.DataError, match="train-images-idx3-ubyte is missing"):
+        data.load_split("mnist", tmp_path / "none", train=True, download=False)
 
 
 def load_in_copy(folder):
