@@ -310,14 +310,21 @@ class RunLogger:
         return self
 
     def __exit__(self, error_type, error, traceback) -> None:
-        if self.pending and error_type is None:  # losses after the last recorded epoch
-            with self:  # it comes here again, also if `flush` raises
-                return self.flush()
-        if self.rank == 0:
-            try:
-                self.wandb.finish(exit_code=0 if error_type is None else 1)
-                if self.wandb.mode != "disabled":
-                    with suppress(OSError):  # then it still says that W&B may lack part of the run
-                        self.write_config()
-            finally:  # also after a second Ctrl-C, in a notebook
-                self.lock.release()
+        exit_code = 1
+        try:
+            if error_type is None:
+                self.flush()  # the losses after the last recorded epoch
+                exit_code = 0
+        finally:
+            if self.rank == 0:
+                self.close(exit_code)
+
+    def close(self, exit_code: int) -> None:
+        """End the W&B run, and release the directory."""
+        try:
+            self.wandb.finish(exit_code)
+            if self.wandb.mode != "disabled":
+                with suppress(OSError):  # then it still says that W&B may lack part of the run
+                    self.write_config()
+        finally:  # also after a second Ctrl-C, in a notebook
+            self.lock.release()

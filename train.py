@@ -149,7 +149,8 @@ def train(config: Config) -> Path:
     pictures = data.eval_images if image_shape[0] in (1, 3) else None
     log = RunLogger(config.run_dir, details, data.classes, pictures, resumed_epoch, rank, world_size)
     if world_size > 1:  # rank 0 has chosen the directory of a new run
-        dist.broadcast_object_list(shared := [log.run_dir])
+        shared = [log.run_dir]
+        dist.broadcast_object_list(shared)
         log.run_dir = shared[0]
     if rank == 0:
         if os.path.isabs(data.name):  # a folder: show which of its folders are the classes
