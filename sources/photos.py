@@ -81,17 +81,18 @@ def resize(picture: Image.Image, side: int) -> ndarray:
 def find_strokes(pixels: ndarray) -> Digit | None:
     """Find the largest part of a photo (H, W), floats in 0..255, that looks like ink, or None.
 
-    Contrast counts more than size: the white between ruled lines is large, but in less contrast to them.
+    Contrast counts more than size: the white between ruled lines is large, but in less contrast to them. An
+    upright line is a one only if nothing else is ink: beside a digit it is a pen, or the hole of a narrow 0.
     """
-    best = 0
+    best = False, 0
     for is_dark in (True, False):
         ink, contrast, parts = find_ink(pixels if is_dark else 255 - pixels)
         for box, mask in parts:
-            rank = mask.size * contrast[box][mask].mean() ** 2
-            is_line = likeness_to_ink(mask) > 0 or is_upright_line(box, ink.shape)
-            if rank > best and is_line and is_thin(mask):
+            is_ink = likeness_to_ink(mask) > 0
+            rank = is_ink, mask.size * contrast[box][mask].mean() ** 1.3
+            if rank > best and (is_ink or is_upright_line(box, ink.shape)) and is_thin(mask):
                 best, found = rank, (is_dark, ink, parts, box)
-    if best == 0:
+    if not any(best):
         return None
     is_dark, ink, parts, box = found
     mask, is_one = join_parts(ink.shape, parts, box)

@@ -206,6 +206,14 @@ def test_upright_line_is_a_one_and_ruled_paper_with_a_margin_is_no_digit():
     assert "no digit" not in remark
     rows, columns = ((image[0] > 127).any(d).nonzero().flatten() for d in (1, 0))
     assert len(rows) > 5 * len(columns)
+    digit = Image.fromarray(images[3, 0].numpy()).resize((60, 60))
+    beside = Image.new("L", (400, 300), 20)
+    beside.paste(digit, (60, 120))
+    beside.paste(200, (300, 40, 335, 280))  # a pen
+    assert likeness(like_mnist(beside)[0], like_mnist(digit)[0][0].numpy()) > 0.8
+    narrow = Image.new("L", (800, 600), 215)
+    ImageDraw.Draw(narrow).ellipse((300, 150, 395, 430), outline=60, width=10)
+    assert like_mnist(narrow)[1].startswith("dark on light")  # the ring, not its hole
 
 
 def test_table_and_shadow_are_no_parts():
