@@ -113,7 +113,9 @@ def to_distribution(name: str, spec: dict) -> optuna.distributions.BaseDistribut
 def to_pruner(type="", eta: int = 3, min_iter: int = 0, max_iter: int = 0, s: int = 0, **unknown):
     """Optuna's pruner for W&B's early_terminate. Raises ValueError."""
     are_counts = all(isinstance(number, int) and number >= 0 for number in (eta, min_iter, max_iter, s))
-    if unknown or type != "hyperband" or not are_counts or eta < 2 or not (min_iter or (max_iter and s)):
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)} of early_terminate is not supported")
+    if type != "hyperband" or not are_counts or eta < 2 or not (min_iter or (max_iter and s)):
         choice = "min_iter, or max_iter and s"
         raise ValueError(f"early_terminate needs the type hyperband, and {choice}; eta is 2 or more [3]")
     # W&B's hyperband has one bracket, with rungs at first * eta**k. Optuna's HyperbandPruner has several.

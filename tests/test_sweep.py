@@ -285,6 +285,8 @@ def test_pruner_looks_at_the_epochs_of_wandb_s_hyperband(stop, epochs):
         ("method: bayes", "method: bayes\nearly_terminate: {type: envelope}", ["hyperband"]),
         ("method: bayes", "method: bayes\nearly_terminate: {type: hyperband, max_iter: 9, s: 2, eta: 0}",
          ["early_terminate needs", "eta is 2 or more"]),
+        ("method: bayes", "method: bayes\nearly_terminate: {type: hyperband, min_iter: 1, strict: true}",
+         ["strict of early_terminate is not supported"]),
         ("method: bayes", "method: bayes\nearly_terminate:", ["early_terminate must hold names and values"]),
         ("method: bayes", "method: bayes\ndescription: 2026-11-27", ["date"]),
         ("log_uniform_values, min: 0.01, max: 1", "log_uniform, min: 0, max: 800", ["parameter lr", "800"]),
