@@ -29,6 +29,7 @@ SEPARATORS = r"\s_.:\-\[("
 SCORE_NAME = re.compile(  # score_3, prob[cat], y_score_-1
     rf"(?:y_?)?{PREFIX}[{SEPARATORS}]+?(-\d+|[^{SEPARATORS}].*?)[\])]?", re.IGNORECASE
 )
+NUMBER = r"-?\d+(\.\d+)?"
 ONE_SCORE = re.compile(r"(?:y_?)?" + PREFIX, re.IGNORECASE)  # of one of two classes, see `two_classes`
 BEST_NAME = re.compile(r"(best|top)[\W_]*(\d{1,3})(?:[\W_]*(.+))?", re.IGNORECASE)  # best_1, top1_prob
 RANKED_CLASS = re.compile(r"(?:index|idx|label|class|pred|prediction)[\W_]*(\d{1,3})", re.IGNORECASE)
@@ -179,7 +180,7 @@ def find_columns(header: list[str]) -> tuple[dict[str, int], list[int]]:
             groups.setdefault(match[1].lower(), []).append(place)
     if groups:
         largest = max(groups.values(), key=len)
-        numbered = [p for p in largest if re.fullmatch(r"-?\d+", SCORE_NAME.fullmatch(header[p])[2])]
+        numbered = [p for p in largest if re.fullmatch(NUMBER, SCORE_NAME.fullmatch(header[p])[2])]
         return roles, numbered if len(numbered) > 1 else largest  # also with a score_max
     single = [p for p, name in enumerate(header) if p not in roles.values() and ONE_SCORE.fullmatch(name)]
     return roles, single[:1]
@@ -438,7 +439,7 @@ def resolve_classes(
     named_guesses = guess is not None and guess.dtype == object  # they show the order of the classes
     if written and names == written and (numbers if scores is None else numbered and not named_guesses):
         remarks.append(order_remark(names))
-    by_number = numbered or not all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names)
+    by_number = numbered or not all(re.fullmatch(NUMBER, name) for name in names)
     if by_number and not numbered and not written and guess is None:  # nothing shows the order
         remarks.append(order_remark(names))
     places = {name: k for k, name in enumerate(names)}
@@ -447,10 +448,12 @@ def resolve_classes(
             found = np.where((values >= 0) & (values < len(names)), values, -1)
         else:
             unique, inverse = np.unique(values.astype(str), return_inverse=True)
-            found = np.array([places.get(name, -1) for name in unique.tolist()])[inverse]
+            found = [places.get(name, places.get(score_suffix(name), -1)) for name in unique.tolist()]
+            found = np.array(found)[inverse]
         if found.min() < 0:
             known = f"{names[0]} to {names[-1]}" if numbered else ", ".join(names)
-            table.refuse(int(found.argmin()), roles[role], f": the columns of scores are of {known:.200}")
+            source = "the classes are" if scores is None else "the columns of scores are of"
+            table.refuse(int(found.argmin()), roles[role], f": {source} {known:.200}")
         labels[role] = found.astype(np.int64)
     return None if numbered and not written else names, labels, scores
 

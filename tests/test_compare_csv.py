@@ -90,9 +90,17 @@ GOOD = {  # what a file may look like
         "id,guess,truth,p(-1),p(0),p(1)", range(4), np.subtract(GUESS, 1), np.subtract(TRUTH, 1), SCORES
     ),
     "classes as scikit-learn has them": scored(SCORES, "id,guess,truth,proba_0.0,proba_1.0,proba_2.0"),
+    "and the highest score": table(
+        "id,guess,truth,proba_0.0,proba_1.0,proba_2.0,proba_max", range(4), GUESS, TRUTH, SCORES,
+        SCORES.max(1),
+    ),
     "classes as pandas has them": table("id,guess,truth,0.0,1.0,2.0", range(4), GUESS, TRUTH, SCORES),
     "halves": table(
         "id,guess,truth,p_0.5,p_1.0,p_1.5", range(4), np.add(GUESS, 1) / 2, np.add(TRUTH, 1) / 2, SCORES
+    ),
+    "a number among names": table(
+        "id,guess,truth,p_1.0,p_bee,p_sea", range(4), named(GUESS, ["1.0", "bee", "sea"]),
+        named(TRUTH, ["1.0", "bee", "sea"]), SCORES,
     ),
     "zeros before the classes": table(
         "id,guess,truth,p_000,p_001,p_002", range(4), [f"00{k}" for k in GUESS], [f"00{k}" for k in TRUTH],
@@ -108,6 +116,7 @@ CLASSES = {
     "classes from one": ["1", "2", "3"],
     "classes from minus one": ["-1", "0", "1"],
     "halves": ["0.5", "1", "1.5"],
+    "a number among names": ["1", "bee", "sea"],
     "a class called None": ["None", "a", "nan"],
 }
 REMARKS = {
@@ -309,8 +318,12 @@ BAD = {  # file, and words of the error
         ["4 values for 3 columns", "in R: row.names = FALSE"],
     ),
     "a class without a column": (
-        table("id,truth,score_0.5,score_1,score_2", range(4), [0.5, 1, 2, 2], SCORES),
-        ["truth cannot be '0.5': the columns of scores are of 1, 2."],
+        table("id,truth,score_0.5,score_1,score_2", range(4), [0.5, 1, 2, 2.5], SCORES),
+        ["truth cannot be '2.5': the columns of scores are of 0.5, 1, 2."],
+    ),
+    "names and numbers without scores": (
+        table("id,guess,truth", range(4), ["ant", "bee", "sea", "ant"], [7] * 4),
+        ["truth cannot be '7': the classes are ant, bee, sea."],
     ),
     "both kinds of lines": (PLAIN.replace("0,0,0,", "0,0,0,1,1,1\r1,1,1,1,"), ["line 3: 7 values"]),
     "an empty guess": (PLAIN.replace("\n1,1,", "\n1,,"), ["line 3", "guess is empty"]),
