@@ -52,7 +52,7 @@ class ImageData:
             if kinds != [(torch.uint8, 4), (torch.int64, 1)]:
                 problem = f"{split}_images and {split}_labels have the types and dimensions {kinds}"
                 raise DataError(f"{problem}. Give tensors: uint8 (N, C, H, W) and int64 (N,).")
-            low, high = labels.aminmax() if len(labels) else (0, -1)
+            low, high = labels.aminmax() if len(labels) else (0, 0)
             if not 0 < len(images) == len(labels) or not 0 <= low <= high < len(self.classes):
                 found = f"{split}: {len(images)} images, {len(labels)} labels from {low} to {high}"
                 raise DataError(f"{found}. Give images, each with a label of 0 to {len(self.classes) - 1}.")

@@ -220,8 +220,8 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace) -> None:
     if os.path.isabs(dataset) and set(classes) <= set(exported.classes):  # a folder may lack some of them
         labels = torch.tensor([exported.classes.index(name) for name in classes])[labels]
         classes = exported.classes
-    split = ImageData(dataset, classes, images[:1], labels[:1], images, labels)
     check_fit(exported, dataset, classes, images)
+    split = ImageData(dataset, classes, images[:1], labels[:1], images, labels)
     first = slice(exported.eval_count)  # in a folder without a test set, those that were held out come first
     same = digest(images[first], labels[first]) == exported.eval_sha256
     if same:
@@ -260,7 +260,7 @@ def check_fit(exported: Exported, dataset: str, classes: list[str], images: Tens
     counts, shapes = [len(exported.classes), len(classes)], [list(exported.shape), list(images.shape[1:])]
     if counts[0] != counts[1] or shapes[0] != shapes[1]:
         trained_on, found = (f"{n} classes of {shape} (C, H, W)" for n, shape in zip(counts, shapes))
-    elif exported.classes != classes:
+    elif exported.classes != list(classes):
         k = next(k for k, names in enumerate(zip(exported.classes, classes)) if len(set(names)) > 1)
         trained_on, found = (f"class {k} called {names[k]}" for names in (exported.classes, classes))
     else:

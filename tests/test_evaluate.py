@@ -2,6 +2,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import socket
 import zipfile
 from pathlib import Path
@@ -189,6 +190,9 @@ def test_model_of_a_folder_is_evaluated_on_a_moved_copy(tmp_path):
     next((tmp_path / "moved/test").rglob("*.png")).unlink()
     result = run("evaluate.py", "run/model.pt", "--dataset", "moved", cwd=tmp_path)
     assert "29 test images\n" in result.stdout
+    shutil.copytree(next((tmp_path / "moved/test").iterdir()), tmp_path / "other/test/cat")
+    result = run("evaluate.py", "run/model.pt", "--dataset", "other", cwd=tmp_path)
+    assert_one_line_error(result, "/other has 1 classes of [1, 28, 28]", "Choose the --dataset that it was")
 
 
 def test_nothing_is_downloaded_on_behalf_of_a_file(main, tmp_path, monkeypatch):
