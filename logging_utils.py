@@ -44,11 +44,11 @@ def prediction_columns(num_classes: int) -> list[str]:
 def prediction_rows(logits: Tensor, labels: Tensor) -> list[list]:
     """Logits (N, K), labels (N,) to N rows of `prediction_columns`, scores by softmax. Raises ValueError."""
     logits, labels = torch.as_tensor(logits).float(), torch.as_tensor(labels).long()
-    if len(logits) > 1 and (logits >= 0).all() and (logits.sum(1) - 1).abs().max() < 0.01:
-        raise ValueError("these are probabilities. Pass logits, or the logarithm of the probabilities")
-    if labels.shape != logits.shape[:1] or not labels.clamp(0, logits.shape[-1] - 1).equal(labels):
+    if labels.shape != logits.shape[:-1] or not labels.clamp(0, logits.shape[-1] - 1).equal(labels):
         found = f"logits {list(logits.shape)} and labels {list(labels.shape)} do not match"
         raise ValueError(f"{found}: give (N, K) and (N,), each label from 0 to K - 1")
+    if len(logits) > 1 and (logits >= 0).all() and (logits.sum(1) - 1).abs().max() < 0.01:
+        raise ValueError("these are probabilities. Pass logits, or the logarithm of the probabilities")
     scores = logits.softmax(1)
     if scores.shape[1] > MAX_SCORES:
         best = torch.stack([part.float() for part in reversed(scores.topk(10))], dim=2).flatten(1)
@@ -123,7 +123,7 @@ def create_run_dir(run_dir: str | Path | None) -> Path:
 
 
 def lock_run(run_dir: Path) -> BaseFileLock:
-    """Lock a run directory until this process ends, however it does. Raises RunError or OSError."""
+    """Lock a run directory; the system unlocks it if this process dies. Raises RunError or OSError."""
     path = run_dir / LOCK
     lock = FileLock(path, timeout=0)
     try:

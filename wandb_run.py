@@ -92,7 +92,7 @@ class WandbRun:
         waits: seconds to wait for W&B at most, in an epoch and at the end, if not the defaults.
 
     Attributes: `mode` is online, offline or disabled; it `gave_up` if W&B gets nothing more. W&B has the
-    steps before `first_step`. If it `lacked_part` of the run before, it lacks that still.
+    steps before `first_step`. It `lacked_part` of the run if an earlier process did not send all.
     """
 
     def __init__(self, run_dir, config, classes, images, run_id, replace=False, waits=None):

@@ -555,6 +555,8 @@ def test_logits_that_do_not_match_are_refused(monkeypatch, tmp_path):
     for labels in (LABELS[:1], LABELS[:, None], one_hot, LABELS + LOGITS.shape[1], LABELS - 9):
         with pytest.raises(ValueError, match=r"do not match: give \(N, K\) and \(N,\), each label from 0"):
             prediction_rows(LOGITS, labels)
+    with pytest.raises(ValueError, match="do not match"):
+        prediction_rows(LOGITS[:, 0], LABELS)
     with pytest.raises(ValueError, match="these are probabilities. Pass logits, or the logarithm"):
         prediction_rows(LOGITS.softmax(1).bfloat16(), LABELS)
     assert prediction_rows(LOGITS.log_softmax(1), LABELS)
