@@ -109,6 +109,7 @@ def test_run_on_a_file_system_without_locks(monkeypatch, recwarn, tmp_path):
     with pytest.raises(OSError, match=r"/\.lock"):
         lock_run(tmp_path)
     number = errno.ENOSYS
+    (tmp_path / ".lock").write_text("123\nanother machine\n")
     with pytest.raises(RunError, match=r"or delete .*/\.lock if it was killed"):
         lock_run(tmp_path)
     (tmp_path / ".lock").unlink()
