@@ -226,12 +226,9 @@ function downloadMarks() {
 // What is shown of many, the most frequent first.
 const MOST = { pairs: 20, truths: FEW ? K : 8, guesses: allScores ? K : 20, pictures: allScores ? 200 : 40 };
 const sum = f => RUNS.reduce((total, r) => total + f(r), 0);
-function tally(list, keyOf) {
+function tally(list) {
   const counts = new Map();
-  for (const one of list) {
-    const key = keyOf(one);
-    counts.set(key, (counts.get(key) ?? 0) + 1);
-  }
+  for (const key of list) counts.set(key, (counts.get(key) ?? 0) + 1);
   return counts;
 }
 function classesIn(maps, inOrder, total) {  // their keys: in order, or those with the highest total first
@@ -272,8 +269,8 @@ let pairs = [], pairCounts = [];  // truth * K + guess, the most frequent first;
 function countPairs() {  // instead of a matrix of many classes
   const pairOf = r => n => truth[n] * K + guessOf(r, n);
   const lists = RUNS.map(r => range(count).filter(n => wrong(r, n)).map(pairOf(r)));
-  const totals = tally(lists.flat(), pair => pair);
-  pairCounts = lists.map(list => tally(list, pair => pair));
+  const totals = tally(lists.flat());
+  pairCounts = lists.map(tally);
   pairs = [...totals.keys()].sort((a, b) => totals.get(b) - totals.get(a) || a - b);
 }
 function drawPairs() {
@@ -307,7 +304,7 @@ function drawGroups() {
   const imagesOf = (r, g) => groups[r].get(g) ?? [];
   const guesses = classesIn(groups, allScores, g => sum(r => imagesOf(r, g).length));
   const shown = guesses.slice(0, MOST.guesses).map(g => {
-    const counts = RUNS.map(r => tally(imagesOf(r, g), n => truth[n]));
+    const counts = RUNS.map(r => tally(imagesOf(r, g).map(n => truth[n])));
     return { g, counts, truths: classesIn(counts, FEW, t => sum(r => counts[r].get(t) ?? 0)) };
   });
   const longest = Math.max(1, ...shown.flatMap(({ counts }) => counts.flatMap(map => [...map.values()])));
