@@ -45,7 +45,7 @@ class ImageData:
         are_texts = all(isinstance(text, str) for text in (self.name, *self.classes))
         if not are_texts or not isinstance(self.classes, list) or len(self.classes) < 2:
             problem = f"The name is {self.name!r}, the classes are {self.classes!r}"
-            raise DataError(f"{problem}. Give a str, and a list of two or more (str).")
+            raise DataError(f"{problem}. Give a name (str), and a list of two or more class names (str).")
         for split in ("eval", "train"):
             images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
             kinds = [(v.dtype, v.dim()) if torch.is_tensor(v) else type(v) for v in (images, labels)]

@@ -213,8 +213,8 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace) -> None:
         download = bool(args.dataset)  # nothing is downloaded because a file says so
         found = load_split(name, args.data_dir, False, exported.shape[1], download, exported.shape[0])
     except DataError as error:
-        if download or name not in DATASETS or " is missing. " not in str(error):  # damage stays
-            raise
+        if download or name not in DATASETS or " is missing. " not in str(error):
+            raise  # a download replaces no damaged file
         raise DataError(f"{error} Or download it: --dataset {name}.") from error
     dataset, classes, images, labels = found
     if os.path.isabs(dataset) and set(classes) <= set(exported.classes):  # a folder may lack some of them

@@ -127,10 +127,10 @@ def lock_run(run_dir: Path) -> BaseFileLock:
     path = run_dir / LOCK
     lock = FileLock(path, timeout=0)
     try:
-        with warnings.catch_warnings(record=True, action="always") as warned:  # of a disk without locks
+        with warnings.catch_warnings(record=True, action="always") as warned:
             lock.acquire()
     except Timeout:
-        # Without locks the file itself is one, and stays if its process was killed on another machine.
+        # filelock warns of a disk without locks: the file itself is one there, and stays after a kill.
         killed = f", or delete {path} if it was killed" if warned else ""
         cure = f"Wait for it to end{killed}, or choose another run directory."
         raise RunError(f"Another process is writing to {run_dir}. {cure}") from None

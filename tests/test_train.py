@@ -366,7 +366,7 @@ def test_net_and_images_of_other_kinds_train(tmp_path, monkeypatch, capsys):
     assert "no pictures: the images of two channels have 2 channels, not 1 or 3" in capsys.readouterr().out
     for found in ((tuple(classes), *test_set), (classes, images[:9].numpy(), labels[:9])):
         monkeypatch.setattr(evaluate, "load_split", lambda *_, found=found: ("two channels", *found))
-        with pytest.raises(DataError, match="Give a str, and a list|Give tensors: uint8"):
+        with pytest.raises(DataError, match="Give a name .str., and a list|Give tensors: uint8"):
             command = evaluate.parse_args([f"{run_dir}/model.pt", "--dataset", "mine"])
             evaluate.evaluate_test_set(evaluate.load(command.model, torch.device("cpu")), command)
 
