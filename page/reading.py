@@ -18,16 +18,17 @@ from page.table import MAX_CLASSES, NEEDED, CompareError, Table
 ROUNDING, MAX_GAP = 1e-3, 0.02  # how far a score may be outside 0..1, and the sum of an image's from 1
 # Names of columns without capitals, blanks and signs. The first that a file has is taken.
 ALIASES = {
-    "id": "id imageid imgid sampleid exampleid index idx image img filename file filepath imagepath path",
+    "id": "id imageid imgid sampleid exampleid index idx image img filename file filepath imagepath path "
+    "fname rowid rowids rowindex row",
     "guess": "guess prediction predictions predicted pred preds predictedlabel predictedclass predlabel "
-    "predclass ypred yhat output",
-    "truth": "truth groundtruth gt true truelabel trueclass ytrue target targets actual label labels class "
-    "y",
+    "predclass labelpred predict ypred yhat output",
+    "truth": "truth groundtruth gt true truelabel trueclass ytrue target targets actual obs label labels "
+    "class y",
 }
-PREFIX = r"(scores?|prob(?:s|a|as|ability|abilities)?|p|softmax|logits?)"
+PREFIX = r"(\.pred|scores?|prob(?:s|a|as|ability|abilities)?|p|softmax|logits?)"
 SEPARATORS = r"\s_.:\-\[("
-SCORE_NAME = re.compile(  # score_3, prob[cat], y_score_-1
-    rf"(?:y_?)?{PREFIX}[{SEPARATORS}]+?(-\d+|[^{SEPARATORS}].*?)[\])]?", re.IGNORECASE
+SCORE_NAME = re.compile(  # score_3, prob[cat], y_score_-1, .pred_cat
+    rf"(?:y_?)?{PREFIX}[{SEPARATORS}]+?(-\d+|[^{SEPARATORS}].*?)[\])]?", re.IGNORECASE | re.DOTALL
 )
 NUMBER = r"-?\d+(\.\d+)?"
 ONE_SCORE = re.compile(r"(?:y_?)?" + PREFIX, re.IGNORECASE)  # of one of two classes, see `two_classes`
@@ -76,7 +77,9 @@ def read_predictions(name: str, content: bytes) -> Predictions:
     if table.columns.empty:
         raise CompareError(f"{name} has no rows. {NEEDED}")
 
-    remarks, ids = [], table.ids(roles.pop("id"))
+    remarks, ids = [], table.ids(roles["id"])
+    if not table.header[roles.pop("id")]:
+        remarks.append("the first column, which has no name, is taken for the id")
     if best:
         classes, labels, scores = read_best_scores(table, roles, best, remarks)
     else:
@@ -174,6 +177,8 @@ def find_columns(header: list[str]) -> tuple[dict[str, int], list[int]]:
     for role, aliases in ALIASES.items():
         found = [plain.index(alias) for alias in aliases.split() if alias in plain]
         roles |= {role: found[0]} if found else {}
+    if plain[0] in ("", "unnamed0"):  # the index of a pandas.DataFrame, the names of rows in R
+        roles.setdefault("id", 0)
     groups = {}  # prefix -> places
     for place, name in enumerate(header):
         if place not in roles.values() and (match := SCORE_NAME.fullmatch(name)):

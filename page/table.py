@@ -19,6 +19,7 @@ MAX_UNPACKED = 2**30  # bytes
 # No CSV: control characters near the start (archives, spreadsheets, models), or JSON, HTML and PDF.
 CONTROL = rb"[\0-\x08\x0e-\x19\x1c-\x1f]"
 OTHER_KIND = re.compile(rb"(?s:.){0,500}?" + CONTROL + rb'|\s*(\{|<|%PDF|\[\s*[\[{"])')
+RULE = re.compile(rb"\n[ \t|:+-]*---[ \t|:+-]*(?=\r?\n)")  # below the titles of a Markdown table
 EXCEL_LINE = re.compile(rb'(\xef\xbb\xbf)?"?sep=."?(?=[\r\n])')  # tells Excel the separator
 MAX_CLASSES = 1_000
 MAX_COLUMNS, MAX_HEADER = 5_000, 1_000_000  # columns, and bytes of their names
@@ -63,6 +64,8 @@ class Table:
         start = content[:MAX_HEADER].decode(self.encoding, errors="replace")
         unquoted = re.sub('"[^"]*"', "", start).splitlines()
         self.separator = max(",;\t|", key=next((line for line in unquoted if line.strip()), "").count)
+        if self.separator == "|":
+            self.content = RULE.sub(b"\n", content, count=1)
         lines = io.StringIO(start, newline=None)
         try:
             header = next((row for _, row in self.rows(lines)), [])
@@ -133,8 +136,11 @@ class Table:
         value = self.columns[place].iloc[row]
         is_empty = value is None or value != value or value == ""
         problem = "is empty" if is_empty else f"cannot be '{value!s:.40}'"
+        if not reason and str(value).startswith("["):
+            reason = ". Write the score of each class to a column of its own, such as score_0"
         reason = reason or ". Correct it, or remove the row"
-        raise CompareError(f"{self.name}, line {self.line(row)}: {self.header[place]} {problem}{reason}.")
+        column = self.header[place] or "the first column"
+        raise CompareError(f"{self.name}, line {self.line(row)}: {column} {problem}{reason}.")
 
     def refuse_columns(self, missing: str) -> None:
         """Raise CompareError for columns that the file lacks."""
@@ -149,6 +155,10 @@ class Table:
         try:
             if not pd.api.types.is_numeric_dtype(column):
                 text = column.astype(str).str.strip().str.removesuffix("%").str.strip()
+                grouped = text.str.fullmatch(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
+                if self.separator == "," and grouped.any() and not (text.str.contains(",") & ~grouped).any():
+                    cure = ": write 1,234 as 1234 or, if it is near 1, as 1.234"
+                    self.refuse(int(grouped.argmax()), place, cure)
                 column = pd.to_numeric(text.str.replace(",", ".", regex=False), errors="coerce")
             with np.errstate(over="ignore"):
                 values = column.to_numpy(dtype)
@@ -177,7 +187,10 @@ class Table:
             if bad.any():
                 self.refuse(int(bad.argmax()), place)
             return values.astype(np.int64) if values.max() <= 2**53 else values.astype(str).astype(object)
-        return self.texts(place)
+        texts = self.texts(place)
+        if len(again := np.flatnonzero(texts == self.header[place])):
+            self.refuse(int(again[0]), place, ": it repeats the first line. Remove this line")
+        return texts
 
     def texts(self, place: int) -> np.ndarray:
         """Text values (N,), objects. None may be empty."""

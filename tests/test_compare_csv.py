@@ -50,6 +50,8 @@ GOOD = {  # what a file may look like
     "plain": PLAIN,
     "byte order mark": "\ufeff" + PLAIN,
     "utf-16": PLAIN.encode("utf-16"),
+    "the index of pandas": PLAIN.replace("id,", ",", 1),
+    "a Markdown table": PLAIN.replace(",", " | ").replace("_2\n", "_2\n---|:-:|---:|---|---|---\n"),
     "semicolons": PLAIN.replace(",", ";"),
     "a line for Excel": "\ufeffsep=;\r\n" + PLAIN.replace(",", ";").replace("\n", "\r\n"),
     "tabs": PLAIN.replace(",", "\t"),
@@ -81,6 +83,7 @@ GOOD = {  # what a file may look like
     "names in the rows": with_names(HEADER, NAMES, SCORES),
     "names in an order that the guesses show": with_names(HEADER, NAMES[::-1], SCORES),
     "names in the columns": scored(SCORES, "id,guess,truth,score_ant,score_bee,score_cat"),
+    "names in tidymodels": with_names(".row,.pred_class,obs,.pred_ant,.pred_bee,.pred_cat", NAMES, SCORES),
     "names in both": with_names("id,guess,truth,prob_ant,prob_bee,prob_cat", NAMES, SCORES),
     "columns called like the classes": with_names("id,guess,truth,note,ant,bee,cat", NAMES, "abcd", SCORES),
     "classes from one": table(
@@ -108,11 +111,13 @@ GOOD = {  # what a file may look like
     ),
     "votes": scored((20 * SCORES).astype(int)),
     "percent, one sum of 90": scored(SCORES * [[90], [100], [100], [100]]),
+    "names in two lines": with_names('id,guess,truth,p_a,"p_b\nc",p_d', ["a", '"b\nc"', "d"], SCORES),
     "a class called None": with_names("id,guess,truth,p_None,p_a,p_nan", ["None", "a", "nan"], SCORES),
 }  # fmt: skip
 CLASSES = {
     **{kind: NAMES for kind in GOOD if kind.startswith(("names in", "columns called"))},
     "names in an order that the guesses show": NAMES[::-1],
+    "names in two lines": ["a", "b\nc", "d"],
     "classes from one": ["1", "2", "3"],
     "classes from minus one": ["-1", "0", "1"],
     "halves": ["0.5", "1", "1.5"],
@@ -121,6 +126,7 @@ CLASSES = {
 }
 REMARKS = {
     **{"percent": "percent", "percent signs": "percent", "logits": "softmax", "logits by name": "softmax"},
+    "the index of pandas": "the first column, which has no name, is taken for the id",
     "half as much": "do not sum to 1 (0.5 in line 2)",
     "votes": "do not sum to 1 (20 in line 2)",
     **{kind: "the class with the highest score" for kind in ("no guess", "empty guess")},
@@ -304,13 +310,28 @@ def test_rounding_errors_and_names_as_ids():
 
 COLUMNS = ",".join(f"score_{k}" for k in range(200_000))
 BAD = {  # file, and words of the error
-    "no id": (PLAIN.replace("id,", ",", 1), ["no column id. ", "without a name", "It needs id, and"]),
+    "no id": (
+        PLAIN.replace("id,guess,", "nr,,", 1),
+        ["no column id. ", "without a name", "It needs id, and"],
+    ),
     "other columns": ("a,b\n1,2\n", ["no column id. It has a, b. It needs id, and guess and truth, or"]),
     "no truth": (
         "filename,pred\na,b\n",
         ["no column truth, and no scores. It has filename, pred. It needs"],
     ),
     "blanks as separators": (PLAIN.replace(",", " "), ["score_1 alone. Separate columns by commas"]),
+    "lists in cells": (
+        'id,truth,probs\n0,1,"[0.2, 0.8]"\n',
+        ["line 2: probs cannot be '[0.2, 0.8]'. Write the score of each class to a column of its own"],
+    ),
+    "thousands": (
+        'id,truth,score_0,score_1\n0,1,"2,345",655\n1,0,12,988\n',
+        ["line 2: score_0 cannot be '2,345': write 1,234 as 1234 or"],
+    ),
+    "two files in one": (
+        "id,guess,truth\n0,1,1\nid,guess,truth\n1,0,0\n",
+        ["line 3: id cannot be 'id': it repeats the first line"],
+    ),
     "two truths": (PLAIN.replace("score_2", "truth"), ["mine.csv has two columns truth. Remove"]),
     "a short header": ("i.1\n1,bee,bee,0\n", ["no column id"]),
     "row names of R": (
