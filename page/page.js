@@ -396,7 +396,6 @@ function curves(r, n) {  // the score of each class by epoch, that of the truth 
     h("line", { class: "ideal", x1: now, x2: now, y1: 4, y2: 90 }),
     shown.map(k => line(r, points(k), k === truth[n] ? "" : "other")), ends.map(name));
 }
-const signed = value => value.toFixed(3).replace("-", "−");
 const exact = (r, n, k) => knownClasses(r, n).includes(k) ? h("td", null, digits(score(r, n, k)))
   : h("td", { title: "not among the best" }, "–");
 function drawImage() {
@@ -409,8 +408,8 @@ function drawImage() {
   fill("detail", tiles && picture(n, Math.max(280, side), { role: "img", "aria-label": about(n) }),
     h("div", { class: "guesses" }, h("h2", { id: "image-title" }, `image ${idOf(n)}`,
       hasTruth && [": truth ", className(truth[n])]),
-      complete && h("p", null, `margin of the label ${signed(data.margin[n])}, best other class `,
-        className(data.suggested[n])),
+      complete && h("p", null, "margin of the label ", data.margin[n].toFixed(3).replace("-", "−"),
+        ", best other class ", className(data.suggested[n])),
       h("div", null, RUNS.map(r => h("div", null, h("p", null, runName(r), " ", guessCell(r, n)),
         hasScores && past.includes(r) && curves(r, n))))),
     hasScores && h("div", { class: "scroll" },
@@ -433,13 +432,14 @@ function redraw(part, ...shown) {
 const keyed = key => document.querySelector(`[data-key="${CSS.escape(key)}"]`);
 function draw() {
   const { image, map, matrix, page, gallery, ...filters } = state, { epoch } = state, marked = [...marks];
+  const askedMarks = /doubtful/.test(state.sort + state.query) && marked;  // else they do not change the list
   redraw(drawView, epoch);
   redraw(drawChips, epoch, state.show);
   redraw(drawTools, epoch, state.sort, state.down, state.truth, state.guess, state.group, gallery, marked);
   redraw(drawQuery, epoch, state.query, state.any);
-  redraw(findImages, filters, marked);
+  redraw(findImages, filters, askedMarks);
   redraw(drawFilters, filters, found.length);
-  redraw(drawList, filters, page, gallery, marked);
+  redraw(drawList, filters, page, gallery, askedMarks);
   if (hasTruth && !allScores) redraw(countPairs, epoch);
   if (hasTruth) redraw(allScores ? drawMatrix : drawPairs, epoch, matrix, state.cell);
   if (hasTruth) redraw(drawGroups, epoch);

@@ -424,6 +424,20 @@ def test_image_is_opened_stepped_and_marked_by_keys(page, two, tmp_path):
     assert page.js("return document.activeElement.closest('#groups') !== null")  # back where it was opened
     page.open(two)
     assert page.text("#marks").startswith("1 doubtful")
+    page.address("show=all&image=3")
+    press("l")
+    page.js("window.row = document.querySelector('#list tr')")
+    press("l")  # takes the mark away; the list does not ask for it, and is not made again
+    assert page.js("return window.row.isConnected")
+    for query, count in (('[["doubtful","=","1"]]', 1), ('[["doubtful","=","0"]]', 499)):
+        page.address(f"show=all&image=3&query={query}")
+        assert page.shown == count
+        press("l")
+        assert page.shown == count + (1 if count == 1 else -1)
+        press("l")
+    page.address(f"show=all&image={ids[5]}&sort=doubtful&down=1")
+    press("l")
+    assert page.ids[:2] == sorted([ids[1], ids[5]])
 
 
 def test_data_map_and_learning_agree_with_the_files(page, two, files):
