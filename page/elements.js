@@ -36,12 +36,11 @@ function oneTabStop(group, now) {
   const buttons = [...group.querySelectorAll("button")];
   for (const one of buttons) one.tabIndex = one === (now ?? buttons[0]) ? 0 : -1;
   group.onkeydown = event => {
-    if (isShortcut(event)) return;
     const [sign, start, low, high] = ARROWS[event.key] ?? [], here = event.target.getBoundingClientRect();
     const beside = box => box[low] < here[high] - 1 && box[high] > here[low] + 1;
     const distance = box => beside(box) ? sign * (box[start] - here[start]) : 0;
     const ahead = buttons.map(one => [distance(one.getBoundingClientRect()), one]).filter(([d]) => d > 1);
-    if (!ahead.length) return;
+    if (isShortcut(event) || !ahead.length) return;
     event.preventDefault();
     const [, to] = ahead.reduce((a, b) => b[0] < a[0] ? b : a);
     oneTabStop(group, to);

@@ -267,8 +267,7 @@ function drawMatrix() {
 
 let pairs = [], pairCounts = [];  // truth * K + guess, the most frequent first; images of each run
 function countPairs() {  // instead of a matrix of many classes
-  const pairOf = r => n => truth[n] * K + guessOf(r, n);
-  const lists = RUNS.map(r => range(count).filter(n => wrong(r, n)).map(pairOf(r)));
+  const lists = RUNS.map(r => range(count).filter(n => wrong(r, n)).map(n => truth[n] * K + guessOf(r, n)));
   const totals = tally(lists.flat());
   pairCounts = lists.map(tally);
   pairs = [...totals.keys()].sort((a, b) => totals.get(b) - totals.get(a) || a - b);
@@ -486,10 +485,9 @@ $("image").onclose = () => {
 };
 const keys = { ArrowLeft: "before", ArrowRight: "after", l: "doubt", L: "doubt" };
 $("image").onkeydown = event => isShortcut(event) || $(keys[event.key])?.click();
-window.onhashchange = () => { readAddress(); draw(); };
+window.onhashchange = window.onstorage = () => { readMarks(); readAddress(); draw(); };
 for (const place of document.querySelectorAll("[data-row]"))
   place.replaceChildren(opener(Number(place.dataset.row), 48));
 oneTabStop($("suspects"));
-readAddress();
-draw();
+window.onhashchange();
 document.documentElement.dataset.ready = "yes";

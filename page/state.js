@@ -20,8 +20,11 @@ shows.all = () => true;
 // Labels that the reader marks as doubtful, by id. A browser may forbid a local page to store them.
 const storage = `doubtful: ${document.title}, ${count}`;
 let marks = new Set();
-try { marks = new Set(JSON.parse(localStorage.getItem(storage) ?? "[]")); } catch { /* none are kept */ }
+function readMarks() {  // another window may have stored some
+  try { marks = new Set(JSON.parse(localStorage.getItem(storage) ?? "[]")); } catch { /* none are kept */ }
+}
 function toggleMark(n) {
+  readMarks();
   if (!marks.delete(String(idOf(n)))) marks.add(String(idOf(n)));
   try { localStorage.setItem(storage, JSON.stringify([...marks])); } catch { /* they are lost at the end */ }
   draw();

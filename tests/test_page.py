@@ -429,6 +429,17 @@ def test_image_is_opened_stepped_and_marked_by_keys(page, two, tmp_path):
     page.js("window.row = document.querySelector('#list tr')")
     press("l")  # takes the mark away; the list does not ask for it, and is not made again
     assert page.js("return window.row.isConnected")
+    first = page.browser.current_window_handle
+    page.browser.switch_to.new_window("tab")
+    page.open(two, "#image=3")
+    press("l")
+    page.browser.switch_to.window(first)  # where the page shows the marks of both tabs, and keeps them
+    page.wait("return document.querySelector('#marks').textContent.startsWith('2 doubtful')")
+    press("l")
+    page.browser.switch_to.window(page.browser.window_handles[1])
+    page.wait("return document.querySelector('#marks').textContent.startsWith('1 doubtful')")
+    page.browser.close()
+    page.browser.switch_to.window(first)
     for query, count in (('[["doubtful","=","1"]]', 1), ('[["doubtful","=","0"]]', 499)):
         page.address(f"show=all&image=3&query={query}")
         assert page.shown == count
