@@ -18,7 +18,7 @@ if (hasTruth && R === 2) shows.disagree = v => v > 0 && VERDICTS[v] !== "both wr
 VERDICTS.slice(R > 1 ? 1 : 2).forEach((name, i) => { shows[name] = v => v === i + 1; });
 shows.all = () => true;
 // Labels that the reader marks as doubtful, by id. A browser may forbid a local page to store them.
-const storage = `doubtful: ${document.title}, ${count}`;
+const storage = `doubtful: ${document.title}, ${truth.reduce((hash, k) => (31 * hash + k) | 0, count)}`;
 let marks = new Set();
 function readMarks() {  // another window may have stored some
   try { marks = new Set(JSON.parse(localStorage.getItem(storage) ?? "[]")); } catch { /* none are kept */ }

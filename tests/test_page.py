@@ -657,6 +657,18 @@ def test_pages_without_truth_or_scores_leave_out_what_needs_them(page, tmp_path)
     assert [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
+def test_marks_are_of_the_images_of_a_page_and_not_of_others_with_its_title(page, tmp_path):
+    for folder, truths in (("mnist", "011"), ("fashion", "101")):
+        (tmp_path / folder).mkdir()
+        rows = [f"{n},{truth},0" for n, truth in enumerate(truths)]
+        (tmp_path / folder / "a.csv").write_text("\n".join(["id,truth,guess", *rows]))
+        assert run("compare.py", "a.csv", "--no_images", cwd=tmp_path / folder).returncode == 0
+    page.open(tmp_path / "mnist/compare.html", "#image=1").click("doubt")
+    assert page.text("#marks") == "1 doubtful, CSV"
+    assert page.open(tmp_path / "fashion/compare.html").text("#marks") == ""
+    assert page.open(tmp_path / "mnist/compare.html").text("#marks") == "1 doubtful, CSV"
+
+
 def test_page_of_one_image_says_image(page, tmp_path):
     (tmp_path / "one.csv").write_text("id,guess,truth,score_0,score_1\n0,1,0,0.2,0.8\n")
     assert run("compare.py", "one.csv", "--no_images", cwd=tmp_path).returncode == 0
