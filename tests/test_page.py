@@ -670,12 +670,15 @@ def test_marks_are_of_the_images_of_a_page_and_not_of_others_with_its_title(page
 
 
 def test_page_of_one_image_says_image(page, tmp_path):
-    (tmp_path / "one.csv").write_text("id,guess,truth,score_0,score_1\n0,1,0,0.2,0.8\n")
+    (tmp_path / "one.csv").write_text("id,guess,truth,score_0,score_1\n0,1,0,2.1444316143341123e-16,1\n")
     assert run("compare.py", "one.csv", "--no_images", cwd=tmp_path).returncode == 0
     page.open(tmp_path / "compare.html", "#group=truth")
     text = page.js("return document.body.textContent")
     assert "one gets 1 of 1 image wrong" in text and "truth: 0, 1 image" in text
     assert not re.search(r"\b1 images\b", text)
+    page.address("image=0")  # the exponent of a score is seen
+    cell = page.all("#detail td", "[e.textContent, e.scrollWidth - e.clientWidth]")[1]
+    assert cell == ["2.1444316143341123e-16", 0]
 
 
 def test_page_without_javascript_print_phone_and_saved_copy(page, two, files, tmp_path):
