@@ -212,11 +212,31 @@ def find_best_columns(table: Table, roles: dict[str, int]) -> dict[int, int]:
 
 
 def find_columns_of_classes(table: Table, roles: dict[str, int]) -> list[int]:
-    """The places of scores whose columns have just the classes' names, as from pandas.DataFrame(scores)."""
+    """The places of scores whose columns have just the classes' names, as from pandas.DataFrame(scores).
+
+    The labels may lack the first or the last classes. Columns of these have numbers as names, too, or they
+    stand beside the others, and with them the scores of most images have the same sum.
+    """
     seen = {str(label) for role in roles if role != "id" for label in {*table.labels(roles[role])}}
     places = [p for p in range(len(table.header)) if p not in roles.values()]
     named = [p for p in places if score_suffix(table.header[p]) in seen]
-    return [p for p in places if named[0] <= p <= named[-1]] if len(named) == len(seen) > 1 else []
+    if not len(named) == len(seen) > 1:
+        return []
+    if all(re.fullmatch(NUMBER, name) for name in seen):
+        return [p for p in places if re.fullmatch(NUMBER, table.header[p])]
+    start, end = places.index(named[0]), places.index(named[-1]) + 1
+    if end - start == len(places):
+        return places
+    table.read([*roles.values()], places)
+    some = table.columns[places].head(200_000 // len(places)).astype(str).replace(",", ".", regex=True)
+    values = some.apply(pd.to_numeric, errors="coerce").to_numpy()  # (N, places)
+    found, largest = places[start:end], 0.5
+    for i in range(start, -1, -1):
+        sums = values[:, i:].cumsum(1)[:, end - i - 1 :]  # (N, J): of the places from i to end, end + 1 ...
+        same = (abs(sums - np.median(sums, 0)) < MAX_GAP * np.median(sums, 0)).mean(0)
+        if same.max() > largest:
+            found, largest = places[i : end + int(same.argmax())], same.max()
+    return found
 
 
 def refuse_ranked_scores(table: Table, columns: list[int]) -> None:

@@ -148,6 +148,17 @@ def test_what_is_clear_is_read(kind):
         assert [REMARKS[kind] in text for text in found.remarks] == ([True] if kind in REMARKS else [])
 
 
+def test_a_class_that_no_label_has_is_a_class():
+    labels = [1, 2, 2]
+    for names in (NAMES, "012"):
+        for last in (SCORES[:3], np.round(50 * SCORES[:3]).astype(int)):
+            head = f"id,truth,{','.join(names)},width"
+            text = table(head, range(3), named(labels, names), last, [3.5, 2, 1])
+            found = read_predictions("mine.csv", text.encode())
+            assert found.scores.values == pytest.approx(SCORES[:3], abs=0.03)
+            assert found.guess.tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     "column, high",
     [("score_1", 1), ("score_0", 0), ("score", 1), ("prob_pos", 1), ("y_score_Neg", 0), ("logit", 1)],
