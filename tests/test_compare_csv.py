@@ -74,6 +74,7 @@ GOOD = {  # what a file may look like
     "float classes": table(HEADER, range(4), map(float, GUESS), map(float, TRUTH), SCORES),
     "float ids": PLAIN.replace("\n0,", "\n0.0,").replace("\n3,", "\n3.0,"),
     "percent": scored(100 * SCORES),
+    "few percent signs": PLAIN.replace("0.25", "25 %").replace("0.05", "5%"),
     "percent signs": scored([[f"{100 * score:g}\u00a0%" for score in row] for row in SCORES]),
     "logits": scored(LOGITS),
     "logits by name": scored(np.log(SCORES), "id,guess,truth,logit_0,logit_1,logit_2"),
@@ -125,7 +126,7 @@ CLASSES = {
     "a class called None": ["None", "a", "nan"],
 }
 REMARKS = {
-    **{"percent": "percent", "percent signs": "percent", "logits": "softmax", "logits by name": "softmax"},
+    **{"percent": "percent", "logits": "softmax", "logits by name": "softmax"},
     "the index of pandas": "the first column, which has no name, is taken for the id",
     "half as much": "do not sum to 1 (0.5 in line 2)",
     "votes": "do not sum to 1 (20 in line 2)",
