@@ -715,6 +715,14 @@ def test_page_without_javascript_print_phone_and_saved_copy(page, two, files, tm
     pdf = base64.b64decode(cdp("Page.printToPDF", {})["data"])
     assert 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 4
 
+    cdp("Emulation.setEmulatedMedia", {"features": [{"name": "forced-colors", "value": "active"}]})
+    page.open(two)  # as Windows shows it with high contrast: what is pressed, and the bars, are still seen
+    colour = "getComputedStyle(e).backgroundColor"
+    (pressed,), others = (
+        page.all(f"#chips [aria-pressed={is_pressed}]", colour) for is_pressed in ("true", "false")
+    )
+    assert pressed not in others and set(page.all("#groups .bar i", colour)).isdisjoint(others)
+
     cdp("Emulation.setEmulatedMedia", {})
     cdp(
         "Emulation.setDeviceMetricsOverride",
