@@ -215,7 +215,7 @@ def find_columns_of_classes(table: Table, roles: dict[str, int]) -> list[int]:
     """The places of scores whose columns have just the classes' names, as from pandas.DataFrame(scores).
 
     The labels may lack the first or the last classes. Columns of these have numbers as names, too, or they
-    stand beside the others, and with them the scores of most images have the same sum.
+    stand beside the others, and with them the scores of all images have about the same sum.
     """
     seen = {str(label) for role in roles if role != "id" for label in {*table.labels(roles[role])}}
     places = [p for p in range(len(table.header)) if p not in roles.values()]
@@ -228,14 +228,16 @@ def find_columns_of_classes(table: Table, roles: dict[str, int]) -> list[int]:
     if end - start == len(places):
         return places
     table.read([*roles.values()], places)
-    some = table.columns[places].head(200_000 // len(places)).astype(str).replace(",", ".", regex=True)
-    values = some.apply(pd.to_numeric, errors="coerce").to_numpy()  # (N, places)
-    found, largest = places[start:end], 0.5
+    some = table.columns[places].head(200_000 // len(places)).astype(str)
+    plain = some.replace({",": ".", r"\s*%$": ""}, regex=True)
+    values = plain.apply(pd.to_numeric, errors="coerce").to_numpy()  # (N, places)
+    scale = max(1e-9, np.median(values[:, start:end].sum(1)))
+    found, smallest = places[start:end], MAX_GAP
     for i in range(start, -1, -1):
-        sums = values[:, i:].cumsum(1)[:, end - i - 1 :]  # (N, J): of the places from i to end, end + 1 ...
-        same = (abs(sums - np.median(sums, 0)) < MAX_GAP * np.median(sums, 0)).mean(0)
-        if same.max() > largest:
-            found, largest = places[i : end + int(same.argmax())], same.max()
+        sums = values[:, i:].cumsum(1)[:, end - i - 1 :] / scale  # (N, J): from i to end, end + 1 ...
+        spread = np.nan_to_num(abs(sums - np.median(sums, 0)).mean(0), nan=1).round(6)
+        if spread.min() < smallest:
+            found, smallest = places[i : end + int(spread.argmin())], spread.min()
     return found
 
 

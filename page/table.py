@@ -62,7 +62,7 @@ class Table:
         if self.encoding != "utf-16" and OTHER_KIND.match(content.removeprefix(b"\xef\xbb\xbf")):
             raise CompareError(f"{name} is not CSV: unpack it, or save it as CSV in UTF-8. {NEEDED}")
         start = content[:MAX_HEADER].decode(self.encoding, errors="replace")
-        unquoted = re.sub('"[^"]*"', "", start).splitlines()
+        unquoted = re.sub('"[^"]*"', "-", start).splitlines()
         self.separator = max(",;\t|", key=next((line for line in unquoted if line.strip()), "").count)
         if self.separator == "|":
             self.content = RULE.sub(b"\n", content, count=1)

@@ -37,6 +37,7 @@ LEGAL = {
     "more lines than columns": captioned("\n" * 20),
     "quotes in quotes": captioned('a ""big"", b\n"'),
     "everything quoted": captioned("a\nb, c, d, e, f, g", quoting=csv.QUOTE_ALL),
+    "every tab quoted": captioned("a\tb\nc", delimiter="\t", quoting=csv.QUOTE_ALL),
     "semicolons": captioned("a; b\nc, d, e; f; g; h; i", delimiter=";"),
     "tabs": captioned("a\tb\tc\td\te\tf\tg\nh", delimiter="\t"),
     "blanks before quotes": captioned("a, b, c, d, e, f, g, h", "caption").replace(',"', ', "'),
