@@ -78,7 +78,8 @@ def share_test_set(runs: list[Run], names: list[str]) -> list[str]:
     """
     named = names != [str(k) for k in range(len(names))]
     numbered = [run for run in runs if named and not (run.classes or (run.config or {}).get("classes"))]
-    remarks = [f"{run.label}: {order_remark(names)}" for run in numbered if not run.has_truth]
+    confirmed = any(run.has_truth and run not in numbered for run in runs)  # below, by the truths
+    remarks = [f"{r.label}: {order_remark(names)}" for r in numbered if not (r.has_truth and confirmed)]
     labelled = [run for run in runs if run.has_truth]
     source = (labelled or runs)[0]
     for run in runs:

@@ -429,15 +429,20 @@ def test_files_with_names_numbers_and_without_scores_are_joined(main, tmp_path):
     header = "id,guess,truth,score_cat,score_ant,score_bee"
     moved = with_names(header, NAMES, SCORES[:, [2, 0, 1]])
     names = PLAIN.replace("score_0,score_1,score_2", "score_ant,score_bee,score_cat")
-    write(tmp_path, plain=PLAIN, named=names, moved=moved, bare=with_names("id,guess,truth"))
+    guessed = table("id,guess,score_ant,score_bee,score_cat", range(4), named(GUESS), SCORES)
+    write(
+        tmp_path, plain=PLAIN, named=names, moved=moved, bare=with_names("id,guess,truth"), guessed=guessed
+    )
     for names, remark in (
         (("named", "moved"), ""),
         (("plain", "named"), ""),
         (("named", "bare"), "no scores in bare"),
+        (("plain", "guessed"), "plain: warning: classes 0 to 2 are taken for ant, bee, cat, in this order."),
     ):
         result = main("compare.py", *(f"{name}.csv" for name in names), "--no_images", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert "0 fixed, 0 broken, 1 wrong in both" in result.stdout and remark in result.stdout
+        assert "warning" in remark or "warning" not in result.stdout
         assert "cat taken for bee (1)" in result.stdout
     other = table("id,guess,truth", range(4), ["ant", "cow"] * 2, named(TRUTH))
     write(
