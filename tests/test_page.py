@@ -1304,17 +1304,17 @@ def test_paper_keeps_sections_whole_and_charts_of_one_size(page, two, many):
 def test_file_names_as_ids_are_cut_in_their_middle_and_fit_on_paper(page, tmp_path, main):
     names = ["a class " + "with a long name " * 5, "<b>another class", "third"]
     for name in "abcde":
-        rows = [f"photos/{'x' * 40}/IMG_{n:04d}.png,{names[n % 3]},{names[0]}" for n in range(9)]
+        rows = [f"photos/{'x' * 40}/IMG_{n:04d}_WMM.JPEG,{names[n % 3]},{names[0]}" for n in range(9)]
         (tmp_path / f"{name}.csv").write_text("\n".join(["id,guess,truth", *rows]))
     page.open(compare(main, tmp_path, *(f"{name}.csv" for name in "abcde")))
     ends = (
-        "[e.textContent, e.getBoundingClientRect().right <= e.closest('td').getBoundingClientRect().right]"
+        "[e.textContent, e.getBoundingClientRect().right <= e.closest('bdi').getBoundingClientRect().right]"
     )
-    assert page.all("#list tr:nth-child(2) .c-id .cut > :last-child", ends) == [["IMG_0002.png", True]]
+    assert page.all("#list tr:nth-child(2) .c-id .cut > :last-child", ends) == [["002_WMM.JPEG", True]]
     page.click("chip-all")
     page.click("add")
     page.choose("query-0-2", "img_0004")
-    assert page.all("#list [data-id]", "e.dataset.id.slice(-12)") == ["IMG_0004.png"]
+    assert page.all("#list [data-id]", "e.dataset.id.slice(-17)") == ["IMG_0004_WMM.JPEG"]
     page.choose("query-0-0", "truth")
     page.choose("query-0-1", "=")
     assert "contains" not in page.all("[data-key=query-0-1] option")
