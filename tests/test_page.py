@@ -669,6 +669,19 @@ def test_marks_are_of_the_images_of_a_page_and_not_of_others_with_its_title(page
     assert page.open(tmp_path / "mnist/compare.html").text("#marks") == "1 doubtful, CSV"
 
 
+def test_a_browser_that_is_too_old_is_told(page, two):
+    cdp, old = page.browser.execute_cdp_cmd, {"source": "delete Map.groupBy"}
+    added = cdp("Page.addScriptToEvaluateOnNewDocument", old)
+    try:
+        page.browser.get(two.as_uri())
+        time.sleep(1)
+        assert "the browser is too old: the list needs Chrome 117" in page.text("#list")
+        page.browser.get_log("browser")  # of the error, which is not one of the next page
+    finally:
+        cdp("Page.removeScriptToEvaluateOnNewDocument", added)
+    assert "too old" not in page.open(two).text("body")
+
+
 def test_page_of_one_image_says_image(page, tmp_path):
     (tmp_path / "one.csv").write_text("id,guess,truth,score_0,score_1\n0,1,0,2.1444316143341123e-16,1\n")
     assert run("compare.py", "one.csv", "--no_images", cwd=tmp_path).returncode == 0
