@@ -155,13 +155,13 @@ class Table:
         try:
             if not pd.api.types.is_numeric_dtype(column):
                 text = column.astype(str).str.strip()
-                unit = np.where(text.str.endswith("%"), 100, 1)
-                text = text.str.removesuffix("%").str.strip()
                 grouped = text.str.fullmatch(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
                 if self.separator == "," and grouped.any() and not (text.str.contains(",") & ~grouped).any():
                     cure = ": write 1,234 as 1234 or, if it is near 1, as 1.234"
                     self.refuse(int(grouped.argmax()), place, cure)
-                column = pd.to_numeric(text.str.replace(",", ".", regex=False), errors="coerce") / unit
+                unit = np.where(text.str.endswith("%"), 100, 1)
+                text = text.str.removesuffix("%").str.strip().str.replace(",", ".", regex=False)
+                column = pd.to_numeric(text, errors="coerce") / unit
             with np.errstate(over="ignore"):
                 values = column.to_numpy(dtype)
         except (ArithmeticError, ValueError) as error:  # integers of hundreds of digits

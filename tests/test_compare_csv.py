@@ -74,6 +74,7 @@ GOOD = {  # what a file may look like
     "float classes": table(HEADER, range(4), map(float, GUESS), map(float, TRUTH), SCORES),
     "float ids": PLAIN.replace("\n0,", "\n0.0,").replace("\n3,", "\n3.0,"),
     "percent": scored(100 * SCORES),
+    "percent signs, decimal commas": scored([[f'"{100 * v:.0f},000 %"' for v in row] for row in SCORES]),
     "few percent signs": PLAIN.replace("0.25", "25 %").replace("0.05", "5%"),
     "percent signs": scored([[f"{100 * score:g}\u00a0%" for score in row] for row in SCORES]),
     "logits": scored(LOGITS),
