@@ -213,14 +213,7 @@ class MarginSampler(nn.Module):
 
 
 def batches(
-    images: Tensor,
-    labels: Tensor,
-    batch_size: int,
-    generator: Generator,
-    augment: float = 0.0,
-    sampler: MarginSampler | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    images: Tensor, labels: Tensor, batch_size, generator, augment=0.0, sampler=None, rank=0, world_size=1
 ) -> Iterator[tuple[Tensor, Tensor, float, Tensor]]:
     """Yield an epoch in batches: images (B, C, H, W), labels int64 (B,), weight, indices (B,).
 

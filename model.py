@@ -48,6 +48,8 @@ class Classifier(nn.Module):
         self.register_buffer("temperature", torch.ones(()))
         if not 0 <= self.mean.min() <= self.mean.max() <= 1 or not self.std.min() > 0:
             raise ModelError(f"mean is {mean}, std is {std}. Give them of pixels in 0..1, and no std of 0.")
+        if any(weight.is_meta or weight.is_complex() for weight in self.parameters()):
+            raise ModelError("The net has weights that are complex, or on meta. Give it weights of floats.")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), integers in 0..255 or floats in 0..1, to float32 logits (N, K)."""
@@ -56,8 +58,9 @@ class Classifier(nn.Module):
         scale = 1.0 if images.is_floating_point() or images.dtype == torch.bool else 255.0
         pixels = (images.float() - scale * self.mean) / (scale * self.std)
         logits = self.net(pixels.to(self.mean.dtype))
-        if not torch.jit.is_scripting() and not isinstance(logits, Tensor):
-            raise ModelError(f"The net returns a {type(logits).__name__}. Return logits (N, K) alone.")
+        if not torch.jit.is_scripting() and (not isinstance(logits, Tensor) or logits.is_sparse):
+            kind = getattr(logits, "layout", type(logits).__name__)  # such as torch.sparse_coo
+            raise ModelError(f"The net returns a {kind}. Return logits (N, K) alone, in a dense tensor.")
         return logits.float() if self.training else logits.float() / self.temperature
 
     def check(self, images: Tensor) -> None:
@@ -184,17 +187,18 @@ def full_precision() -> Iterator[None]:
 
 # ---- Export ----
 @full_precision()
-def export_model(model: Classifier, images: Tensor, metadata: dict, pt2=False) -> dict[str, bytes]:
+def export_model(model: Classifier, images: Tensor, metadata: dict, pt2=False, autocast=None) -> dict:
     """The content of model.pt and, with `pt2`, of model.pt2: fp32, in eval mode, metadata as JSON inside.
 
     model.pt is TorchScript, by script or else by trace; with `pt2` it is left out if neither takes the net.
     model.pt2 is a torch.export program, for uint8 images only. Each was loaded again and gave the model's
-    logits for the first of `images`, uint8 (N, C, H, W). Leaves `model` in eval mode. Raises ModelError.
+    logits for the first of `images`, uint8 (N, C, H, W). Leaves `model` in eval mode. Raises ModelError,
+    with `autocast`, the context of training steps, also if two of them fail on a copy of `model`.
     """
     if not hasattr(model, "mean") or images.dtype != torch.uint8 or images.dim() != 4 or not len(images):
         raise ModelError("Give export_model a Classifier, and images to try it with: uint8 (N, C, H, W).")
     images = images[:16].to(model.mean.device).repeat(2, 1, 1, 1)[:16]  # a batch of one would hide mistakes
-    model = export_copy(model, images, len(metadata["classes"]))
+    model = export_copy(model, images, len(metadata["classes"]), autocast)
     images, contents, reasons = images.cpu(), {}, {}
     statistics = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
     attempts = [("model.pt", script), ("model.pt", trace)] + pt2 * [("model.pt2", torch_export)]
@@ -221,23 +225,31 @@ def export_model(model: Classifier, images: Tensor, metadata: dict, pt2=False) -
     return contents
 
 
-def export_copy(model: Classifier, images: Tensor, num_classes: int) -> Classifier:
+def export_copy(model: Classifier, images: Tensor, num_classes: int, autocast=None) -> Classifier:
     """A copy to export: fp32, in eval mode, not compiled. Raises ModelError if its net cannot be used."""
-    shape = list(images.shape[1:])
+    shape, cure = list(images.shape[1:]), "Correct its forward(), or its layers."
     try:
         with torch.no_grad():  # deepcopy refuses a weight with a graph, as weight_norm keeps one
             model.eval()(images)
-        model = without_compile(copy.deepcopy(model)).float().cpu().eval()
+        trained = without_compile(copy.deepcopy(model)).train()
+        model = copy.deepcopy(trained).float().cpu().eval()
         model.image_shape = shape
         logits, alone = (predict_logits(model, images.cpu(), size) for size in (len(images), 1))
+        if autocast is not None:
+            cure = "To train it, unfreeze weights, detach() what it keeps, or choose --precision fp32."
+            with autocast, torch.random.fork_rng([images.device] * images.is_cuda):
+                for _ in range(2):  # the second step fails if the net keeps the graph of the first
+                    F.cross_entropy(output := trained(images[:2]), output.argmax(1)).backward()
     except ModelError:
         raise
     except Exception as error:
-        steps = traceback.extract_tb(error.__traceback__)
-        *_, last = (s for s in steps if not s.filename.startswith(str(Path(torch.__file__).parent)))
-        where = f"{Path(last.filename).name}, line {last.lineno}"
+        steps, ours = [*traceback.walk_tb(error.__traceback__)], (str(Path(torch.__file__).parent), __file__)
+        layers = [type(m).__name__ for f, _ in steps if isinstance(m := f.f_locals.get("self"), nn.Module)]
+        files = [(frame.f_code.co_filename, line) for frame, line in steps]
+        lines = [f"{Path(file).name}, line {line}" for file, line in files if not file.startswith(ours)]
+        where = " at ".join(layers[-1:] + lines[-1:]) or "backward()"
         problem = f"The net fails on images of shape {shape}, in {where}: {first_reason(error)}"
-        raise ModelError(f"{problem}. Correct its forward(), or its layers.") from error
+        raise ModelError(f"{problem}. {cure}") from error
     problem = None
     if list(logits.shape) != [len(images), num_classes]:
         problem = f"gives outputs of shape {list(logits.shape[1:])} for {num_classes} classes"
@@ -333,13 +345,11 @@ def load_exported(file: str | Path | bytes, device: str | torch.device = "cpu") 
 def silence_torch() -> Iterator[None]:
     """Silence torch's warnings (TorchScript is deprecated), and what it logs or prints before it raises."""
     sink = io.StringIO()  # never closed: other threads may hold it
-    with SILENCE, warnings.catch_warnings(action="ignore"), redirect_stdout(sink), redirect_stderr(sink):
-        disabled = logging.root.manager.disable  # by the caller
+    with SILENCE, ExitStack() as restore, warnings.catch_warnings(action="ignore"):
+        restore.callback(logging.disable, logging.root.manager.disable)  # by the caller
         logging.disable()
-        try:
+        with redirect_stdout(sink), redirect_stderr(sink):
             yield
-        finally:
-            logging.disable(disabled)
 
 
 def read_intact(path: str | Path) -> bytes:

@@ -118,17 +118,17 @@ def train(config: Config) -> Path:
     # ---- Model and optimizer ----
     net = ConvNet(len(data.classes), image_shape, config.l1_size, config.l2_size, config.conv_kernel)
     model = Classifier(MeanOfShifts(net) if config.tta else net, mean, std).to(device)
-    if rank == 0:  # try the export now: after the last epoch it is too late to change the net
-        export_model(model, data.eval_images, {"classes": data.classes}, config.export_pt2)
+    amp_dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
+    # No cache of cast weights: inside a caller's own autocast it would keep the weights of the first step.
+    autocast = torch.autocast(device.type, amp_dtype, config.precision != "fp32", cache_enabled=False)
+    if rank == 0:  # try training and export now: after the last epoch it is too late to change the net
+        export_model(model, data.eval_images, {"classes": data.classes}, config.export_pt2, autocast)
     # Batch norm normalizes by the images of its own process.
     ddp_model = torch.nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
     optimizer = torch.optim.Adam(model.parameters(), config.lr, betas=(0.9, config.beta2), fused=True)
     base_rates = [group["lr"] for group in optimizer.param_groups]  # a checkpoint holds scheduled ones
 
     # ---- The step, in mixed precision ----
-    amp_dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
-    # No cache of cast weights: inside a caller's own autocast it would keep the weights of the first step.
-    autocast = torch.autocast(device.type, amp_dtype, config.precision != "fp32", cache_enabled=False)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
 
     @CudaGraphs  # on one GPU, what it does is recorded and repeated: several times faster
@@ -149,8 +149,7 @@ def train(config: Config) -> Path:
     pictures = data.eval_images if image_shape[0] in (1, 3) else None
     log = RunLogger(config.run_dir, details, data.classes, pictures, resumed_epoch, rank, world_size)
     if world_size > 1:  # rank 0 has chosen the directory of a new run
-        shared = [log.run_dir]
-        dist.broadcast_object_list(shared)
+        dist.broadcast_object_list(shared := [log.run_dir])
         log.run_dir = shared[0]
     if rank == 0:
         if os.path.isabs(data.name):  # a folder: show which of its folders are the classes
@@ -166,9 +165,8 @@ def train(config: Config) -> Path:
             model.train()
             # For fit_temperature: the last 40 steps. Before step 160 none, because scores still change fast.
             recent = deque(maxlen=40 if epoch * steps_per_epoch >= 160 else 0)
-            train_set = data.train_images, data.train_labels
-            options = {"sampler": sampler, "rank": rank, "world_size": world_size}
-            shuffled = batches(*train_set, config.batch_size, generator, config.augment, **options)
+            options = data.train_images, data.train_labels, config.batch_size, generator, config.augment
+            shuffled = batches(*options, sampler, rank, world_size)
             shown = progress(shuffled, num_images, f"epoch {epoch}/{config.epochs}", log)
             first_step = (epoch - 1) * steps_per_epoch + 1
             for step, (images, labels, weight, indices) in enumerate(shown, first_step):
@@ -182,9 +180,8 @@ def train(config: Config) -> Path:
                 recent.append((logits, labels))
                 stop_if_asked()  # only here, so evaluation and export always finish
             if epoch > 1 and sampler.size < num_images:  # batch norms saw hard images: renew averages
-                every_image = batches(*train_set, config.batch_size, generator, config.augment)
                 with torch.no_grad(), autocast:
-                    for images, *_ in islice(every_image, 30):
+                    for images, *_ in islice(batches(*options), 30):
                         model(images)
             log.flush()
             seconds = time.perf_counter() - start

@@ -1,3 +1,4 @@
+import copy
 import io
 import json
 import zipfile
@@ -449,8 +450,9 @@ def test_net_that_torch_export_alone_refuses():
         (lambda: nn.Sequential(Flat(), nn.Softmax(1)), "gives probabilities, not logits"),
         (
             Cropped,
-            r"fails on .* \[3, 32, 32\], in test_model.py, line \d+: mat1 and mat2 .* Correct its forward",
+            r"fails on .* \[3, 32, 32\], in Linear at test_model.py, line \d+: mat1 .* Correct its forward",
         ),
+        (lambda: nn.Sequential(nn.Conv2d(1, 8, 3)), "fails on .*, in Conv2d: Given groups=1, .*3 channels"),
     ],
 )
 def test_net_that_nothing_takes_is_told_why(net, words, pt2, capfd):
@@ -458,6 +460,61 @@ def test_net_that_nothing_takes_is_told_why(net, words, pt2, capfd):
     with pytest.raises(ModelError, match=words) as error:
         export_model(Classifier(net(), 0.5, 0.25), images, {"classes": CLASSES}, pt2)
     assert "\n" not in str(error.value) and capfd.readouterr() == ("", "")
+
+
+class KeepsGraph(Flat):
+    """Keeps a state that depends on the weights of the step before."""
+
+    state = 0
+
+    def forward(self, *args):
+        logits = super().forward(*args) + self.state
+        self.state = 0.1 * logits.mean() if self.training else 0
+        return logits
+
+
+class Sparse(Flat):
+    def forward(self, *args):
+        return super().forward(*args).to_sparse()
+
+
+class MixedTypes(Flat):
+    """Writes what autocast computes into a tensor that autocast does not know."""
+
+    def forward(self, *args):
+        logits = torch.zeros(len(args[0]), 10)
+        logits[torch.arange(len(logits))] = super().forward(*args)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (lambda: Flat().requires_grad_(False), r"in backward\(\): .* not require grad.* unfreeze weights"),
+        (lambda: nn.Sequential(nn.AvgPool2d(16), nn.Flatten()), "not require grad"),
+        (KeepsGraph, r"in backward\(\): Trying to backward .* a second time.* detach\(\) what it keeps"),
+        (MixedTypes, r"in MixedTypes at test_model.py, line \d+: .*BFloat16.* --precision fp32"),
+        (Sparse, "returns a torch.sparse_coo. Return logits"),
+        (lambda: nn.Linear(32, 10, dtype=torch.complex64), "weights that are complex"),
+        (lambda: Flat().to("meta"), "or on meta"),
+    ],
+)
+def test_net_that_cannot_be_trained_is_told_why_before_the_training(net, words):
+    images, metadata = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8), {"classes": CLASSES}
+    with pytest.raises(ModelError, match=words) as error:
+        autocast = torch.autocast("cpu", torch.bfloat16)
+        export_model(Classifier(net(), 0.5, 0.25), images, metadata, autocast=autocast)
+    assert "\n" not in str(error.value)
+
+
+def test_trying_the_training_changes_nothing():
+    model, images = colour_model(nn.Sequential(small_net(), nn.Dropout(0.5)))
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    gradients = [weight.grad.clone() for weight in model.parameters()]
+    export_model(model, images, {"classes": CLASSES}, autocast=torch.autocast("cpu", torch.bfloat16))
+    assert random.equal(torch.get_rng_state())
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+    torch.testing.assert_close([weight.grad for weight in model.parameters()], gradients, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

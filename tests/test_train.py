@@ -349,6 +349,14 @@ class FlatNet(nn.Module):
         return self.norm(self.linear(F.max_pool2d(self.conv(images), 2).view(-1, 4 * 13 * 13)))
 
 
+def test_net_that_cannot_be_trained_ends_in_a_line_and_leaves_nothing(main, tiny_dir, tmp_path, monkeypatch):
+    real = train.ConvNet
+    monkeypatch.setattr(train, "ConvNet", lambda *sizes: real(*sizes).requires_grad_(False))
+    result = main("train.py", "--data_dir", tiny_dir, cwd=tmp_path, WANDB_MODE="disabled")
+    assert_one_line_error(result, "The net fails", "in backward(): ", "To train it, unfreeze weights")
+    assert os.listdir(tmp_path) == []
+
+
 def test_net_and_images_of_other_kinds_train(tmp_path, monkeypatch, capsys):
     labels = torch.arange(65) % 3  # in batches of 32: the last one has a single image
     images = torch.randint(256, (65, 2, 28, 28), dtype=torch.uint8)
@@ -462,9 +470,16 @@ def test_settings_may_be_paths_and_numbers_of_numpy(tiny_dir, tmp_path):
     assert json.loads((tmp_path / "run/config.json").read_text())["batch_size"] == 64
 
 
+class TooLarge(train.ConvNet):
+    def forward(self, images):
+        torch.empty(2**48)
+
+
 def without_memory(error: str) -> int:
-    """A train.py that finds no memory in its 5th step."""
+    """A train.py that finds no memory in its 5th step, or already when its net is tried."""
     real, calls = train.F.cross_entropy, 0
+    if error == "net":
+        train.ConvNet = TooLarge
 
     def fail(*arguments, **options):
         nonlocal calls
@@ -479,7 +494,7 @@ def without_memory(error: str) -> int:
     return train.main()
 
 
-@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+@pytest.mark.parametrize("kind", ["gpu", "cpu", "net"])
 def test_no_memory_is_one_line_that_names_the_flags(kind, tiny_dir, tmp_path):
     flags = ("--data_dir", tiny_dir, "--epochs", 1)
     result = run(partial(without_memory, kind), *flags, cwd=tmp_path, WANDB_MODE="disabled")
