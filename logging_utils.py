@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
-from program import atomic_write, describe_environment, read_file, read_json, read_pictures, sync
-from program import write_json, write_tensors
+from program import describe_environment, read_file, read_json, read_pictures, sync
+from program import write_file, write_json, write_tensors
 from wandb_run import RunError, WandbRun, pictured_ids
 
 LOCK = ".lock"  # in a run directory, held by the process that writes to it
@@ -62,8 +62,7 @@ def write_predictions(path: str | Path, rows: list[list], num_classes: int) -> N
     columns = prediction_columns(num_classes)
     line = "%s,%d,%s" + ",%.9g" * (len(columns) - 3) + "\n"  # 9 digits restore a float32 exactly
     text = ",".join(columns) + "\n" + "".join([line % tuple(row) for row in rows])
-    with atomic_write(path) as scratch:
-        scratch.write_bytes(text.encode(errors="backslashreplace"))
+    write_file(path, text.encode(errors="backslashreplace"))
 
 
 def compute_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -199,8 +198,8 @@ class RunLogger:
                 write_json(self.run_dir / "summary.json", self.summary)
             self.write_config()
             (self.run_dir / "predictions").mkdir(exist_ok=True)
-            with atomic_write(self.run_dir / "metrics.csv") as scratch:
-                scratch.write_text(",".join(self.columns) + "\n" + "".join(history), encoding="utf-8")
+            lines = [",".join(self.columns) + "\n", *history]
+            write_file(self.run_dir / "metrics.csv", "".join(lines).encode())
             undo.pop_all()
 
     def write_config(self) -> None:
@@ -299,8 +298,7 @@ class RunLogger:
     def log_model(self, contents: dict[str, bytes], metadata: dict) -> None:
         """Write an exported model, and to summary.json its SHA-256 and that the run is finished."""
         for name, content in contents.items():
-            with atomic_write(self.run_dir / name) as scratch:
-                scratch.write_bytes(content)
+            write_file(self.run_dir / name, content)
         self.wandb.submit("log_model", list(contents), metadata)
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         record = {**self.summary, "sha256": digests, "finished": self.summary["epoch"]}
@@ -315,16 +313,18 @@ class RunLogger:
             if error_type is None:
                 self.flush()  # the losses after the last recorded epoch
                 exit_code = 0
+            elif self.world_size == 1:  # other processes may have stopped at other steps
+                with suppress(Exception):  # the caller's error is raised
+                    self.flush()
         finally:
             if self.rank == 0:
                 self.close(exit_code)
 
     def close(self, exit_code: int) -> None:
         """End the W&B run, and release the directory."""
-        try:
+        with ExitStack() as end:
+            end.callback(self.lock.release)  # also after a second Ctrl-C, in a notebook
             self.wandb.finish(exit_code)
             if self.wandb.mode != "disabled":
                 with suppress(OSError):  # then it still says that W&B may lack part of the run
                     self.write_config()
-        finally:  # also after a second Ctrl-C, in a notebook
-            self.lock.release()

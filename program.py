@@ -398,16 +398,19 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, record: dict) -> None:
+def write_file(path: str | Path, content) -> None:
     with atomic_write(path) as scratch:
-        scratch.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+        scratch.write_bytes(content)
+
+
+def write_json(path: Path, record: dict) -> None:
+    write_file(path, (json.dumps(record, indent=2, default=str) + "\n").encode())
 
 
 def write_tensors(path: Path, record: dict) -> None:
     content = io.BytesIO()  # written by us, because torch hides the system's reason for a failed write
     torch.save(record, content)
-    with atomic_write(path) as scratch:
-        scratch.write_bytes(content.getbuffer())
+    write_file(path, content.getbuffer())
 
 
 def read_tensors(path: Path) -> dict:

@@ -419,6 +419,17 @@ def test_run_can_be_resumed_after_its_end_was_interrupted(monkeypatch, tmp_path)
     lock_run(tmp_path / "run").release()  # it does not say "Another process is writing"
 
 
+def test_last_losses_are_written_if_the_loop_fails(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for name in ("run", "gone"):
+        with pytest.raises(ZeroDivisionError), RunLogger(tmp_path / name, {}, ["a", "b", "c"]) as log:
+            log.log_step(1, 1, 0.5)
+            if name == "gone":  # what fails at the end does not hide why the loop ended
+                (tmp_path / name / "metrics.csv").unlink()
+            raise ZeroDivisionError
+    assert (tmp_path / "run/metrics.csv").read_text().splitlines()[1:] == ["1,1,0.5,,,,"]
+
+
 def train_in_a_loop_of_its_own() -> int:
     """The README's loop with the logger's three lines, on the data of sys.argv[1]."""
     images, labels = data.load_split("mnist", sys.argv[1], train=False)[2:]
