@@ -17,7 +17,7 @@ import sys
 import time
 import zipfile
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 try:
@@ -213,25 +213,25 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace) -> None:
         download = bool(args.dataset)  # nothing is downloaded because a file says so
         found = load_split(name, args.data_dir, False, exported.shape[1], download, exported.shape[0])
     except DataError as error:
-        if download or name not in DATASETS or " is missing. " not in str(error):
-            raise  # a download replaces no damaged file
+        if not getattr(error.__cause__, "can_be_downloaded", False):
+            raise
         raise DataError(f"{error} Or download it: --dataset {name}.") from error
     dataset, classes, images, labels = found
     if os.path.isabs(dataset) and set(classes) <= set(exported.classes):  # a folder may lack some of them
         labels = torch.tensor([exported.classes.index(name) for name in classes])[labels]
         classes = exported.classes
     check_fit(exported, dataset, classes, images)
-    split = ImageData(dataset, classes, images[:1], labels[:1], images, labels)
+    data = ImageData(dataset, classes, images[:1], labels[:1], images, labels)
     first = slice(exported.eval_count)  # in a folder without a test set, those that were held out come first
     same = digest(images[first], labels[first]) == exported.eval_sha256
     if same:
-        images, labels = images[first], labels[first]
+        labels = labels[first]
     elif os.path.isabs(dataset) and not import_sources().folders.has_test_set(Path(dataset)):
         remark = "so this is all pictures in it, also any that the model was trained on"
         print(f"WARNING: {printable(dataset)} has no test set, {remark}", file=sys.stderr)
 
     # A GPU gets all of them if they need at most half of its free memory.
-    images = replace(split, eval_images=images, eval_labels=labels).to(exported.device).eval_images
+    images = data.to(exported.device).eval_images[: len(labels)]
     two_batches = images[: 2 * (args.batch_size or eval_batch_size(images, exported.device))]
     checked_logits(exported, two_batches, args.batch_size)  # TorchScript compiles in its first calls
     start = time.perf_counter()

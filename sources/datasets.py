@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sources.drawn import draw_digits
-from sources.errors import SourceError, warn
+from sources.errors import NotDownloadedError, SourceError, warn
 from sources.folders import read_folder
 
 DEFAULT_DATA_DIR = "data"  # the default of the programs' --data_dir
@@ -82,7 +82,7 @@ def resolve_dataset(dataset: str, data_dir: Path, download: bool = True, train: 
         cure += f" ({data_dir} holds {', '.join(found[:5])}{' ...' * (len(found) > 5)}, which is not that."
         cure += " The folder of your own pictures is for --dataset.)"
     if not download:
-        raise SourceError(f"{missing[0]} is missing. {cure}")
+        raise NotDownloadedError(f"{missing[0]} is missing. {cure}")
     has_trace = any(visible_names(root)) or any("ubyte" in file for file in found)
     try:
         download_dataset(name, data_dir)
