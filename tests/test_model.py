@@ -495,6 +495,7 @@ class MixedTypes(Flat):
         (KeepsGraph, r"in backward\(\): Trying to backward .* a second time.* detach\(\) what it keeps"),
         (MixedTypes, r"in MixedTypes at test_model.py, line \d+: .*BFloat16.* --precision fp32"),
         (Sparse, "returns a torch.sparse_coo. Return logits"),
+        (lambda: nn.Sequential(Flat(), nn.Flatten(0)), r"gives outputs of shape \[\] for 10 classes"),
         (lambda: nn.Linear(32, 10, dtype=torch.complex64), "weights that are complex"),
         (lambda: Flat().to("meta"), "or on meta"),
     ],
