@@ -99,7 +99,7 @@ def parse_settings(config_class: type, argv: list[str] | None, description: str)
     parser = argparse.ArgumentParser(usage=usage, description=description, allow_abbrev=False)
     switches = {}
     for f in fields(config_class):
-        kind = {"type": f.type, "metavar": f.type.__name__}
+        kind = {"type": f.type, "metavar": "|".join(f.metadata["choices"]) or f.type.__name__}
         if f.type is bool:
             kind = {"action": argparse.BooleanOptionalAction}
             switches |= {f"--{f.name}={value}": f"--{f.name}" for value in ("true", "1")}
@@ -226,12 +226,13 @@ def pick_device(name: str) -> torch.device:
     local_rank = os.environ.get("LOCAL_RANK")  # set by torchrun: process i uses GPU i
     if name == "cuda" or (local_rank is not None and name.startswith("cuda")):
         name = f"cuda:{local_rank or 0}"
+    if name == "cpu":
+        return torch.device(name)
     try:
-        if name != "cpu" and not torch.backends.cuda.is_built():
+        if not torch.backends.cuda.is_built():
             raise RuntimeError("this torch was built without CUDA")
-        if name != "cpu":
-            torch.cuda.set_device(name)
-            torch.ones(1, device=name).sum().item()  # a GPU may be too old or too new for this torch
+        torch.cuda.set_device(name)
+        torch.ones(1, device=name).sum().item()  # a GPU may be too old or too new for this torch
         return torch.device(name)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
