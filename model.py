@@ -38,7 +38,7 @@ class Classifier(nn.Module):
         mean, std: of the training images, in 0..1: (C,) or a number.
     """
 
-    image_shape: list[int]  # (C, H, W) that is checked; `export_model` sets it, until then any will do
+    image_shape: list[int]  # (C, H, W) that `check` expects; empty, for any, until `export_model` sets it
 
     def __init__(self, net: nn.Module, mean: Tensor | float, std: Tensor | float):
         super().__init__()

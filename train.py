@@ -41,7 +41,7 @@ class Config:
     batch_size: int = setting(128, "images per training step", low=1)
     lr: float = setting(0.01, "Adam's learning rate; with one_cycle its maximum", low=1e-12, high=1e3)
     beta2: float = setting(0.95, "decay of Adam's mean of squared gradients", low=0.0, high=0.999999)
-    schedule: str = setting("one_cycle", "course of the learning rate", choices=("one_cycle", "constant"))
+    schedule: str = setting("one_cycle", "course of the rate", choices=("one_cycle", "constant"))
     label_smoothing: float = setting(0.1, "probability spread over all classes", low=0.0, high=0.99)
     augment: float = setting(1.0, "strength of random shifts, rotations, scalings", low=0.0, high=5.0)
     margin_sampling: bool = setting(True, "train more often on images that the net is unsure of")
@@ -126,7 +126,7 @@ def train(config: Config) -> Path:
     # Batch norm normalizes by the images of its own process.
     ddp_model = torch.nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
     optimizer = torch.optim.Adam(model.parameters(), config.lr, betas=(0.9, config.beta2), fused=True)
-    base_rates = [group["lr"] for group in optimizer.param_groups]  # a checkpoint holds scheduled ones
+    base_rates = [group["lr"] for group in optimizer.param_groups]  # not yet scheduled
 
     # ---- The step, in mixed precision ----
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")

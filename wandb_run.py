@@ -41,7 +41,7 @@ MAX_CONFUSION = 100  # classes; W&B cuts larger charts
 # hardware figures that are too long, and files that it cannot watch, because it sends these at the end.
 LOST = "filestream: (?!system)|runfiles: (?!error watching)|file transfer: upload|sender: failed to log"
 REFUSED = rf'"level":"ERROR[^"]*","msg":("(?:{LOST})(?:[^"\\]|\\.)*")'
-NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)  # for callers in whose program SIGPIPE is deadly
+NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)  # Python ignores SIGPIPE, but our caller may not
 QUEUE_SIZE = 64  # records (losses of 50 steps, or an epoch) on their way to W&B
 
 
