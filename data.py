@@ -130,11 +130,11 @@ def load_split(dataset: str, data_dir, train: bool, image_size=28, download=True
     if len(images) != len(labels) or labels.max() > 9:
         found = f"{len(images)} images, {len(labels)} labels of 0 to {labels.max()}"
         raise DataError(f"{images_file}, {labels_file.name}: {found}. Each image needs one of 0 to 9.")
-    is_mnist = digest(images, labels) == MNIST_DIGESTS.get(len(images))
-    if not is_mnist and len(images) in MNIST_DIGESTS:
+    known = MNIST_DIGESTS.get(len(images))
+    if known and digest(images, labels) != known:
         problem = f"{images_file} or {labels_file.name} is damaged, or another data set of MNIST's size"
         raise DataError(f"{problem}. Delete both to download them again, or choose another --data_dir.")
-    return "mnist" if is_mnist else "mnist-format", [str(digit) for digit in range(10)], images, labels
+    return "mnist" if known else "mnist-format", [str(digit) for digit in range(10)], images, labels
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
