@@ -1,7 +1,7 @@
 """Folders of pictures as a data set: which files belong to which split and class.
 
 FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or val, valid, validation, testing; in any case;
-    if there is none of these: eval, evaluation, holdout, dev. They need a class of train
+    if there is none of these: eval, evaluation, holdout, dev, if train has all of their classes
 FOLDER/CLASS/*.png, or FOLDER/train/CLASS/*.png alone: some pictures are held out to evaluate on
 FOLDER/test/CLASS/*.png alone, to evaluate on
 """
