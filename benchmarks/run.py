@@ -299,7 +299,7 @@ def machine() -> None:
         rows.append([name, f"{speed:,.0f}", gain, f"{part:.0f} %"])
         before = speed
     header = "step, each with the changes above it | images/s | gain | of the bf16 matrix rate"
-    print_table("Training speed", header, rows)
+    print_table("Speed, one change at a time", header, rows)
     print("\n" + ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates.items()))
 
 
@@ -378,7 +378,7 @@ def table(rounds: int = 3) -> None:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ours = list(medians.values())[-1]
     rows = [[name, f"{value:.2f}", f"{value / ours:.1f}"] for name, value in medians.items()]
-    print_table("Table of 10,000 rows", "table | s | times ours", rows)
+    print_table("The W&B table", "table of 10,000 rows | s | times ours", rows)
 
 
 def processes(seeds: int = 3) -> None:
@@ -405,7 +405,7 @@ def example(epochs: int = 14) -> None:
     result = alone(theirs, "pytorch_example", find_data_dir(), pick_device("auto"), 0, epochs)
     seconds = sum(epoch[0] for epoch in result)
     rows = [[f"pytorch/examples mnist, {epochs} epochs", result[-1][2], f"{seconds:.1f}"]]
-    print_table("The official example", "program | wrong | training, s", rows)
+    print_table("PyTorch's own example", "program | wrong | training, s", rows)
 
 
 def small(seeds: int = 10) -> None:
@@ -443,7 +443,8 @@ def evaluation() -> None:
     }
     contestants = {name: partial(predict_logits, model, images) for name, model in models.items()}
     seconds = take_turns(contestants, rounds=11)
-    print_table("10,000 images", "model | s", [[name, f"{value:.2f}"] for name, value in seconds.items()])
+    rows = [[name, f"{value:.2f}"] for name, value in seconds.items()]
+    print_table("10,000 images through the exported model", "model | s", rows)
 
 
 def start() -> None:
@@ -536,7 +537,7 @@ def accuracy(seeds: int = 3) -> None:
         runs = [alone(ours, {**settings, "seed": seed}, data_dir) for seed in range(seeds)]
         wrong, seconds = [run["wrong"][-1] for run in runs], [sum(run["train"]) for run in runs]
         rows.append([name, spread(wrong), spread(seconds)])
-    print_table("Accuracy on the hold-out", "setting, with those above it | wrong | training, s", rows)
+    print_table("Accuracy, one change at a time", "setting, with those above it | wrong | training, s", rows)
 
 
 def gpu(seeds: int = 3) -> None:
