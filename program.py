@@ -290,9 +290,8 @@ class CudaGraphs:
     """A training step, recorded as a CUDA graph: one launch instead of 80, several times faster.
 
     The first call with arguments of some shape runs `step` as it is, the second records it, and all others
-    repeat the GPU's work alone. What its Python prints or counts is not repeated.
-
-    On a CPU, and in several processes, every call runs `step` as it is.
+    repeat the GPU's work alone. What its Python prints or counts is not repeated. On a CPU, and in several
+    processes, every call runs `step` as it is.
 
     Args:
         step: takes tensors and numbers, returns tensors. It keeps gradients and states in their memory.

@@ -5,7 +5,7 @@
     python train.py --run_dir runs/001 --resume             start a run, or continue it if it was stopped
     torchrun --nproc_per_node=2 train.py                    on two GPUs, or in two CPU processes
 
-README.md lists the files of a run, --help every setting. On two CPU cores: 99.57 % in 76 s of training.
+README.md lists the files of a run, --help every setting. On two CPU cores: 99.57 % (n=5) after 76 s.
 """
 
 import math
