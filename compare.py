@@ -254,8 +254,8 @@ def load_pictures(runs: list[Run], dataset: str | None, data_dir: str | None) ->
 # The terminal
 
 
-def most_confused(run: Run, classes: list[str], count: int = 5) -> list[str]:
-    pairs = [values[:count].tolist() for values in confused_pairs([run])]
+def most_confused(run: Run, classes: list[str]) -> list[str]:
+    pairs = [values[:5].tolist() for values in confused_pairs([run])]
     names = [shorten(name) for name in classes]
     return [f"{names[truth]} taken for {names[guess]} ({n})" for truth, guess, (n,) in zip(*pairs)]
 
