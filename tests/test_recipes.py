@@ -201,8 +201,13 @@ def test_top5_is_recorded(copy):
     assert float(last["top5"]) == pytest.approx(100 * found / 100) == read(copy / "runs/001")[2]["top5"]
 
 
-def test_test_set_is_evaluated_once_beside_a_validation_set(copy):
-    cook("Validation set and test set in one run", copy, *SMALL)
+@pytest.mark.parametrize("other", ["Early stopping, and the best", "Exponential moving average", "Top-5"])
+def test_test_set_is_evaluated_once_beside_a_validation_set(other, copy):
+    """By the model that is exported, whatever the recipe before: the best, the averaged or the last one."""
+    (before,) = (name for name in RECIPES if name.startswith(other))
+    apply(blocks(before, "diff")[0], copy)
+    flags = ("--schedule", "constant", "--lr", 0.2, "--epochs", 6, "--augment", 0)
+    cook("Validation set and test set in one run", copy, *SMALL, *flags)
     predictions = rows(copy / "runs/001/test.csv")
     wrong = sum(row["guess"] != row["truth"] for row in predictions)
     summary = read(copy / "runs/001")[2]
