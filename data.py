@@ -116,7 +116,7 @@ def load_split(dataset: str, data_dir, train: bool, image_size=28, download=True
         except ImportError as error:  # it is missing, or another folder of that name
             if error.name != "sources":
                 raise
-            raise DataError(f"Without sources/, only MNIST in {raw} can be read. Copy it too.") from error
+            raise DataError(f"Only MNIST in {raw} is read. Copy sources/, or edit load_split.") from error
         try:
             name = datasets.resolve_dataset(dataset, data_dir, download, train)
             if name not in ("mnist", "mnist-format"):

@@ -208,7 +208,7 @@ def evaluate_test_set(exported: Exported, args: argparse.Namespace) -> None:
     name = args.dataset or exported.dataset
     if not (args.dataset or name in (*DATASETS, "mnist-format")):  # no folder is read because a file says so
         problem = f"{args.model} was trained on {printable(name)}, which is not here"
-        raise ModelError(f"{problem}: give --dataset FOLDER.")
+        raise ModelError(f"{problem}: give --dataset FOLDER, or a NAME that data.py reads.")
     try:
         download = bool(args.dataset)  # nothing is downloaded because a file says so
         found = load_split(name, args.data_dir, False, exported.shape[1], download, exported.shape[0])

@@ -261,12 +261,12 @@ def print_results(config: Config, num_images: int, log: RunLogger) -> None:
     """Print where everything is, what to do next, and the result."""
     run_dir = shlex.quote(str(log.run_dir))
     flags = f" --data_dir {shlex.quote(config.data_dir)}" if config.data_dir != Config.data_dir else ""
-    folder = f" --dataset {shlex.quote(config.dataset)}" if os.path.isabs(config.dataset) else ""
+    dataset = "" if config.dataset.startswith("mnist") else f" --dataset {shlex.quote(config.dataset)}"
     last = log.summary["epoch"]
     runs = f"{run_dir}@1 {run_dir}@{last}" if last > 1 else run_dir
     model = "model.pt" if (log.run_dir / "model.pt").exists() else "model.pt2"
     print(f"W&B   {log.wandb.address(start_command('publish'))}")
-    print(f"next  {start_command('evaluate')} {run_dir}/{model}{flags}{folder}")
+    print(f"next  {start_command('evaluate')} {run_dir}/{model}{flags}{dataset}")
     print(f"      {start_command('compare')} {runs}{flags}")
     result = f"{log.summary['wrong']} of {num_images:,} images wrong, accuracy {log.summary['acc']:.2f} %"
     print(f"done  {printable(config.dataset)}: {result}")

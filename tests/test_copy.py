@@ -85,11 +85,12 @@ def test_own_load_split_serves_all_three_programs(tmp_path):
         torch.save({"images": images, "labels": labels}, tmp_path / f"{split}.bin")
     programs = [
         ("train.py", "--epochs", 4, "--batch_size", 20, "--augment", 0, "--run_dir", "run"),
-        ("evaluate.py", "run/model.pt", "--dataset", "sounds"),
+        ("evaluate.py", "run/model.pt", "--dataset", "sounds"),  # as train.py says at its end
         ("compare.py", "run@1", "run@4"),
     ]
     results = [run(as_python, *program, cwd=tmp_path, WANDB_MODE="disabled") for program in programs]
     assert [result.returncode for result in results] == [0, 0, 0], [result.stderr for result in results]
+    assert " ".join(programs[1]) in results[0].stdout
     wrong = json.loads((tmp_path / "run/summary.json").read_text())["wrong"]
     assert wrong <= 10 and f"wrong     {wrong}\n" in results[1].stdout  # guessing gets 20 of 30 wrong
     page = (tmp_path / "compare.html").read_text()

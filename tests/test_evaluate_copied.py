@@ -51,7 +51,7 @@ def test_model_of_a_data_set_that_sources_reads_asks_for_sources(finished, tmp_p
     for name in FILES:
         shutil.copyfile(ROOT / name, tmp_path / name)
     result = run(as_python, "evaluate.py", "model.pt", cwd=tmp_path)
-    assert_one_line_error(result, "Without sources/, only MNIST", "Copy it too")
+    assert_one_line_error(result, "Only MNIST in ", "Copy sources/, or edit load_split")
 
 
 def test_help_lists_every_data_set(capsys):
