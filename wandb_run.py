@@ -270,6 +270,8 @@ def environment(folder: Path) -> dict[str, str]:
         "WANDB_PROGRAM": getattr(main, "__file__", None) or "python",
         "PYTHONSAFEPATH": "1",  # a module beside this file may be named like one of Python's
     }
+    if os.path.expanduser("~") == "~":  # a user without an entry in /etc/passwd, as in a container
+        defaults["HOME"] = f"{folder}/wandb"  # W&B refuses to start without a home directory
     # An empty variable counts as not set; W&B would refuse many.
     given = {name: value for name, value in os.environ.items() if value or not name.startswith("WANDB_")}
     wandb = sys.modules.get("wandb") if given.pop("WANDB_SERVICE", None) else None

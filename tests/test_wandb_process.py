@@ -169,3 +169,11 @@ def test_service_of_wandb_that_is_not_there_ends_in_a_line(service, problem, tmp
     (tmp_path / "run").mkdir()
     result = run(with_wandb_imported, cwd=tmp_path, WANDB_MODE="offline", WANDB_SERVICE=service)
     assert_one_line_error(result, "W&B cannot start, because of", problem)
+
+
+def test_user_without_a_home_directory_gets_one(tmp_path, monkeypatch):
+    """As in a container: W&B, which looks for its settings there, refuses to start without one."""
+    monkeypatch.delenv("HOME", raising=False)
+    assert "HOME" not in wandb_run.environment(tmp_path)  # /etc/passwd has it
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)
+    assert wandb_run.environment(tmp_path)["HOME"] == f"{tmp_path}/wandb"
