@@ -70,7 +70,7 @@ def load_pixels(
     C is 1 if all are grey, else 3. The images are read from the disk when they are used, and must not be
     written to. Raises UnreadableError.
     """
-    places = [folder / HIDDEN_FOLDER, user_cache(folder)]
+    places = [folder / HIDDEN_FOLDER, *user_cache(folder)]
     stem = "-".join([title, str(size), *map("{:g}".format, value_range or ())])
     name = f"{stem}-{cache_key(folder, files, size, value_range)}.pixels"
     for place in places:
@@ -90,10 +90,11 @@ def load_pixels(
     return split_content(torch.frombuffer(memory.getbuffer(), dtype=torch.uint8), len(files), size)
 
 
-def user_cache(folder: Path) -> Path:
-    """Where decoded pictures are kept if the folder of the pictures is not writable."""
+def user_cache(folder: Path) -> list[Path]:
+    """Where decoded pictures are kept if their folder is not writable; nowhere if the user has no home."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(root, "mnist-tables", hashlib.sha256(os.fsencode(folder)).hexdigest()[:16])
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    return [] if root.startswith("~") else [Path(root, "mnist-tables", name)]
 
 
 def cache_key(folder: Path, files: list[str], size: int, value_range: tuple | None) -> str:

@@ -577,15 +577,24 @@ def test_caches_of_two_sets_do_not_delete_each_other(tmp_path, user_cache, no_de
         load(tmp_path / name)
 
 
-def test_without_any_place_for_the_cache_the_pictures_are_decoded_into_memory(tmp_path, user_cache, capsys):
+@pytest.mark.parametrize("has_home", (True, False))
+def test_without_any_place_for_the_cache_the_pictures_are_decoded_into_memory(
+    has_home, tmp_path, user_cache, monkeypatch, capsys
+):
     folder = make_set(tmp_path / "set")
     kept = load(folder)
     shutil.rmtree(folder / ".mnist-tables")
     (folder / ".mnist-tables").touch()
     user_cache.touch()
+    if not has_home:  # a user without an entry in /etc/passwd, as in a container
+        for name in ("XDG_CACHE_HOME", "HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)
+        monkeypatch.chdir(tmp_path)
     assert torch.equal(load(folder).train_images, kept.train_images)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and all("cannot be kept for the next start" in line for line in lines)
+    assert not (tmp_path / "~").exists()
 
 
 def test_nothing_is_written_without_download(tmp_path, user_cache):
