@@ -48,8 +48,6 @@ class Classifier(nn.Module):
         self.register_buffer("temperature", torch.ones(()))
         if not 0 <= self.mean.min() <= self.mean.max() <= 1 or not self.std.min() > 0:
             raise ModelError(f"mean is {mean}, std is {std}. Give them of pixels in 0..1, and no std of 0.")
-        if any(weight.is_meta or weight.is_complex() for weight in self.parameters()):
-            raise ModelError("The net has weights that are complex, or on meta. Give it weights of floats.")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), integers in 0..255 or floats in 0..1, to float32 logits (N, K)."""
@@ -183,20 +181,51 @@ def full_precision() -> Iterator[None]:
         yield
 
 
+# ---- Can the net be used? ----
+def try_training(model: Classifier, images: Tensor, autocast: torch.autocast) -> None:
+    """Raise ModelError if forward or backward fails in a copy of `model`; images: uint8 (N, C, H, W)."""
+    images = images[:16].to(model.mean.device).repeat(2, 1, 1, 1)[:16]  # batch norm needs more than one
+    cure = "Correct its forward(), unfreeze weights, detach() what it keeps, or choose --precision fp32."
+    random_state = torch.random.fork_rng([images.device] * images.is_cuda)
+    with explained_errors(images, "backward()", cure), autocast, random_state:
+        trained = without_compile(copy.deepcopy(model)).train()
+        for _ in range(2):  # the second time fails if the net keeps the graph of the first
+            trained(images).square().mean().backward()
+
+
+@contextmanager
+def explained_errors(images: Tensor, elsewhere: str, cure: str) -> Iterator[None]:
+    """Turn an error of a net into a ModelError that names the layer and the line, or `elsewhere`."""
+    try:
+        yield
+    except Exception as error:  # torch raises errors of any type
+        if isinstance(error, ModelError) or "allocate memory" in str(error) or "out of memory" in str(error):
+            raise  # of too little memory, exit_status says what to do
+        layers, lines = [], []
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            layer, path = frame.f_locals.get("self"), Path(frame.f_code.co_filename)
+            if isinstance(layer, nn.Module) and not isinstance(layer, Classifier):
+                layers.append(type(layer).__name__)
+                if not path.is_relative_to(Path(torch.__file__).parent):
+                    lines.append(f"{path.name}, line {line}")
+        where = " at ".join(layers[-1:] + lines[-1:]) or elsewhere
+        problem = f"The net fails on images of shape {list(images.shape[1:])}, in {where}"
+        raise ModelError(f"{problem}: {first_reason(error)}. {cure}") from error
+
+
 # ---- Export ----
 @full_precision()
-def export_model(model: Classifier, images: Tensor, metadata: dict, pt2=False, autocast=None) -> dict:
+def export_model(model: Classifier, images: Tensor, metadata: dict, pt2=False) -> dict[str, bytes]:
     """The content of model.pt and, with `pt2`, of model.pt2: fp32, in eval mode, metadata as JSON inside.
 
     model.pt is TorchScript, by script or else by trace; with `pt2` it is left out if neither takes the net.
     model.pt2 is a torch.export program, for uint8 images only. Each was loaded again and gave the model's
-    logits for the first of `images`, uint8 (N, C, H, W). Leaves `model` in eval mode. Raises ModelError,
-    with `autocast`, the context of training steps, also if two of them fail on a copy of `model`.
+    logits for the first of `images`, uint8 (N, C, H, W). Leaves `model` in eval mode. Raises ModelError.
     """
     if not hasattr(model, "mean") or images.dtype != torch.uint8 or images.dim() != 4 or not len(images):
         raise ModelError("Give export_model a Classifier, and images to try it with: uint8 (N, C, H, W).")
     images = images[:16].to(model.mean.device).repeat(2, 1, 1, 1)[:16]  # a batch of one would hide mistakes
-    model = export_copy(model, images, len(metadata["classes"]), autocast)
+    model = export_copy(model, images, len(metadata["classes"]))
     images, contents, reasons = images.cpu(), {}, {}
     statistics = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
     attempts = [("model.pt", script), ("model.pt", trace)] + pt2 * [("model.pt2", torch_export)]
@@ -223,31 +252,14 @@ def export_model(model: Classifier, images: Tensor, metadata: dict, pt2=False, a
     return contents
 
 
-def export_copy(model: Classifier, images: Tensor, num_classes: int, autocast=None) -> Classifier:
+def export_copy(model: Classifier, images: Tensor, num_classes: int) -> Classifier:
     """A copy to export: fp32, in eval mode, not compiled. Raises ModelError if its net cannot be used."""
-    shape, cure = list(images.shape[1:]), "Correct its forward(), or its layers."
-    try:
+    with explained_errors(images, "copy.deepcopy()", "Correct its forward(), or its layers."):
         with torch.no_grad():  # deepcopy refuses a weight with a graph, as weight_norm keeps one
             model.eval()(images)
-        trained = without_compile(copy.deepcopy(model)).train()
-        model = copy.deepcopy(trained).float().cpu().eval()
-        model.image_shape = shape
+        model = without_compile(copy.deepcopy(model)).float().cpu().eval()
+        model.image_shape = list(images.shape[1:])
         logits, alone = (predict_logits(model, images.cpu(), size) for size in (len(images), 1))
-        if autocast is not None:
-            cure = "To train it, unfreeze weights, detach() what it keeps, or choose --precision fp32."
-            with autocast, torch.random.fork_rng([images.device] * images.is_cuda):
-                for _ in range(2):  # the second step fails if the net keeps the graph of the first
-                    trained(images[:2]).square().mean().backward()
-    except ModelError:
-        raise
-    except Exception as error:
-        steps, ours = [*traceback.walk_tb(error.__traceback__)], (str(Path(torch.__file__).parent), __file__)
-        layers = [type(m).__name__ for f, _ in steps if isinstance(m := f.f_locals.get("self"), nn.Module)]
-        files = [(frame.f_code.co_filename, line) for frame, line in steps]
-        lines = [f"{Path(file).name}, line {line}" for file, line in files if not file.startswith(ours)]
-        where = " at ".join(layers[-1:] + lines[-1:]) or "backward()"
-        problem = f"The net fails on images of shape {shape}, in {where}: {first_reason(error)}"
-        raise ModelError(f"{problem}. {cure}") from error
     problem = None
     if list(logits.shape) != [len(images), num_classes]:
         problem = f"gives outputs of shape {list(logits.shape[1:])} for {num_classes} classes"

@@ -32,7 +32,6 @@ from torch import Tensor
 MAX_FILE = 2**30  # bytes; a larger file is not read
 # Also what ends a line or turns the direction of writing, and what Python makes of bytes that are not UTF-8.
 CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-NO_MEMORY = "error: out of memory. Lower --batch_size, or the layers' --l1_size and --l2_size."
 MAX_NAME = 40  # columns of a class name on the terminal
 TORCH_STATE = threading.RLock()  # torch has one random generator and one default dtype for all threads
 
@@ -527,8 +526,6 @@ def exit_status(program: Callable[[], object], *errors: type[Exception]) -> int:
         message = " ".join(f"error: {error}".split())
         if isinstance(denied := error.__cause__, PermissionError) and denied.filename:  # nothing is damaged
             message = f"error: {denied.filename}: {denied.strerror}. Check the permissions."
-        elif error.__cause__ and lacks_memory(error.__cause__):
-            message = NO_MEMORY
     except BrokenPipeError:  # `| head` closed it
         message, status = "stopped: nothing reads the output any more", 128 + signal.SIGPIPE
     except OSError as error:
@@ -543,7 +540,7 @@ def exit_status(program: Callable[[], object], *errors: type[Exception]) -> int:
             return 1
         if not lacks_memory(error):
             raise
-        message = NO_MEMORY
+        message = "error: out of memory. Lower --batch_size, or the layers' --l1_size and --l2_size."
     if ipython():
         raise CellError(printable(message))
     try:

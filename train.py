@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from data import DataError, ImageData, MarginSampler, batches, digest, load_data, pixel_statistics
 from logging_utils import RunError, RunLogger, holds_run
 from model import Classifier, ConvNet, MeanOfShifts, ModelError, export_model, fit_temperature
-from model import full_precision, predict_logits
+from model import full_precision, predict_logits, try_training
 from program import ConfigError, CudaGraphs, check_settings, exit_status, finished_hint, is_finished
 from program import keep_freed_memory, own_torch_state, parse_settings, pick_device, pick_precision
 from program import printable, process_group, progress, read_json, read_tensors, resume_hint
@@ -121,8 +121,10 @@ def train(config: Config) -> Path:
     amp_dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
     # No cache of cast weights: inside a caller's own autocast it would keep the weights of the first step.
     autocast = torch.autocast(device.type, amp_dtype, config.precision != "fp32", cache_enabled=False)
-    if rank == 0:  # try training and export now: after the last epoch it is too late to change the net
-        export_model(model, data.eval_images, {"classes": data.classes}, config.export_pt2, autocast)
+    if rank == 0:  # try the export now: after the last epoch it is too late to change the net
+        export_model(model, data.eval_images, {"classes": data.classes}, config.export_pt2)
+    if world_size == 1:  # a net may wait for the other processes in its forward()
+        try_training(model, data.eval_images, autocast)
     # Batch norm normalizes by the images of its own process.
     ddp_model = torch.nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
     optimizer = torch.optim.Adam(model.parameters(), config.lr, betas=(0.9, config.beta2), fused=True)
@@ -261,7 +263,8 @@ def print_results(config: Config, num_images: int, log: RunLogger) -> None:
     """Print where everything is, what to do next, and the result."""
     run_dir = shlex.quote(str(log.run_dir))
     flags = f" --data_dir {shlex.quote(config.data_dir)}" if config.data_dir != Config.data_dir else ""
-    dataset = "" if config.dataset.startswith("mnist") else f" --dataset {shlex.quote(config.dataset)}"
+    is_mnist = config.dataset in ("mnist", "mnist-format")  # evaluate.py reads it without a flag
+    dataset = "" if is_mnist else f" --dataset {shlex.quote(config.dataset)}"
     last = log.summary["epoch"]
     runs = f"{run_dir}@1 {run_dir}@{last}" if last > 1 else run_dir
     model = "model.pt" if (log.run_dir / "model.pt").exists() else "model.pt2"

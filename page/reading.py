@@ -22,8 +22,8 @@ ALIASES = {
     "fname rowid rowids rowindex row",
     "guess": "guess prediction predictions predicted pred preds predictedlabel predictedclass predlabel "
     "predclass labelpred predict ypred yhat output",
-    "truth": "truth groundtruth gt true truelabel trueclass ytrue target targets actual obs label labels "
-    "class y",
+    "truth": "truth groundtruth gt true truelabel trueclass ytrue target targets actual label labels class "
+    "y obs",
 }
 PREFIX = r"(\.pred|scores?|prob(?:s|a|as|ability|abilities)?|p|softmax|logits?)"
 SEPARATORS = r"\s_.:\-\[("
@@ -35,6 +35,7 @@ ONE_SCORE = re.compile(r"(?:y_?)?" + PREFIX, re.IGNORECASE)  # of one of two cla
 BEST_NAME = re.compile(r"(best|top)[\W_]*(\d{1,3})(?:[\W_]*(.+))?", re.IGNORECASE)  # best_1, top1_prob
 RANKED_CLASS = re.compile(r"(?:index|idx|label|class|pred|prediction)[\W_]*(\d{1,3})", re.IGNORECASE)
 TRUTH_SCORE = re.compile(r"(?:truth|true|label|target)[\W_]*" + PREFIX, re.IGNORECASE)
+UNNAMED = "", "unnamed0"  # as pandas writes the index of a DataFrame, and R the names of rows
 GUESS_REMARK = "the guess is the class with the highest score"
 
 
@@ -78,7 +79,7 @@ def read_predictions(name: str, content: bytes) -> Predictions:
         raise CompareError(f"{name} has no rows. {NEEDED}")
 
     remarks, ids = [], table.ids(roles["id"])
-    if not table.header[roles.pop("id")]:
+    if plain_name(table.header[roles.pop("id")]) in UNNAMED:
         remarks.append("the first column, which has no name, is taken for the id")
     if best:
         classes, labels, scores = read_best_scores(table, roles, best, remarks)
@@ -170,14 +171,18 @@ def read_best_scores(table: Table, roles: dict[str, int], best: dict[int, int], 
 
 
 # ---- Columns ----
+def plain_name(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
 def find_columns(header: list[str]) -> tuple[dict[str, int], list[int]]:
     """The places of id, guess and truth, as far as they are there, and of the scores."""
-    plain = [re.sub(r"[\W_]+", "", name).lower() for name in header]
+    plain = [plain_name(name) for name in header]
     roles = {}
     for role, aliases in ALIASES.items():
         found = [plain.index(alias) for alias in aliases.split() if alias in plain]
         roles |= {role: found[0]} if found else {}
-    if plain[0] in ("", "unnamed0"):  # the index of a pandas.DataFrame, the names of rows in R
+    if plain[0] in UNNAMED and header.count(header[0]) == 1:
         roles.setdefault("id", 0)
     groups = {}  # prefix -> places
     for place, name in enumerate(header):
@@ -214,31 +219,34 @@ def find_best_columns(table: Table, roles: dict[str, int]) -> dict[int, int]:
 def find_columns_of_classes(table: Table, roles: dict[str, int]) -> list[int]:
     """The places of scores whose columns have just the classes' names, as from pandas.DataFrame(scores).
 
-    The labels may lack the first or the last classes. Columns of these have numbers as names, too, or they
-    stand beside the others, and with them the scores of all images have about the same sum.
+    The labels may lack the first or the last classes. Their columns stand beside the others, and the scores
+    of all images have about the same sum only with them; or their names are the numbers before or after.
     """
     seen = {str(label) for role in roles if role != "id" for label in {*table.labels(roles[role])}}
     places = [p for p in range(len(table.header)) if p not in roles.values()]
     named = [p for p in places if score_suffix(table.header[p]) in seen]
     if not len(named) == len(seen) > 1:
         return []
-    if all(re.fullmatch(NUMBER, name) for name in seen):
-        return [p for p in places if re.fullmatch(NUMBER, table.header[p])]
     start, end = places.index(named[0]), places.index(named[-1]) + 1
+    suffixes = [score_suffix(table.header[place]) for place in places]
+    if all(name.isdecimal() for name in seen):
+        while end < len(places) and suffixes[end] == str(int(suffixes[end - 1]) + 1):
+            end += 1
+        while start > 0 and suffixes[start - 1] == str(int(suffixes[start]) - 1):
+            start -= 1
     if end - start == len(places):
         return places
     table.read([*roles.values()], places)
     some = table.columns[places].head(200_000 // len(places)).astype(str)
     plain = some.replace({",": ".", r"\s*%$": ""}, regex=True)
     values = plain.apply(pd.to_numeric, errors="coerce").to_numpy()  # (N, places)
-    scale = max(1e-9, np.median(values[:, start:end].sum(1)))
-    found, smallest = places[start:end], MAX_GAP
-    for i in range(start, -1, -1):
-        sums = values[:, i:].cumsum(1)[:, end - i - 1 :] / scale  # (N, J): from i to end, end + 1 ...
-        spread = np.nan_to_num(abs(sums - np.median(sums, 0)).mean(0), nan=1).round(6)
-        if spread.min() < smallest:
-            found, smallest = places[i : end + int(spread.argmin())], spread.min()
-    return found
+    for first in range(start, -1, -1):
+        sums = values[:, first:].cumsum(1)[:, end - first - 1 :]  # (N, J): up to end, end + 1 ...
+        middle = np.median(sums, 0)
+        even = (abs(sums - middle) <= MAX_GAP * middle).all(0)
+        if even.any():
+            return places[first : end + int(even.argmax())]
+    return places[start:end]
 
 
 def refuse_ranked_scores(table: Table, columns: list[int]) -> None:
@@ -285,7 +293,8 @@ def to_probabilities(table: Table, places: list[int], remarks: list[str]) -> np.
     values = table.matrix(places)
     single = values.shape[1] == 1
     sums, in_range = values.sum(1), in_scales(values)
-    fits = {1: in_range[1], 100: in_range[100] & (single | (abs(sums - 100) < 2))}
+    percent = table.in_percent(places)
+    fits = {1: in_range[1] & (not percent), 100: in_range[100] & (single | percent | (abs(sums - 100) < 2))}
     are_logits = table.header[places[0]].lower().startswith("logit")
     are_logits |= (values.min(1) < -ROUNDING).mean() > 0.1
     scale = next((s for s, rows in fits.items() if rows.mean() > 0.5), None)

@@ -19,14 +19,14 @@ VERDICTS.slice(R > 1 ? 1 : 2).forEach((name, i) => { shows[name] = v => v === i 
 shows.all = () => true;
 // Labels that the reader marks as doubtful, by id. A browser may forbid a local page to store them.
 const storage = `doubtful: ${document.title}, ${truth.reduce((hash, k) => (31 * hash + k) | 0, count)}`;
-let marks = new Set();
+let marks = new Set(), stored = true;
 function readMarks() {  // another window may have stored some
-  try { marks = new Set(JSON.parse(localStorage.getItem(storage) ?? "[]")); } catch { /* none are kept */ }
+  try { if (stored) marks = new Set(JSON.parse(localStorage.getItem(storage) ?? "[]")); } catch { /* none */ }
 }
 function toggleMark(n) {
   readMarks();
   if (!marks.delete(String(idOf(n)))) marks.add(String(idOf(n)));
-  try { localStorage.setItem(storage, JSON.stringify([...marks])); } catch { /* they are lost at the end */ }
+  try { localStorage.setItem(storage, JSON.stringify([...marks])); } catch { stored = false; }  // not kept
   draw();
 }
 const wrongScore = (r, n) => wrong(r, n) ? guessScore(r, n) : 0;

@@ -155,13 +155,12 @@ class Table:
         try:
             if not pd.api.types.is_numeric_dtype(column):
                 text = column.astype(str).str.strip()
-                grouped = text.str.fullmatch(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
+                grouped = text.str.fullmatch(r"[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
                 if self.separator == "," and grouped.any() and not (text.str.contains(",") & ~grouped).any():
                     cure = ": write 1,234 as 1234 or, if it is near 1, as 1.234"
                     self.refuse(int(grouped.argmax()), place, cure)
-                unit = np.where(text.str.endswith("%"), 100, 1)
                 text = text.str.removesuffix("%").str.strip().str.replace(",", ".", regex=False)
-                column = pd.to_numeric(text, errors="coerce") / unit
+                column = pd.to_numeric(text, errors="coerce")
             with np.errstate(over="ignore"):
                 values = column.to_numpy(dtype)
         except (ArithmeticError, ValueError) as error:  # integers of hundreds of digits
@@ -170,6 +169,11 @@ class Table:
         if not np.isfinite(values).all():
             self.refuse(int(np.isfinite(values).argmin()), place)
         return values
+
+    def in_percent(self, places: list[int]) -> bool:
+        """Whether most values of some columns end with a percent sign."""
+        texts = self.columns[places].select_dtypes(exclude="number").astype(str)
+        return sum(t.str.rstrip().str.endswith("%").mean() for _, t in texts.items()) > len(places) / 2
 
     def matrix(self, places: list[int]) -> np.ndarray:
         """Float values (N, M) of several columns."""

@@ -75,7 +75,7 @@ GOOD = {  # what a file may look like
     "float ids": PLAIN.replace("\n0,", "\n0.0,").replace("\n3,", "\n3.0,"),
     "percent": scored(100 * SCORES),
     "percent signs, decimal commas": scored([[f'"{100 * v:.0f},000 %"' for v in row] for row in SCORES]),
-    "few percent signs": PLAIN.replace("0.25", "25 %").replace("0.05", "5%"),
+    "few percent signs": scored([[f"{100 * v:g}{' %' if v > 0.5 else ''}" for v in row] for row in SCORES]),
     "percent signs": scored([[f"{100 * score:g}\u00a0%" for score in row] for row in SCORES]),
     "logits": scored(LOGITS),
     "logits by name": scored(np.log(SCORES), "id,guess,truth,logit_0,logit_1,logit_2"),
@@ -127,7 +127,8 @@ CLASSES = {
     "a class called None": ["None", "a", "nan"],
 }
 REMARKS = {
-    **{"percent": "percent", "logits": "softmax", "logits by name": "softmax"},
+    **{kind: "in percent" for kind in GOOD if kind.startswith(("percent", "few percent"))},
+    **{kind: "softmax" for kind in GOOD if kind.startswith("logits")},
     "the index of pandas": "the first column, which has no name, is taken for the id",
     "half as much": "do not sum to 1 (0.5 in line 2)",
     "votes": "do not sum to 1 (20 in line 2)",
@@ -154,11 +155,36 @@ def test_a_class_that_no_label_has_is_a_class():
     labels = [1, 2, 2]
     for names in (NAMES, "012"):
         for last in (SCORES[:3], np.round(50 * SCORES[:3]).astype(int)):
-            head = f"id,truth,{','.join(names)},width"
-            text = table(head, range(3), named(labels, names), last, [3.5, 2, 1])
-            found = read_predictions("mine.csv", text.encode())
-            assert found.scores.values == pytest.approx(SCORES[:3], abs=0.03)
-            assert found.guess.tolist() == [0, 1, 2]
+            for other, values in (("width", [3.5, 2, 1]), ("fold", [0, 0, 0]), ("2020", [7, 7, 8])):
+                head = f"id,truth,{','.join(names)},{other}"
+                text = table(head, range(3), named(labels, names), last, values)
+                found = read_predictions("mine.csv", text.encode())
+                assert found.scores.values == pytest.approx(SCORES[:3], abs=0.03)
+                assert found.guess.tolist() == [0, 1, 2]
+    logits = table("id,truth,0,1,2,2020", range(3), labels, LOGITS[:3], [7, 7, 8])
+    found = read_predictions("mine.csv", logits.encode())
+    assert found.scores.values == pytest.approx(SCORES[:3])
+
+
+def test_percent_signs_say_what_scores_are():
+    text = table(
+        "id,truth,score_0,score_1", range(3), [0, 1, 1], [["80 %", "60 %"], ["0.5 %", "1 %"], ["9%", "90%"]]
+    )
+    found = read_predictions("mine.csv", text.encode())
+    assert found.scores.values[:2] == pytest.approx(np.array([[4 / 7, 3 / 7], [1 / 3, 2 / 3]]))
+    mixed = table("id,truth,score_0,score_1", range(3), [0, 1, 1], [["97 %", 3], ["4 %", 96], ["10 %", 90]])
+    assert read_predictions("mine.csv", mixed.encode()).guess.tolist() == [0, 1, 1]
+
+
+def test_logits_with_decimal_commas_are_no_thousands():
+    text = 'id,guess,truth,score_0,score_1\n0,0,0,"1,234","-2,345"\n1,1,0,"-1,500","0,250"\n'
+    scores = 1 / (1 + np.exp([-3.579, 1.75]))  # of class 0
+    assert read_predictions("mine.csv", text.encode()).scores.values[:, 0] == pytest.approx(scores)
+
+
+def test_observation_number_is_no_truth():
+    found = read_predictions("mine.csv", b"filename,obs,label,pred\na,0,0,0\nb,1,1,1\nc,2,1,0\n")
+    assert found.truth.tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -333,6 +359,7 @@ BAD = {  # file, and words of the error
         ["no column truth, and no scores. It has filename, pred. It needs"],
     ),
     "blanks as separators": (PLAIN.replace(",", " "), ["score_1 alone. Separate columns by commas"]),
+    "an edge of Markdown": ("|a|b|\n|1|2|\n", ["no column id"]),
     "lists in cells": (
         'id,truth,probs\n0,1,"[0.2, 0.8]"\n',
         ["line 2: probs cannot be '[0.2, 0.8]'. Write the score of each class to a column of its own"],

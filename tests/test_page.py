@@ -449,6 +449,11 @@ def test_image_is_opened_stepped_and_marked_by_keys(page, two, tmp_path):
     page.address(f"show=all&image={ids[5]}&sort=doubtful&down=1")
     press("l")
     assert page.ids[:2] == sorted([ids[1], ids[5]])
+    page.js("Storage.prototype.setItem = () => { throw new DOMException() }")  # it is full, or forbidden
+    for index in ids[6:8]:
+        page.address(f"show=all&image={index}")
+        press("l")
+    assert page.text("#marks").startswith("4 doubtful")
 
 
 def test_data_map_and_learning_agree_with_the_files(page, two, files):

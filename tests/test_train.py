@@ -353,7 +353,7 @@ def test_net_that_cannot_be_trained_ends_in_a_line_and_leaves_nothing(main, tiny
     real = train.ConvNet
     monkeypatch.setattr(train, "ConvNet", lambda *sizes: real(*sizes).requires_grad_(False))
     result = main("train.py", "--data_dir", tiny_dir, cwd=tmp_path, WANDB_MODE="disabled")
-    assert_one_line_error(result, "The net fails", "in backward(): ", "To train it, unfreeze weights")
+    assert_one_line_error(result, "The net fails", "in backward(): ", "unfreeze weights")
     assert os.listdir(tmp_path) == []
 
 
