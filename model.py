@@ -86,6 +86,8 @@ class ConvNet(nn.Module):
     def __init__(self, num_classes=10, image_shape=(1, 28, 28), l1_size=32, l2_size=64, conv_kernel=5):
         super().__init__()
         channels, height, width = image_shape
+        if conv_kernel % 2 == 0 or min(height, width) < 4:
+            raise ValueError("conv_kernel must be odd, and height and width at least 4")
         self.conv1 = nn.Conv2d(channels, l1_size, conv_kernel, padding=conv_kernel // 2)
         self.norm1 = nn.BatchNorm2d(l1_size)
         self.conv2 = nn.Conv2d(l1_size, l2_size, conv_kernel, padding=conv_kernel // 2)

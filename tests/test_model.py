@@ -70,6 +70,10 @@ def test_model_takes_any_channels_size_and_classes():
     model = Classifier(net, torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
     assert model(images).shape == (3, 7)
     torch.testing.assert_close(model(images / 255), model(images))
+    with pytest.raises(ValueError, match="odd"):
+        ConvNet(conv_kernel=4)
+    with pytest.raises(ValueError, match="at least 4"):
+        ConvNet(image_shape=(1, 3, 28))
 
 
 def test_prediction_does_not_depend_on_mode_or_batches(images):
