@@ -41,7 +41,7 @@ class Config:
     batch_size: int = setting(128, "images per training step", low=1)
     lr: float = setting(0.01, "Adam's learning rate; with one_cycle its maximum", low=1e-12, high=1e3)
     beta2: float = setting(0.95, "decay of Adam's mean of squared gradients", low=0.0, high=0.999999)
-    schedule: str = setting("one_cycle", "course of the rate", choices=("one_cycle", "constant"))
+    schedule: str = setting("one_cycle", "the rate over time", choices=("one_cycle", "constant"))
     label_smoothing: float = setting(0.1, "probability spread over all classes", low=0.0, high=0.99)
     augment: float = setting(1.0, "strength of random shifts, rotations, scalings", low=0.0, high=5.0)
     margin_sampling: bool = setting(True, "train more often on images that the net is unsure of")

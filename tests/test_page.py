@@ -679,7 +679,8 @@ def test_a_browser_that_is_too_old_is_told(page, two):
     added = cdp("Page.addScriptToEvaluateOnNewDocument", old)
     try:
         page.browser.get(two.as_uri())
-        time.sleep(1)
+        assert page.all(".late", "getComputedStyle(e).visibility") == ["hidden"]
+        page.wait("return getComputedStyle(document.querySelector('.late')).visibility === 'visible'")
         assert "the browser is too old: the list needs Chrome 117" in page.text("#list")
         page.browser.get_log("browser")  # of the error, which is not one of the next page
     finally:
