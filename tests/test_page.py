@@ -605,8 +605,7 @@ def test_long_names_stay_within_the_first_screen(page, two, tmp_path):
     page.open(tmp_path / "compare.html")
     assert page.js(wide) == []
     for width in (1280, 390):
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 400}
-        page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        resize(page, width)
         assert page.js("return document.documentElement.scrollWidth") <= width
     resize(page, 1280)
     for pair in (
@@ -989,6 +988,8 @@ def resize(page: Page, width: int, media: str = "") -> None:
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
+    two_frames = "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))"
+    page.browser.execute_async_script(two_frames)  # until the layout has followed
 
 
 @pytest.fixture(scope="module")
