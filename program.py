@@ -344,7 +344,8 @@ def progress(batches: Iterable, count: int, title: str, log) -> Iterator:
         from tqdm.auto import tqdm
     place = {"disable": log.rank > 0 or None}  # None: if stderr is no terminal
     if log.rank == 0 and "IPKernelApp" in getattr(ipython(), "config", ()):
-        place = {"disable": False, "file": sys.stdout}  # a notebook shows stderr on red
+        # A notebook shows stderr on red. It keeps the frames of an interrupted cell, whose bar has its place.
+        place = {"disable": False, "file": sys.stdout, "position": 0}
     with tqdm(total=count, desc=title, unit=" images", leave=False, **place) as bar:
         for batch in batches:
             yield batch

@@ -24,6 +24,15 @@ def interrupt():
 threading.Thread(target=interrupt).start()
 %run train.py --epochs 999 --run_dir stopped"""
 
+# The kernel keeps the frames of an interrupted call, and with them the bar of its epoch.
+TWO_BARS = """from types import SimpleNamespace
+from program import progress
+
+log, batches = SimpleNamespace(rank=0, world_size=1, latest_loss=1.0), [(None, [0])]
+interrupted = progress(batches, 1, "interrupted", log)
+next(interrupted)
+list(progress(batches, 1, "next", log))"""
+
 
 def execute(cells: list, folder: Path) -> list:
     """Run code cells in a new kernel that starts in `folder`. Returns the cells with their outputs."""
@@ -118,6 +127,7 @@ def test_what_goes_wrong_in_a_cell_is_one_line_and_the_kernel_goes_on(clone, mon
         f"%run train.py {QUICK} --run_dir whole",
         f"%env WANDB_MODE=offline\n%run -i train.py {QUICK} --run_dir again",
         "%run train.py --help",
+        TWO_BARS,
     ]
     cells = [nbformat.v4.new_code_cell(f"{source}\nprint('next line')") for source in sources]
     cells = execute(cells, clone)
@@ -133,12 +143,13 @@ def test_what_goes_wrong_in_a_cell_is_one_line_and_the_kernel_goes_on(clone, mon
         "",
         "",
         "",
+        "",
     ]
     for text, start, outputs in zip(shown, expected, errors):
         assert text.startswith(start) and "\n" not in text and len(outputs) == bool(start), text
     # argparse prints the reason before it stops.
     assert "unrecognized arguments: --epoch 3" in printed(cells[1], "stderr")
-    assert [printed(cell, "stderr") for cell in cells if cell is not cells[1]] == [""] * 8
+    assert [printed(cell, "stderr") for cell in cells if cell is not cells[1]] == [""] * 9
     assert "epoch 1/1:   0%|" in "".join(o.get("text", "") for o in cells[6].outputs)  # the progress bar
     assert printed(cells[6], "stdout").splitlines()[1].startswith("epoch 1/1")  # and nothing left of it
     whole, again = (clone / name / "predictions/epoch-001.csv" for name in ("whole", "again"))
@@ -146,3 +157,5 @@ def test_what_goes_wrong_in_a_cell_is_one_line_and_the_kernel_goes_on(clone, mon
     assert list(clone.glob("again/wandb/offline-run-*"))
     plain = re.sub(r"\x1b\[[0-9;]*m", "", printed(cells[8], "stdout"))  # Python 3.14 colors it
     assert "--epochs int" in plain
+    bars = "".join(o.get("text", "") for o in cells[9].outputs)
+    assert "next:   0%" in bars and "\x1b[A" not in bars  # a notebook cannot move the cursor up
