@@ -522,7 +522,8 @@ def exit_status(program: Callable[[], object], *errors: type[Exception]) -> int:
     except SystemExit as stop:  # argparse has printed the reason
         if not (stop.code and ipython()):
             raise
-        raise CellError("stopped: see --help") from None
+        pasted = "ipykernel" in Path(sys.argv[0]).name  # its flags are those of the kernel
+        raise CellError("stopped: start it with %run" if pasted else "stopped: see --help") from None
     except errors as error:
         message = " ".join(f"error: {error}".split())
         if isinstance(denied := error.__cause__, PermissionError) and denied.filename:  # nothing is damaged

@@ -130,6 +130,8 @@ def test_what_goes_wrong_in_a_cell_is_one_line_and_the_kernel_goes_on(clone, mon
         TWO_BARS,
     ]
     cells = [nbformat.v4.new_code_cell(f"{source}\nprint('next line')") for source in sources]
+    pasted = (clone / "train.py").read_text()
+    cells.append(nbformat.v4.new_code_cell(pasted, metadata={"tags": ["raises-exception"]}))
     cells = execute(cells, clone)
     errors = [[o for o in cell.outputs if o.output_type == "error"] for cell in cells]
     shown = ["\n".join(o["traceback"][0] for o in outputs) for outputs in errors]
@@ -144,11 +146,13 @@ def test_what_goes_wrong_in_a_cell_is_one_line_and_the_kernel_goes_on(clone, mon
         "",
         "",
         "",
+        "stopped: start it with %run",
     ]
     for text, start, outputs in zip(shown, expected, errors):
         assert text.startswith(start) and "\n" not in text and len(outputs) == bool(start), text
     # argparse prints the reason before it stops.
     assert "unrecognized arguments: --epoch 3" in printed(cells[1], "stderr")
+    assert "unrecognized arguments: -f" in printed(cells.pop(), "stderr")
     assert [printed(cell, "stderr") for cell in cells if cell is not cells[1]] == [""] * 9
     assert "epoch 1/1:   0%|" in "".join(o.get("text", "") for o in cells[6].outputs)  # the progress bar
     assert printed(cells[6], "stdout").splitlines()[1].startswith("epoch 1/1")  # and nothing left of it
