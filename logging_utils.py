@@ -132,7 +132,7 @@ def lock_run(run_dir: Path) -> BaseFileLock:
         # filelock warns of a disk without locks: the file itself is one there, and stays after a kill.
         killed = f", or delete {path} if it was killed" if warned else ""
         cure = f"Wait for it to end{killed}, or choose another run directory."
-        raise RunError(f"Another process is writing to {run_dir}. {cure}") from None
+        raise RunError(f"Another process or RunLogger is writing to {run_dir}. {cure}") from None
     except OSError as error:
         error.filename = str(path)
         raise

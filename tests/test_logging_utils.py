@@ -94,7 +94,7 @@ def test_runs_are_numbered_and_never_shared(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     (tmp_path / "empty").mkdir()
     with RunLogger("empty", {}, ["no", "yes"]):
-        with pytest.raises(RunError, match="Another process is writing to empty"):
+        with pytest.raises(RunError, match="Another process or RunLogger is writing to empty"):
             RunLogger("empty", {}, ["no", "yes"], resumed_epoch=0)
     with pytest.raises(RunError, match="empty holds a run"):
         RunLogger("empty", {}, ["no", "yes"])
@@ -416,7 +416,7 @@ def test_run_can_be_resumed_after_its_end_was_interrupted(monkeypatch, tmp_path)
     log = RunLogger(tmp_path / "run", {}, ["a", "b", "c"])  # kept, as a notebook does
     with pytest.raises(KeyboardInterrupt), log:
         pass
-    lock_run(tmp_path / "run").release()  # it does not say "Another process is writing"
+    lock_run(tmp_path / "run").release()  # it does not say "Another process or RunLogger is writing"
 
 
 def test_last_losses_are_written_if_the_loop_fails(monkeypatch, tmp_path):

@@ -184,7 +184,7 @@ def test_run_is_published_neither_while_it_trains_nor_before_its_first_epoch(mai
     before = contents(moved)
     with FileLock(moved / LOCK):
         result = main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline")
-    assert_one_line_error(result, "Another process is writing to", "Wait for it to end")
+    assert_one_line_error(result, "Another process or RunLogger is writing to", "Wait for it to end")
     assert contents(moved) == before and not list(moved.glob("wandb/*run-*"))
     (moved / "summary.json").unlink()
     result = main("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline")
