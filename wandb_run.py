@@ -253,7 +253,7 @@ class WandbRun:
     def address(self, publish: str) -> str:
         """The run's address on W&B, or the command that sends it there; `publish` starts publish.py."""
         if self.mode == "disabled":
-            return "disabled by WANDB_MODE"
+            return "disabled by WANDB_MODE or `wandb disabled`"
         publish = f"{publish} {shlex.quote(self.config['run_dir'])}"
         if self.mode == "offline" or self.gave_up:
             return publish
@@ -317,7 +317,7 @@ class Recorder:
             os.environ.pop("WANDB_RESUME", None)
         self.scratch, self.staging = folder / "wandb/tmp", folder / "wandb/artifacts/staging"
         if mode in (None, "online") and not wandb.login(prompt=False, verify=False):
-            mode = "offline"
+            mode = "disabled" if wandb.setup().settings.mode == "disabled" else "offline"
         defaults = {"project": PROJECT, "name": folder.name, "dir": str(folder)}
         options = {key: os.environ.get(f"WANDB_{key.upper()}", value) for key, value in defaults.items()}
         resume = {"resume": "allow"} if run_id and mode != "offline" and not replace else {}

@@ -158,6 +158,16 @@ def test_login_and_setup_of_the_caller_count(mode, tmp_path):
     assert result.returncode == 0 and result.stdout == f"{mode}\n", result.stderr
 
 
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_mode_that_wandb_has_saved_in_the_folder_counts(mode, temporary, monkeypatch):
+    Path("wandb").mkdir()
+    Path("wandb/settings").write_text(f"[default]\nmode = {mode}\n")  # by `wandb disabled`
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    run = make_run()
+    run.finish(0)
+    assert run.mode == mode and run.address("publish").startswith({"offline": "publish run"}.get(mode, mode))
+
+
 def with_wandb_imported() -> int:
     import wandb  # noqa: F401
 
