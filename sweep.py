@@ -346,14 +346,16 @@ def main() -> int:
                 time.sleep(0.2)  # other processes train the last runs; if one is killed, we take over
         print_ranking(study, sweep)
     except (SweepError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None:
-            place = sweep.dir  # its journal or a lock
-            try:
-                print(flush=True)
-            except OSError:
-                place = "the output"
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes again at exit
-            error = f"{place}: {error.strerror}. The same command resumes the sweep."
+        if isinstance(error, OSError):
+            place, cure = error.filename, "Check the name, the space and the permissions."
+            if place is None:
+                place, cure = sweep.dir, "The same command resumes the sweep."  # its journal or a lock
+                try:
+                    print(flush=True)
+                except OSError:
+                    place = "the output"
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes again at exit
+            error = f"{place}: {error.strerror}. {cure}"
         print(f"error: {error}".replace("\n", " "), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:

@@ -446,6 +446,8 @@ def test_mistakes_of_the_user_are_one_line(sweep_main, stub):
     missing = "no.yaml: No such file or directory. Name the file with --config"
     assert_one_line_error(sweep_main("--config", "no.yaml"), missing)
     assert_one_line_error(sweep_main("--dir", "."), "other files", "new --dir")
+    result = sweep_main("--dir", "/proc/sweep")
+    assert_one_line_error(result, "error: /proc/sweep: No such file or directory. Check the name")
     (stub / "loss.yaml").write_text(SMALL.replace("acc", "loss"))
     result = sweep_main("--config", "loss.yaml", "--dir", "loss")
     assert_one_line_error(result, "the metric loss", "acc, wrong")
