@@ -344,7 +344,7 @@ def progress(batches: Iterable, count: int, title: str, log) -> Iterator:
         from tqdm.auto import tqdm
     place = {"disable": log.rank > 0 or None}  # None: if stderr is no terminal
     if log.rank == 0 and "IPKernelApp" in getattr(ipython(), "config", ()):
-        # A notebook shows stderr on red. It keeps the frames of an interrupted cell, whose bar has its place.
+        # A notebook shows stderr on red. It keeps an interrupted cell's frames, and the place of its bar.
         place = {"disable": False, "file": sys.stdout, "position": 0}
     with tqdm(total=count, desc=title, unit=" images", leave=False, **place) as bar:
         for batch in batches:

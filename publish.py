@@ -83,7 +83,8 @@ def send(run_dir: Path) -> None:
             run.finish(1)
             if run.dir:
                 shutil.rmtree(Path(run.dir).parent, ignore_errors=True)
-            raise RunError("W&B got nothing. Run wandb login or wandb online, see WANDB_MODE, or try again later.")
+            cure = "Run wandb login or wandb online, see WANDB_MODE, or try again later."
+            raise RunError(f"W&B got nothing. {cure}")
 
         # If this is cut short, the next time begins again.
         write_json(run_dir / "config.json", {**config, "wandb_id": run.id, "wandb_lacks_part": True})
