@@ -37,7 +37,8 @@ except ModuleNotFoundError as error:
     print(f"error: {error.name} is missing. Run: pip install -r requirements-sweep.txt", file=sys.stderr)
     sys.exit(2)
 
-KEYS = {"program", "project", "name", "description", "method", "metric", "parameters", "early_terminate"}
+KEYS = {"project", "entity", "name", "description"}  # W&B's page shows them; nothing here does
+KEYS |= {"program", "method", "metric", "parameters", "early_terminate"}
 SAMPLERS = {"random": RandomSampler, "bayes": TPESampler, "grid": RandomSampler}
 DISTRIBUTIONS = {  # W&B's name -> Optuna's distribution
     "constant": lambda value: CategoricalDistribution([value]),

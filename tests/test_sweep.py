@@ -17,8 +17,10 @@ from programs import environment, run_python
 
 import sweep
 import train
+import wandb_run
 
 SMALL = """
+entity: team
 method: random
 metric: {name: acc, goal: maximize}
 parameters:
@@ -71,7 +73,7 @@ def is_alive(pid: int) -> bool:
 def test_sweep_is_one_that_wandb_takes_and_train_understands():
     config = yaml.safe_load((ROOT / "sweep.yaml").read_text())
     assert {"program", "method", "parameters"} <= set(config) <= WANDB_KEYS
-    assert (ROOT / config["program"]).exists()
+    assert (ROOT / config["program"]).exists() and config["project"] == wandb_run.PROJECT
     assert config["method"] == "bayes" and config["metric"] == {"name": "acc", "goal": "maximize"}
     assert set(config["early_terminate"]) == {"type", "min_iter", "eta"}
     assert config["parameters"]["val_size"]["value"] > 0
