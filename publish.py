@@ -82,7 +82,7 @@ def send(run_dir: Path) -> None:
         if run.mode == "disabled" or (run.mode == "offline" and os.environ.get("WANDB_MODE") != "offline"):
             run.finish(1)
             if run.dir:
-                shutil.rmtree(Path(run.dir).parent, ignore_errors=True)
+                shutil.rmtree(run.dir, ignore_errors=True)
             cure = "Run wandb login or wandb online, see WANDB_MODE, or try again later."
             raise RunError(f"W&B got nothing. {cure}")
 

@@ -166,6 +166,8 @@ def test_sigterm_ends_it_in_a_line_and_leaves_no_temporary_files(moved, tmp_path
 def test_offline_copy_is_read_back(moved, tiny_dir, tmp_path):
     result = run("publish.py", moved, cwd=tmp_path, WANDB_MODE="offline")
     assert result.returncode == 0 and result.stderr == "", result.stderr
+    folder = Path(result.stdout.splitlines()[-1].removeprefix("done  "))
+    assert len(list(folder.glob("*.wandb"))) == 1  # so `wandb sync` takes it
     (start,) = records(moved)["run"]
     assert start["run_id"] == json.loads((moved / "config.json").read_text())["wandb_id"]
     history = [row["item"] for row in records(moved)["history"]]
