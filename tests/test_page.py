@@ -410,6 +410,11 @@ def test_image_is_opened_stepped_and_marked_by_keys(page, two, tmp_path):
     page.js(limit)  # as Firefox and Safari do while an arrow key is held
     press(Keys.ARROW_RIGHT)
     assert page.text("#image-title").startswith(f"image {ids[2]}: truth ")
+    sheet = page.all("#detail .picture", "parseFloat(getComputedStyle(e).backgroundSize)")
+    widths = page.all("#detail .picture", "e.getBoundingClientRect().width")
+    assert widths == [280] and sheet[0] < 3000  # in a large one, WebKit shows another image
+    (said,) = page.all("#place[role=status]")  # the focus has not moved, so a screen reader says this
+    assert said.startswith("3 of ") and f" image {ids[2]}, truth " in said
     press(Keys.ARROW_LEFT)
     press("l")
     ActionChains(page.browser).key_down(Keys.CONTROL).send_keys("l").key_up(Keys.CONTROL).perform()
