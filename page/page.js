@@ -400,7 +400,7 @@ const exact = (r, n, k) => knownClasses(r, n).includes(k) ? h("td", null, digits
 function drawImage() {
   if (state.image === "") { $("image").close(); return; }
   const n = rowOf(state.image), list = neighbours(n), place = list.indexOf(n);
-  $("place").textContent = `${comma(place + 1)} of ${comma(list.length)}`;
+  fill("place", `${comma(place + 1)} of ${comma(list.length)} `, h("span", { class: "unseen" }, about(n)));
   $("before").ariaDisabled = String(place === 0);
   $("after").ariaDisabled = String(place === list.length - 1);
   $("doubt").ariaPressed = String(marks.has(String(idOf(n))));
@@ -411,7 +411,7 @@ function drawImage() {
         ", best other class ", className(data.suggested[n])),
       h("div", null, RUNS.map(r => h("div", null, h("p", null, runName(r), " ", guessCell(r, n)),
         hasScores && past.includes(r) && curves(r, n))))),
-    hasScores && h("div", { class: "scroll" },
+    hasScores && h("div", { class: "scroll", tabindex: 0 },
       table("facts", ["score", ...RUNS.map(r => runName(r, "span"))],
         withTruth(n, bestClasses(n, allScores ? 10 : 10 * R)).map(k =>
           [[className(k), k === truth[n] && " (truth)"], ...RUNS.map(r => exact(r, n, k))]))));

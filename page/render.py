@@ -24,6 +24,11 @@ SCRIPTS = ("elements.js", "data.js", "state.js", "page.js")  # one module, in th
 WORST_CLASSES, PLAIN_PAIRS, PLAIN_GUESSES, PLAIN_TRUTHS = 50, 20, 20, 8
 
 
+def scroll_box(element: Element) -> Element:
+    """Arrow keys scroll it if it has the focus. Safari gives that to no scrolling element by itself."""
+    return h("div", element, class_="scroll", tabindex=0)
+
+
 def view_section(index: int, shown: bool, runs: list[Run], epochs: list[int]) -> Element:
     """The answer, the facts and the charts at one position of the slider."""
     headline, rest = figures.answer(runs)
@@ -38,7 +43,7 @@ def view_section(index: int, shown: bool, runs: list[Run], epochs: list[int]) ->
     if runs[0].has_truth and runs[0].has_scores:
         svgs += [charts.review_chart(runs), charts.reliability_chart(runs)]
     width = f"min-width:{5.8 + 4.4 * len(runs):.1f}rem"
-    facts = h("div", table(heads, cells, class_="facts", style=width), class_="scroll") if cells else None
+    facts = scroll_box(table(heads, cells, class_="facts", style=width)) if cells else None
     return h(
         "section",
         h("h1", h("strong", headline), rest, class_="answer"),
@@ -72,7 +77,7 @@ def class_section(index: int, shown: bool, runs: list[Run], classes: list[str]) 
         heads.append("change of F1")
         for row, change in zip(rows, (measures[-1] - measures[0])[listed, 2]):
             row.append(f"{change:+.2f}".replace("-", "−"))
-    parts = [h("h2", "Per class"), hint, h("div", table(heads, rows, class_="facts"), class_="scroll")]
+    parts = [h("h2", "Per class"), hint, scroll_box(table(heads, rows, class_="facts"))]
     if len(runs) > 2:
         parts += [h("h2", "Agreement"), h("div", *agreement(runs), class_="pair")]
     return h("section", *parts, data_view=index, hidden=None if shown else "")
@@ -94,7 +99,7 @@ def agreement(runs: list[Run]) -> list[Element]:
         counts = f"{pair.fixed:,}", f"{pair.broken:,}", f"{pair.both_wrong:,}"
         rows.append([*(run_name(i, runs[i], "span") for i in two), *counts, pair.p_text])
     tables.append(table(names, rows, class_="facts"))
-    return [h("div", one, class_="scroll") for one in tables]
+    return [scroll_box(one) for one in tables]
 
 
 def largest(counts: np.ndarray, limit: int) -> np.ndarray:
@@ -129,7 +134,7 @@ def plain_groups(runs: list[Run], classes: list[str], pictures: np.ndarray | Non
     if len(guesses) < min(len(classes), np.count_nonzero(counts)):
         found = f"The {len(guesses)} guesses with the most wrong images, of {np.count_nonzero(counts):,}"
         element.insert(0, h("caption", found))
-    return h("div", element, class_="scroll")
+    return scroll_box(element)
 
 
 def plain_picture(run: Run, n: int, pictures: np.ndarray) -> Element:
@@ -148,7 +153,7 @@ def plain_pairs(runs: list[Run], classes: list[str]) -> Element:
     element = table(heads, rows, class_="facts left")
     some = f"The {len(rows)} most frequent of " if len(rows) < len(truths) else ""
     element.insert(0, h("caption", f"{some}{len(truths):,} confused pairs"))
-    return h("div", element, class_="scroll")
+    return scroll_box(element)
 
 
 def plain_matrices(runs: list[Run], classes: list[str]) -> list[Element]:
@@ -164,7 +169,7 @@ def plain_matrices(runs: list[Run], classes: list[str]) -> list[Element]:
         rows = [[name, *(n if n else "" for n in row)] for name, row in zip(classes, matrix.tolist())]
         element = table(["", *classes], rows, class_="facts")
         element.insert(0, h("caption", f"{title}: truth down, guess across"))
-        tables.append(h("div", element, class_="scroll"))
+        tables.append(scroll_box(element))
     return tables
 
 

@@ -529,6 +529,8 @@ def test_arrow_keys_move_in_a_matrix_with_one_tab_stop(page, two, files):
         "[e.ariaLabel, e.title, e.textContent, e.closest('label')]",
     )
     assert all(any(names) for names in page.all(controls, named))
+    # Safari gives the focus to what scrolls only if it has something to press, or a place among the stops.
+    assert all(page.all(".scroll", "e.tabIndex === 0 || e.querySelector('button') !== null"))
 
 
 def test_arrow_keys_move_among_the_pictures_of_a_group(page, two):
@@ -989,8 +991,8 @@ def compare(main, folder: Path, *arguments, out: str = "compare.html") -> Path:
     return folder / out
 
 
-def resize(page: Page, width: int, media: str = "") -> None:
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+def resize(page: Page, width: int, media: str = "", height: int = 900) -> None:
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
     two_frames = "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))"
@@ -1142,6 +1144,11 @@ def test_two_epochs_of_a_run_have_one_past(page, tmp_path, main):
         )
     ]
     assert ends == [45, 87, 148, 288]  # epoch 2 is where it is in a run of three epochs
+    sizes = page.all("#learned button, #matrices button", "e.getBoundingClientRect().height")
+    assert min(sizes) >= 24  # for fingers: WCAG 2.2, 2.5.8
+    write_certain(tmp_path / "many", [[1] * 8] * 12)
+    page.open(compare(main, tmp_path, "many"))
+    assert not any(page.all("#learned th", "e.scrollWidth > e.clientWidth"))  # "since epoch 12" is whole
 
 
 def test_the_data_map_names_its_zones_where_no_image_can_be(page, tmp_path, main):
@@ -1272,6 +1279,16 @@ def test_focus_stays_beside_what_the_keyboard_changed(page, dogs):
     assert page.js(focused) == "cell-0,0,0"
     press("no-cell", "\ue007")
     assert page.js(focused) == "add" and page.shown == 30
+    for width, height in ((1280, 720), (390, 800), (320, 256)):  # the last is a zoom of 400 %
+        resize(page, width, height=height)
+        page.js(
+            "const e = document.querySelectorAll('#list .open')[5], box = e.getBoundingClientRect(); "
+            "document.activeElement.blur(); scrollBy(0, box.top - 2); e.focus()"
+        )  # as with Shift+Tab
+        place = "const { left, top } = document.activeElement.getBoundingClientRect(); "
+        assert page.js(
+            place + "return document.elementFromPoint(left + 1, top + 1)?.closest('.open') != null"
+        )
 
 
 def test_short_names_tell_classes_apart(page, dogs, main, tmp_path):
