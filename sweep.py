@@ -98,7 +98,7 @@ def load_sweep(path: str) -> dict:
 
 def to_distribution(name: str, spec: dict) -> optuna.distributions.BaseDistribution:
     """Optuna's distribution of a parameter. Without a name in `spec`, W&B's rules choose it."""
-    if not isinstance(spec, dict):
+    if not isinstance(spec, dict) or "parameters" in spec:  # train.py has no nested settings
         raise ValueError(f"parameter {name} must hold a value, values, or min and max, not {spec}")
     kind = "constant" if "value" in spec else "categorical" if "values" in spec else "uniform"
     kind = "int_uniform" if type(spec.get("min")) is type(spec.get("max")) is int else kind

@@ -299,7 +299,7 @@ def test_pruner_looks_at_the_epochs_of_wandb_s_hyperband(stop, epochs):
         ("distribution: log_uniform_values, min: 0.01, max: 1", "values: [1], probabilities: [1]",
          ["parameter lr", "categorical", "probabilities"]),
         ("distribution: log_uniform_values, min: 0.01, max: 1", "parameters: {a: {value: 1}}",
-         ["parameter lr", "parameters"]),
+         ["parameter lr must hold a value, values, or min and max"]),
         ("min: 0.01", "min: 0", ["parameter lr", "log_uniform_values"]),
         ("min: 0.01, ", "", ["parameter lr", "log_uniform_values"]),
         ("min: 0.01", "min: 2", ["parameter lr", "log_uniform_values"]),
