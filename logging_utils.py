@@ -231,7 +231,7 @@ class RunLogger:
 
     def log_step(self, epoch: int, step: int, loss: Tensor) -> None:
         """Record the loss, one number, of a training step. It stays on its device until the next fetch."""
-        self.pending.append((epoch, step, torch.as_tensor(loss).detach().reshape(())))
+        self.pending.append((int(epoch), int(step), torch.as_tensor(loss).detach().reshape(())))
         if len(self.pending) == FETCH_EVERY:
             self.flush()
 
@@ -258,6 +258,7 @@ class RunLogger:
     def log_epoch(self, epoch: int, step: int, logits: Tensor, labels: Tensor, seconds=0.0) -> None:
         """Record an epoch: its last step, logits (N, K), labels (N,). Raises RunError or ValueError."""
         self.flush()
+        epoch, step = int(epoch), int(step)  # of a tensor, the files would get "tensor(1)"
         logits, labels = torch.as_tensor(logits).float().cpu(), torch.as_tensor(labels).long().cpu()
         expected = [len(labels if self.images is None else self.images), len(self.config["classes"])]
         if list(logits.shape) != expected:
@@ -275,8 +276,7 @@ class RunLogger:
         self.append_metrics([[step, epoch, "", *(f"{value:.9g}" for value in metrics.values())]])
         sync(self.run_dir / "metrics.csv")
         record = {"epoch": epoch, "dataset": self.config.get("dataset", "unknown"), **metrics}
-        self.summary["train_seconds"].append(round(seconds, 3))
-        self.summary.update(record)
+        self.summary.update(record, train_seconds=[*self.summary["train_seconds"], round(seconds, 3)])
         write_json(self.run_dir / "summary.json", self.summary)
         self.wandb.submit("log_epoch", step, record, predictions)
         of_total = f"/{self.config['epochs']}" if self.config.get("epochs") else ""

@@ -544,11 +544,12 @@ def test_values_of_a_loop_may_be_of_numpy_or_python(monkeypatch, tmp_path):
         for step, loss in enumerate([0.5, np.float32(0.25), torch.tensor([0.125], requires_grad=True)]):
             log.log_step(0, step, loss)
         log.log_epoch(0, 3, logits, labels)
-        log.log_epoch(1, 3, logits, labels.tolist())
-        log.log_step(2, 4, 0.0625)
+        log.log_epoch(torch.tensor(1), torch.tensor(3), logits, labels.tolist())
+        log.log_step(torch.tensor(2), 4.0, 0.0625)
     rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
     losses = [row.split(",")[2] for row in rows[1:]]
     assert losses == ["0.5", "0.25", "0.125", "", "", "0.0625"]
+    assert [row.split(",")[:2] for row in rows[-2:]] == [["3", "1"], ["4", "2"]]
     assert log.summary["wrong"] == 1
     tensors = torch.from_numpy(logits), torch.from_numpy(labels)
     rows = prediction_rows(tensors[0].float(), tensors[1])  # what the recipe for the tables alone calls
