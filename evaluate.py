@@ -185,7 +185,8 @@ def checked_logits(exported: Exported, images: Tensor, batch_size: int | None) -
         raise ModelError(f"{name} gives {shapes}. {CURE}")
     if not logits.isfinite().all():
         raise ModelError(f"{name} gives logits that are NaN or infinite. Train it again.")
-    if not torch.allclose(answer.float().cpu(), logits[:1], rtol=1e-3, atol=1e-3):
+    spread = (logits[0] - logits[0].mean()).norm()  # int8 and bf16 may differ by a hundredth of it
+    if not torch.dist(answer.float().cpu(), logits[:1]) <= 0.02 * max(1, spread):
         problem = "is random, or gives other logits for an image alone than in a batch"
         raise ModelError(f"{name} {problem}. {CURE}")
     # Probabilities add up to the same for all images: to 1, or to 1 over a temperature.

@@ -225,6 +225,8 @@ class Answers(torch.nn.Module):
             return torch.empty([1000000000000, 1000])
         if self.kind == "random":
             return logits + torch.rand(logits.shape)
+        if self.kind == "int8":  # their steps, in dynamic quantization, depend on the batch
+            return (logits - logits.mean(1, True)) * (1 + 0.01 / len(images))
         if self.kind == "zeros":
             return 0 * logits
         if self.kind == "NaN":
@@ -260,8 +262,8 @@ def test_answers_that_are_not_logits_are_named(kind, words, main, small_dir, tmp
     assert_one_line_error(result, words, *["m.pt"] * (kind != "no memory"))
 
 
-@pytest.mark.parametrize(("kind", "status"), [("probabilities", 2), ("zeros", 0), ("sigmoid", 0)])
-def test_probabilities_are_told_from_a_net_that_learned_nothing(kind, status, main, tmp_path):
+@pytest.mark.parametrize("kind", ["probabilities", "zeros", "sigmoid", "int8"])
+def test_probabilities_are_told_from_other_answers(kind, main, tmp_path):
     spec = {"shape": [None, 1, 28, 28]}
     record = {"classes": list("0123456789"), "input": spec, "dataset": "mnist", "torch": "2"}
     torch.jit.save(torch.jit.script(Answers(kind)), tmp_path / "m.pt", {"metadata.json": json.dumps(record)})
@@ -269,6 +271,7 @@ def test_probabilities_are_told_from_a_net_that_learned_nothing(kind, status, ma
         photograph(digit, seed=digit).save(tmp_path / f"{digit}.png")
     for pictures in (["1.png"], ["1.png", "3.png"]):
         result = main("evaluate.py", "m.pt", *pictures, cwd=tmp_path)
+        status = 2 if kind == "probabilities" else 0
         assert result.returncode == status and ("gives probabilities" in result.stderr) == (status == 2)
         is_sigmoid = kind == "sigmoid" and len(pictures) > 1  # of one picture it is not clear
         assert ("WARNING: all logits are from 0 to 1, as a sigmoid" in result.stderr) == is_sigmoid
