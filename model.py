@@ -184,15 +184,20 @@ def full_precision() -> Iterator[None]:
 
 
 # ---- Can the net be used? ----
-def try_training(model: Classifier, images: Tensor, autocast: torch.autocast) -> None:
-    """Raise ModelError if forward or backward fails in a copy of `model`; images: uint8 (N, C, H, W)."""
+def try_training(model: Classifier, optimizer, images: Tensor, autocast: torch.autocast) -> None:
+    """Raise ModelError if a step fails in a copy of model and optimizer; images: uint8 (N, C, H, W)."""
     images = images[:16].to(model.mean.device).repeat(2, 1, 1, 1)[:16]  # batch norm needs more than one
     cure = "Correct its forward(), unfreeze weights, detach() what it keeps, or choose --precision fp32."
     random_state = torch.random.fork_rng([images.device] * images.is_cuda)
-    with explained_errors(images, "backward()", cure), autocast, random_state:
-        trained = without_compile(copy.deepcopy(model)).train()
+    with explained_errors(images, "the training step", cure), autocast, random_state:
+        trained, optimizer = copy.deepcopy((model, optimizer))
+        trained = without_compile(trained).train()
         for _ in range(2):  # the second time fails if the net keeps the graph of the first
-            trained(images).square().mean().backward()
+            F.cross_entropy(trained(images), 0 * images[:, 0, 0, 0].long()).backward()
+            optimizer.step()
+    unused = [name for name, w in trained.named_parameters() if w.requires_grad and w.grad is None]
+    if unused and (torch.distributed.is_initialized() or all(w.grad is None for w in trained.parameters())):
+        raise ModelError(f"The loss gives no gradient to {unused[0]}. Use it in forward(), or freeze it.")
 
 
 @contextmanager
@@ -259,6 +264,8 @@ def export_copy(model: Classifier, images: Tensor, num_classes: int) -> Classifi
     with explained_errors(images, "copy.deepcopy()", "Correct its forward(), or its layers."):
         with torch.no_grad():  # deepcopy refuses a weight with a graph, as weight_norm keeps one
             model.eval()(images)
+        if any(weight.is_inference() for weight in model.parameters()):  # it could not be resumed
+            raise ModelError("The net was made in torch.inference_mode(). Make it outside.")
         model = without_compile(copy.deepcopy(model)).float().cpu().eval()
         model.image_shape = list(images.shape[1:])
         logits, alone = (predict_logits(model, images.cpu(), size) for size in (len(images), 1))
@@ -306,6 +313,8 @@ def trace(model: Classifier, images: Tensor, files: dict) -> bytes:
 
 def torch_export(model: nn.Module, images: Tensor, files: dict) -> bytes:
     """Export a model by torch.export, without the example images and the paths of source files."""
+    if copy.deepcopy(model).requires_grad_(False)(images).requires_grad:
+        raise ModelError("its parameters() lack some of its weights, such as those of layers in a list")
     sizes = ({0: torch.export.Dim("batch", min=1)},)
     program = torch.export.export(model, (images[:2],), dynamic_shapes=sizes)
     program.example_inputs = None

@@ -92,9 +92,9 @@ def test_without_batch_norm_two_processes_give_the_gradients_of_one(tiny_dir, tm
                 _, error = process.communicate(timeout=120)
                 assert process.returncode == 0, error
         gradients.append(torch.load(cwd / "gradients.bin"))
-    assert len(gradients[0]) == len(gradients[1]) == 92
+    assert len(gradients[0]) == len(gradients[1]) == 92 + 2  # the first two try the net
     # Later, rounding changes which of two nearly equal pixels max pooling takes.
-    early = ([torch.cat([g.flatten() for g in step]) for step in each[:10]] for each in gradients)
+    early = ([torch.cat([g.flatten() for g in step]) for step in each[2:12]] for each in gradients)
     differences = [((one - two).norm() / one.norm()).item() for one, two in zip(*early)]
     assert statistics.median(differences) <= 1e-3 and max(differences) <= 0.01
 
@@ -144,6 +144,39 @@ def test_what_fails_everywhere_is_said_once(tiny_dir, tmp_path):
     both = start_two("train.py", "--data_dir", tiny_dir, "--lr", "-1", cwd=tmp_path)
     errors = [process.communicate(timeout=60)[1] for process in both]
     assert errors[0].startswith("error: --lr") and errors[1] == ""
+
+
+class Unused(train.ConvNet):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.unused = torch.nn.Linear(1, 1)
+
+
+class LazyAndInStep(train.ConvNet):
+    """Makes a layer in its first forward, and waits for the other process in training."""
+
+    def __init__(self, num_classes, *sizes):
+        super().__init__(num_classes, *sizes)
+        self.linear = torch.nn.LazyLinear(num_classes)
+
+    def forward(self, images):
+        if self.training:
+            torch.distributed.barrier()
+        return super().forward(images)
+
+
+def with_net(net: type) -> int:
+    train.ConvNet = net
+    return train.main()
+
+
+@pytest.mark.parametrize(("net", "status"), [(Unused, 2), (LazyAndInStep, 0)])
+def test_net_is_tried_in_both_processes(net, status, tiny_dir, tmp_path):
+    both = start_two(partial(with_net, net), "--data_dir", tiny_dir, "--epochs", 1, cwd=tmp_path)
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    lines = [line for line in "".join(errors).splitlines() if line.startswith("error: ")]
+    assert [process.returncode for process in both] == [status, status], errors
+    assert len(lines) == (status == 2) and all("no gradient to net.unused.weight" in line for line in lines)
 
 
 def test_number_of_processes_is_compared_and_torchrun_is_named(finished, tmp_path, main):

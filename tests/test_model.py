@@ -16,6 +16,7 @@ from model import (
     ConvNet,
     MeanOfShifts,
     ModelError,
+    explained_errors,
     export_model,
     fit_temperature,
     load_exported,
@@ -336,6 +337,22 @@ class Squeezed(Flat):
         return super().forward(*args).squeeze()
 
 
+def in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return Flat()
+
+
+class PlainList(Flat):
+    """Its layers are not trained, because parameters() does not find them in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Linear(10, 10)]
+
+    def forward(self, *args):
+        return self.layers[0](super().forward(*args))
+
+
 def small_net(wrap=lambda layer: layer) -> nn.Module:
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
     return nn.Sequential(wrap(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8), *head)
@@ -438,6 +455,12 @@ def test_net_that_torch_export_alone_refuses():
     assert list(export_model(model, images, metadata)) == ["model.pt"]
 
 
+def test_net_whose_layers_are_in_a_list_is_refused_by_every_export():
+    model, images = colour_model(PlainList())
+    with pytest.raises(ModelError, match=r"torch_export: its parameters\(\) lack some of its weights"):
+        export_model(model, images, {"classes": CLASSES}, pt2=True)
+
+
 @pytest.mark.parametrize("pt2", [False, True])
 @pytest.mark.parametrize(
     ("net", "words"),
@@ -454,6 +477,7 @@ def test_net_that_torch_export_alone_refuses():
             r"fails on .* \[3, 32, 32\], in Linear at test_model.py, line \d+: mat1 .* Correct its forward",
         ),
         (lambda: nn.Sequential(nn.Conv2d(1, 8, 3)), "fails on .*, in Conv2d: Given groups=1, .*3 channels"),
+        (in_inference_mode, r"was made in torch.inference_mode\(\). Make it outside."),
     ],
 )
 def test_net_that_nothing_takes_is_told_why(net, words, pt2, capfd):
@@ -461,6 +485,12 @@ def test_net_that_nothing_takes_is_told_why(net, words, pt2, capfd):
     with pytest.raises(ModelError, match=words) as error:
         export_model(Classifier(net(), 0.5, 0.25), images, {"classes": CLASSES}, pt2)
     assert "\n" not in str(error.value) and capfd.readouterr() == ("", "")
+
+
+def try_step(model: Classifier, images: torch.Tensor) -> None:
+    with explained_errors(images, "the optimizer", "Change it."):  # as train.py does
+        optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    try_training(model, optimizer, images, torch.autocast("cpu", torch.bfloat16))
 
 
 class KeepsGraph(Flat):
@@ -488,12 +518,43 @@ class MixedTypes(Flat):
         return logits
 
 
+class SparseGradients(Flat):
+    def __init__(self):
+        super().__init__()
+        self.grey_levels = nn.Embedding(2, 10, sparse=True)
+
+    def forward(self, *args):
+        return super().forward(*args) + self.grey_levels((args[0].mean((1, 2, 3)) > 0).long())
+
+
+class MoreInTraining(Flat):
+    def forward(self, *args):
+        logits = super().forward(*args)
+        return torch.cat([logits, logits]) if self.training else logits
+
+
+class NoGradients(Flat):
+    """As dynamically quantized layers, passes no gradient to its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(10, 10)
+
+    def forward(self, *args):
+        with torch.no_grad():
+            logits = self.head(super().forward(*args))
+        return logits.requires_grad_()
+
+
 @pytest.mark.parametrize(
     ("net", "words"),
     [
-        (lambda: Flat().requires_grad_(False), r"in backward\(\): .* not require grad.* unfreeze weights"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10)), "not require grad"),
-        (KeepsGraph, r"in backward\(\): Trying to backward .* a second time.* detach\(\) what it keeps"),
+        (lambda: Flat().requires_grad_(False), r"the training step: .* not require grad.* unfreeze weights"),
+        (SparseGradients, "in the training step: Adam does not support sparse gradients"),
+        (MoreInTraining, r"in the training step: Expected input batch_size \(24\) to match target .*\(12\)"),
+        (NoGradients, "The loss gives no gradient to net.linear.weight. Use it in .*, or freeze it."),
+        (lambda: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10)), "the optimizer: .* empty parameter"),
+        (KeepsGraph, r"the training step: Trying to backward .* a second time.* detach\(\) what it keeps"),
         (MixedTypes, r"in MixedTypes at test_model.py, line \d+: .*BFloat16.* --precision fp32"),
         (Sparse, "returns a torch.sparse_coo. Return logits"),
         (lambda: nn.Sequential(Flat(), nn.Flatten(0)), r"gives outputs of shape \[\] for 10 classes"),
@@ -504,7 +565,7 @@ def test_net_that_cannot_be_trained_is_told_why_before_the_training(net, words):
     with pytest.raises(ModelError, match=words) as error:
         model = Classifier(net(), 0.5, 0.25)
         export_model(model, images, metadata)
-        try_training(model, images, torch.autocast("cpu", torch.bfloat16))
+        try_step(model, images)
     assert "\n" not in str(error.value)
 
 
@@ -521,14 +582,14 @@ class GhostNorm(Flat):
 
 def test_net_that_can_be_trained_is_taken():
     images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
-    try_training(Classifier(GhostNorm(), 0.5, 0.25), images, torch.autocast("cpu", torch.bfloat16))
+    try_step(Classifier(GhostNorm(), 0.5, 0.25), images)
 
 
 def test_trying_the_training_changes_nothing():
     model, images = colour_model(nn.Sequential(small_net(), nn.Dropout(0.5)))
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     gradients = [weight.grad.clone() for weight in model.parameters()]
-    try_training(model, images, torch.autocast("cpu", torch.bfloat16))
+    try_step(model, images)
     assert random.equal(torch.get_rng_state())
     torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
     torch.testing.assert_close([weight.grad for weight in model.parameters()], gradients, rtol=0, atol=0)
