@@ -19,13 +19,13 @@ ROUNDING, MAX_GAP = 1e-3, 0.02  # how far a score may be outside 0..1, and the s
 # Names of columns without capitals, blanks and signs. The first that a file has is taken.
 ALIASES = {
     "id": "id imageid imgid sampleid exampleid index idx image img filename file filepath imagepath path "
-    "fname rowid rowids rowindex row",
-    "guess": "guess prediction predictions predicted pred preds predictedlabel predictedclass predlabel "
-    "predclass labelpred predict ypred yhat output",
+    "fname rowid rowids rowindex row inst",
+    "guess": "guess predicted prediction predictions pred preds predictedlabel predictedclass predlabel "
+    "predclass labelpred predict ypred yhat output scoredlabels",
     "truth": "truth groundtruth gt true truelabel trueclass ytrue target targets actual label labels class "
     "y obs",
 }
-PREFIX = r"(\.pred|scores?|prob(?:s|a|as|ability|abilities)?|p|softmax|logits?)"
+PREFIX = r"(\.pred|scores?|(?:scored )?prob(?:s|a|as|ability|abilities)?|p|softmax|logits?)"
 SEPARATORS = r"\s_.:\-\[("
 SCORE_NAME = re.compile(  # score_3, prob[cat], y_score_-1, .pred_cat
     rf"(?:y_?)?{PREFIX}[{SEPARATORS}]+?(-\d+|[^{SEPARATORS}].*?)[\])]?", re.IGNORECASE | re.DOTALL
@@ -63,7 +63,8 @@ def read_predictions(name: str, content: bytes) -> Predictions:
     for role in ("guess", "truth"):
         if role in roles and len(table.columns) and table.columns[roles[role]].isna().all():
             best.pop(roles.pop(role), None)
-    if not best and not columns and (columns := find_columns_of_classes(table, roles)):
+    remarks = []
+    if not best and not columns and (columns := find_columns_of_classes(table, roles, remarks)):
         table.read([*roles.values()], columns)
     if not best and not columns and len(roles) < 3:
         missing = ", ".join(role for role in ALIASES if role not in roles)
@@ -78,7 +79,7 @@ def read_predictions(name: str, content: bytes) -> Predictions:
     if table.columns.empty:
         raise CompareError(f"{name} has no rows. {NEEDED}")
 
-    remarks, ids = [], table.ids(roles["id"])
+    ids = table.ids(roles["id"])
     if plain_name(table.header[roles.pop("id")]) in UNNAMED:
         remarks.append("the first column, which has no name, is taken for the id")
     if best:
@@ -216,7 +217,7 @@ def find_best_columns(table: Table, roles: dict[str, int]) -> dict[int, int]:
     return best | ({roles["truth"]: of_truth[0]} if of_truth and "truth" in roles else {})
 
 
-def find_columns_of_classes(table: Table, roles: dict[str, int]) -> list[int]:
+def find_columns_of_classes(table: Table, roles: dict[str, int], remarks: list[str]) -> list[int]:
     """The places of scores whose columns have just the classes' names, as from pandas.DataFrame(scores).
 
     The labels may lack the first or the last classes. Their columns stand beside the others, and the scores
@@ -246,6 +247,11 @@ def find_columns_of_classes(table: Table, roles: dict[str, int]) -> list[int]:
         even = (abs(sums - middle) <= MAX_GAP * middle).all(0)
         if even.any():
             return places[first : end + int(even.argmax())]
+    numeric = ~np.isnan(values).any(0)
+    left_out = [table.header[p] for k, p in enumerate(places) if numeric[k] and not start <= k < end]
+    if left_out and not all(name.isdecimal() for name in seen):
+        found = f"warning: {', '.join(left_out):.100}: taken for no class, because no image is of it"
+        remarks.append(f"{found}. If it is one, call the columns of all classes score_CLASS")
     return places[start:end]
 
 

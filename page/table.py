@@ -59,7 +59,9 @@ class Table:
             content = content[first.end() :]  # what is left of the line is blank
         self.name, self.content = name, content
         self.encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-        if self.encoding != "utf-16" and OTHER_KIND.match(content.removeprefix(b"\xef\xbb\xbf")):
+        if content[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
+            self.encoding = "utf-32"
+        if self.encoding == "utf-8-sig" and OTHER_KIND.match(content.removeprefix(b"\xef\xbb\xbf")):
             raise CompareError(f"{name} is not CSV: unpack it, or save it as CSV in UTF-8. {NEEDED}")
         start = content[:MAX_HEADER].decode(self.encoding, errors="replace")
         unquoted = re.sub('"[^"]*"', "-", start).splitlines()

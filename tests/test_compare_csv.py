@@ -50,6 +50,7 @@ GOOD = {  # what a file may look like
     "plain": PLAIN,
     "byte order mark": "\ufeff" + PLAIN,
     "utf-16": PLAIN.encode("utf-16"),
+    "utf-32": PLAIN.encode("utf-32"),
     "the index of pandas": PLAIN.replace("id,", ",", 1),
     "a Markdown table": PLAIN.replace(",", " | ").replace("_2\n", "_2\n---|:-:|---:|---|---|---\n"),
     "semicolons": PLAIN.replace(",", ";"),
@@ -86,6 +87,9 @@ GOOD = {  # what a file may look like
     "names in an order that the guesses show": with_names(HEADER, NAMES[::-1], SCORES),
     "names in the columns": scored(SCORES, "id,guess,truth,score_ant,score_bee,score_cat"),
     "names in tidymodels": with_names(".row,.pred_class,obs,.pred_ant,.pred_bee,.pred_cat", NAMES, SCORES),
+    "names in Azure ML": with_names(
+        "id,Scored Labels,label," + ",".join(f"Scored Probabilities_{name}" for name in NAMES), NAMES, SCORES
+    ),
     "names in both": with_names("id,guess,truth,prob_ant,prob_bee,prob_cat", NAMES, SCORES),
     "columns called like the classes": with_names("id,guess,truth,note,ant,bee,cat", NAMES, "abcd", SCORES),
     "classes from one": table(
@@ -164,6 +168,21 @@ def test_a_class_that_no_label_has_is_a_class():
     logits = table("id,truth,0,1,2,2020", range(3), labels, LOGITS[:3], [7, 7, 8])
     found = read_predictions("mine.csv", logits.encode())
     assert found.scores.values == pytest.approx(SCORES[:3])
+    unclear = table("id,truth,ant,bee,cat,fold", range(3), named(labels), LOGITS[:3], [0, 0, 1])
+    found = read_predictions("mine.csv", unclear.encode())
+    assert found.remarks[0].startswith("warning: ant, fold: taken for no class, because no image is of it")
+
+
+def test_predictions_of_weka_are_read():
+    """With and without the distribution. In the first, its titles are blank but for one."""
+    start = ("inst#,actual,predicted,error", range(1, 5), named(TRUTH, ["1:a", "2:b", "3:c"]))
+    rest = named(GUESS, ["1:a", "2:b", "3:c"]), ["", "", "", "+"]
+    starred = [[f"{'*' if score == max(row) else ''}{score}" for score in row] for row in SCORES]
+    for title, values in (("prediction", SCORES.max(1)), ("distribution,,", starred)):
+        text = table(f"{start[0]},{title}", *start[1:], *rest, values)
+        found = read_predictions("mine.csv", text.encode())
+        assert found.ids.tolist() == [1, 2, 3, 4] and found.classes == ["1:a", "2:b", "3:c"]
+        assert found.guess.tolist() == GUESS and found.truth.tolist() == TRUTH and found.remarks == []
 
 
 def test_percent_signs_say_what_scores_are():
