@@ -164,8 +164,8 @@ def digest(images: Tensor, labels: Tensor) -> str:
     """SHA-256 of uint8 images and int64 labels. It is the same wherever the data set's files are."""
     content = hashlib.sha256()
     for part in images.split(256):
-        content.update(part.cpu().flatten().numpy())
-    content.update(labels.cpu().flatten().view(torch.uint8).numpy())
+        content.update(part.cpu().contiguous().numpy())
+    content.update(labels.cpu().contiguous().view(torch.uint8).numpy())
     return content.hexdigest()
 
 

@@ -146,6 +146,8 @@ def test_digest_names_the_content():
     images, labels = torch.arange(64, dtype=torch.uint8).view(4, 1, 4, 4), torch.arange(4)
     known = data.digest(images, labels)
     assert len(known) == 64 and data.digest(images.clone(), labels.clone()) == known
+    spread = images.repeat_interleave(2, dim=3)[..., ::2], labels.repeat_interleave(2)[::2]  # in memory
+    assert data.digest(*spread) == known
     changed = images.clone()
     changed[3, 0, 3, 3] += 1
     assert len({known, data.digest(changed, labels), data.digest(images, labels.flip(0))}) == 3
