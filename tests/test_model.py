@@ -256,6 +256,9 @@ def test_metadata_is_plain_json(images, tmp_path):
 
 
 # ---- Nets of other people ----
+FLAT = nn.Flatten(), nn.Linear(3 * 32 * 32, 10)
+
+
 class Flat(nn.Module):
     """A net that torch.jit.script refuses, because of its arguments."""
 
@@ -580,9 +583,10 @@ class GhostNorm(Flat):
         return torch.cat([self.norm(part) for part in super().forward(*args).chunk(4)])
 
 
-def test_net_that_can_be_trained_is_taken():
+@pytest.mark.parametrize("net", [GhostNorm, lambda: torch.jit.script(nn.Sequential(*FLAT))])
+def test_net_that_can_be_trained_is_taken(net):
     images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
-    try_step(Classifier(GhostNorm(), 0.5, 0.25), images)
+    try_step(Classifier(net(), 0.5, 0.25), images)
 
 
 def test_trying_the_training_changes_nothing():
