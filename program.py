@@ -540,9 +540,12 @@ def exit_status(program: Callable[[], object], *errors: type[Exception]) -> int:
     except (RuntimeError, MemoryError) as error:
         if "by peer" in str(error):  # gloo raises it if another process has ended, which says why
             return 1
-        if not lacks_memory(error):
-            raise
         message = "error: out of memory. Lower --batch_size, or the layers' --l1_size and --l2_size."
+        if "find_unused_parameters" in str(error):
+            cure = "Give DistributedDataParallel in train.py find_unused_parameters=True."
+            message = f"error: the net did not use all of its weights in a training step. {cure}"
+        elif not lacks_memory(error):
+            raise
     if ipython():
         raise CellError(printable(message))
     try:
