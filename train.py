@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from data import DataError, ImageData, MarginSampler, batches, digest, load_data, pixel_statistics
 from logging_utils import RunError, RunLogger, holds_run
 from model import Classifier, ConvNet, MeanOfShifts, ModelError, export_model, fit_temperature
-from model import explained_errors, full_precision, predict_logits, try_training
+from model import full_precision, predict_logits, try_training
 from program import ConfigError, CudaGraphs, check_settings, exit_status, finished_hint, is_finished
 from program import keep_freed_memory, own_torch_state, parse_settings, pick_device, pick_precision
 from program import printable, process_group, progress, read_json, read_tensors, resume_hint
@@ -123,11 +123,10 @@ def train(config: Config) -> Path:
     autocast = torch.autocast(device.type, amp_dtype, config.precision != "fp32", cache_enabled=False)
     # Try the export and a step now: after the last epoch it is too late to change the net.
     export_model(model, data.eval_images, {"classes": data.classes}, config.export_pt2)
-    with explained_errors(data.eval_images, "the optimizer", "Change the net, or the optimizer."):
-        optimizer = torch.optim.Adam(model.parameters(), config.lr, betas=(0.9, config.beta2), fused=True)
-    try_training(model, optimizer, data.eval_images, autocast)
+    try_training(model, data.eval_images, autocast)
     # Batch norm normalizes by the images of its own process.
     ddp_model = torch.nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
+    optimizer = torch.optim.Adam(model.parameters(), config.lr, betas=(0.9, config.beta2), fused=True)
     base_rates = [group["lr"] for group in optimizer.param_groups]  # not yet scheduled
 
     # ---- The step, in mixed precision ----
