@@ -288,7 +288,7 @@ class RunLogger:
         path = self.run_dir / "metrics.csv"
         size = path.stat().st_size
         try:
-            with open(path, "a", encoding="utf-8") as file:
+            with open(path, "a", encoding="utf-8", newline="\n") as file:
                 file.write("".join([",".join(map(str, row)) + "\n" for row in rows]))
         except OSError as error:
             os.truncate(path, size)

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import unicodedata
 import warnings
 import zipfile
@@ -29,6 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+ON_WINDOWS = sys.platform == "win32"
 MAX_FILE = 2**30  # bytes; a larger file is not read
 # Also what ends a line or turns the direction of writing, and what Python makes of bytes that are not UTF-8.
 CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -155,13 +157,13 @@ def finished_hint(run_dir: str) -> str:
     """What there is to do with a finished run that is to be resumed."""
     hint = f"{run_dir} is finished: there is nothing to resume"
     if read_json(Path(run_dir, "config.json")).get("wandb_lacks_part"):
-        hint += f"\nW&B may lack part of it: {start_command('publish')} {shlex.quote(run_dir)}"
+        hint += f"\nW&B may lack part of it: {start_command('publish')} {quoted(run_dir)}"
     return hint
 
 
 def resume_hint(run_dir: Path) -> str:
     """The command that continues a run, or only its flags if a program that is not ours called `train`."""
-    flags = f"--run_dir {shlex.quote(str(run_dir))} --resume"
+    flags = f"--run_dir {quoted(run_dir)} --resume"
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         ours = Path(__file__).with_name(Path(__file__).name.replace("program", "train")).resolve()
         started = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
@@ -170,7 +172,7 @@ def resume_hint(run_dir: Path) -> str:
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":  # its addresses are not known here
         return f"continue with the same torchrun commands and {flags}"
     module = getattr(sys.modules["__main__"], "__spec__", None)
-    program = f"-m {module.name}" if module else shlex.quote(sys.argv[0])
+    program = f"-m {module.name}" if module else quoted(sys.argv[0])
     return f"continue with torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']} {program} {flags}"
 
 
@@ -180,6 +182,12 @@ def ipython():
     return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
 
 
+def quoted(argument: str | Path) -> str:
+    """An argument as it is typed: in cmd.exe and PowerShell, single quotes or backslashes do not quote."""
+    text = str(argument)
+    return subprocess.list2cmdline([text]) if ON_WINDOWS else shlex.quote(text)
+
+
 def start_command(program: str) -> str:
     """What starts another of our programs, such as "evaluate", from the current directory.
 
@@ -187,13 +195,13 @@ def start_command(program: str) -> str:
     both may be modules of a package, or have a prefix to their names.
     """
     python = next(filter(None, [*sys.orig_argv[:1], sys.executable]), "python")
-    start = "%run" if ipython() else shlex.quote(python)
+    start = "%run" if ipython() else quoted(python)
     module = __name__.removesuffix("program") + program
     if __package__:
         return f"{start} -m {module}"
     path = Path(__file__).with_name(f"{module}.py")
     path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return f"{start} {shlex.quote(str(path))}"
+    return f"{start} {quoted(path)}"
 
 
 @contextmanager
@@ -366,7 +374,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield scratch
         if scratch.exists():
             sync(scratch)
-            os.replace(scratch, target)
+            replace_file(scratch, target)
             sync(target.parent)
     except OSError as error:
         error.filename = str(path)  # a full disk does not name the file
@@ -374,6 +382,15 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it has its name, or could not be written
             scratch.unlink()
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Rename a file. Windows refuses while another program reads `target`: wait 2 s for it at most."""
+    for wait in (0.1, 0.4, 1.5):
+        with suppress(PermissionError):
+            return os.replace(source, target)
+        time.sleep(wait)
+    os.replace(source, target)
 
 
 def check_writable(path: Path) -> None:
@@ -391,7 +408,9 @@ def files_of_run(run_dir: str) -> Iterator[str]:
 
 def sync(path: Path) -> None:
     """Return when a file's content, or a directory's entries, would survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if ON_WINDOWS and path.is_dir():  # where nothing opens a directory
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes only these
     try:
         os.fsync(descriptor)
     finally:
@@ -486,19 +505,29 @@ def stop_signals(hint: str, at_once: bool = False) -> Iterator[Callable[[], None
             signal.signal(number, handler)
 
 
-class LossyFile(io.FileIO):
-    """A file that drops what it cannot write, because it is full or nobody reads it."""
+class LossyFile(io.RawIOBase):
+    """Drops what the file `raw` cannot write, because it is full or nobody reads it.
+
+    `raw` is Python's own, because on Windows a terminal is written to in another way than a file.
+    """
+
+    def __init__(self, raw):
+        self.raw, self.fileno, self.isatty = raw, raw.fileno, raw.isatty
+
+    def writable(self) -> bool:
+        return True
 
     def write(self, data) -> int:
         with suppress(OSError):
-            return super().write(data)
+            return self.raw.write(data)
         return len(data)
 
 
 def secure_output() -> None:
     """Let prints succeed if a stream is closed or cannot show a character, or if stderr takes no more."""
     if sys.stderr and sys.stderr is sys.__stderr__:  # not that of a notebook
-        lossy = io.BufferedWriter(LossyFile(sys.stderr.fileno(), "w", closefd=False))
+        raw = getattr(sys.stderr.buffer, "raw", sys.stderr.buffer)  # python -u has no buffer in between
+        lossy = io.BufferedWriter(LossyFile(raw))
         sys.stderr = io.TextIOWrapper(lossy, sys.stderr.encoding, line_buffering=True)
     sys.stdout = sys.stdout or open(os.devnull, "w")  # closed: the next opened file would get our prints
     sys.stderr = sys.stderr or open(os.devnull, "w")
@@ -529,11 +558,12 @@ def exit_status(program: Callable[[], object], *errors: type[Exception]) -> int:
         if isinstance(denied := error.__cause__, PermissionError) and denied.filename:  # nothing is damaged
             message = f"error: {denied.filename}: {denied.strerror}. Check the permissions."
     except BrokenPipeError:  # `| head` closed it
-        message, status = "stopped: nothing reads the output any more", 128 + signal.SIGPIPE
+        message, status = "stopped: nothing reads the output any more", 128 + 13  # SIGPIPE, not on Windows
     except OSError as error:
         where = error.filename or ("the output" if error.errno and output_fails() else "")
         reason = f"{where}{where and ': '}{error.strerror or error}"
-        message = f"error: {reason}. Check the name, the space and the permissions."
+        open_elsewhere = ", and close other programs that use it" * ON_WINDOWS
+        message = f"error: {reason}. Check the name, the space and the permissions{open_elsewhere}."
     except KeyboardInterrupt as stop:
         number, hint = stop.args or (signal.SIGINT, "")
         message, status = f"stopped by {signal.Signals(number).name}{hint and ': '}{hint}", 128 + number

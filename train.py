@@ -10,7 +10,6 @@ README.md lists the files of a run, --help every setting. On two CPU cores: 99.5
 
 import math
 import os
-import shlex
 import sys
 import textwrap
 import time
@@ -29,7 +28,7 @@ from model import Classifier, ConvNet, MeanOfShifts, ModelError, export_model, f
 from model import full_precision, predict_logits, try_training
 from program import ConfigError, CudaGraphs, check_settings, exit_status, finished_hint, is_finished
 from program import keep_freed_memory, own_torch_state, parse_settings, pick_device, pick_precision
-from program import printable, process_group, progress, read_json, read_tensors, resume_hint
+from program import printable, process_group, progress, quoted, read_json, read_tensors, resume_hint
 from program import resumed_settings, setting, start_command, stop_signals, write_tensors
 
 
@@ -260,16 +259,16 @@ def load_checkpoint(run_dir: str, generator: torch.Generator, state: dict) -> in
 
 def print_results(config: Config, num_images: int, log: RunLogger) -> None:
     """Print where everything is, what to do next, and the result."""
-    run_dir = shlex.quote(str(log.run_dir))
-    flags = f" --data_dir {shlex.quote(config.data_dir)}" if config.data_dir != Config.data_dir else ""
+    flags = f" --data_dir {quoted(config.data_dir)}" if config.data_dir != Config.data_dir else ""
     is_mnist = config.dataset in ("mnist", "mnist-format")  # evaluate.py reads it without a flag
-    dataset = "" if is_mnist else f" --dataset {shlex.quote(config.dataset)}"
+    dataset = "" if is_mnist else f" --dataset {quoted(config.dataset)}"
     last = log.summary["epoch"]
-    runs = f"{run_dir}@1 {run_dir}@{last}" if last > 1 else run_dir
+    runs = [f"{log.run_dir}@1", f"{log.run_dir}@{last}"] if last > 1 else [log.run_dir]
     model = "model.pt" if (log.run_dir / "model.pt").exists() else "model.pt2"
-    print(f"W&B   {log.wandb.address(start_command('publish'))}")
-    print(f"next  {start_command('evaluate')} {run_dir}/{model}{flags}{dataset}")
-    print(f"      {start_command('compare')} {runs}{flags}")
+    publish = f"{start_command('publish')} {quoted(log.run_dir)}"
+    print(f"W&B   {log.wandb.address(publish)}")
+    print(f"next  {start_command('evaluate')} {quoted(log.run_dir / model)}{flags}{dataset}")
+    print(f"      {start_command('compare')} {' '.join(map(quoted, runs))}{flags}")
     result = f"{log.summary['wrong']} of {num_images:,} images wrong, accuracy {log.summary['acc']:.2f} %"
     print(f"done  {printable(config.dataset)}: {result}")
 

@@ -13,7 +13,6 @@ import pickle
 import queue
 import re
 import secrets
-import shlex
 import shutil
 import signal
 import socket
@@ -41,6 +40,8 @@ MAX_CONFUSION = 100  # classes; W&B cuts larger charts
 # hardware figures that are too long, and files that it cannot watch, because it sends these at the end.
 LOST = "filestream: (?!system)|runfiles: (?!error watching)|file transfer: upload|sender: failed to log"
 REFUSED = rf'"level":"ERROR[^"]*","msg":("(?:{LOST})(?:[^"\\]|\\.)*")'
+PID = b"process of W&B: "  # on Windows the process says its number, after what others print
+ON_WINDOWS = sys.platform == "win32"
 NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)  # Python ignores SIGPIPE, but our caller may not
 QUEUE_SIZE = 64  # records (losses of 50 steps, or an epoch) on their way to W&B
 
@@ -151,20 +152,34 @@ class WandbRun:
                 for end in (self.socket, theirs):
                     end.setblocking(True)  # the caller may have set a default timeout
                 options = {"stdin": theirs, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-                options["env"] = environment(self.folder) | {"TMPDIR": self.temporary}
+                options["env"] = environment(self.folder)
+                options["env"] |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self.temporary)
                 options["start_new_session"] = True  # Ctrl-C does not reach it
+                if ON_WINDOWS:  # where stdin cannot be a socket, and a process has no session but a console
+                    options |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+                    options["creationflags"] = subprocess.CREATE_NO_WINDOW
                 self.process = subprocess.Popen([sys.executable, PROGRAM], **options)
+                if ON_WINDOWS:
+                    self.share(theirs)
         except (OSError, TypeError) as error:  # TypeError: sys.executable is None
             raise RunError(f"{sys.executable} cannot start its process ({reason(error)})") from error
+
+    def share(self, theirs: socket.socket) -> None:
+        """Give a socket to the process, which says its number: in a venv, Popen has that of a launcher."""
+        with self.process.stdin as stdin, self.process.stdout as stdout:
+            pid = next((line for line in stdout if line.startswith(PID)), b"")
+            stdin.write(theirs.share(int(pid.removeprefix(PID) or 0)))
 
     def call(self, method: str, *arguments):
         """Call a method of Recorder in the process. Raises RunError: a reason, to be put after "because"."""
         try:
             self.socket.sendall(pickle.dumps((method, arguments)), NO_SIGPIPE)
             with self.socket.makefile("rb") as stream:
-                result, problem = pickle.load(stream)
+                result, problem, stopped = pickle.load(stream)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             raise RunError("its process has ended") from error
+        if stopped:  # by the button on the run's page
+            signal.raise_signal(signal.SIGINT)
         if problem:
             raise RunError(problem)
         return result
@@ -251,10 +266,9 @@ class WandbRun:
             shutil.rmtree(folder, ignore_errors=True)
 
     def address(self, publish: str) -> str:
-        """The run's address on W&B, or the command that sends it there; `publish` starts publish.py."""
+        """The run's address on W&B, or `publish`, the command that sends it there."""
         if self.mode == "disabled":
             return "disabled by WANDB_MODE or `wandb disabled`"
-        publish = f"{publish} {shlex.quote(self.config['run_dir'])}"
         if self.mode == "offline" or self.gave_up:
             return publish
         return f"{self.url}\n      {publish}" if self.lacks_part else self.url
@@ -294,6 +308,8 @@ def kill_service(parent: int) -> None:
     """Kill the wandb-core that a process has started."""
     if sys.platform == "darwin":
         subprocess.run(["pkill", "-KILL", "-P", str(parent), "wandb-core"])
+    if ON_WINDOWS:  # kills the process, too
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(parent)], capture_output=True)
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError):  # it has ended, or is another program
             pid, rest = stat.read_text().split(" (wandb-core) ")
@@ -304,6 +320,8 @@ def kill_service(parent: int) -> None:
 # ---- In the process ----
 class Recorder:
     """The run on W&B. `WandbRun.call` calls its methods."""
+
+    stopped = False  # whether the run is to stop: the answer to the next call says it
 
     def start(self, path, argv, folder, settings, config, classes, mode, run_id, replace) -> tuple:
         """Start the wandb.Run as if in the caller's program. Returns mode, id, first step, url, dir."""
@@ -322,8 +340,8 @@ class Recorder:
         options = {key: os.environ.get(f"WANDB_{key.upper()}", value) for key, value in defaults.items()}
         resume = {"resume": "allow"} if run_id and mode != "offline" and not replace else {}
         options |= {"config": config, "id": run_id, "mode": mode}
-        # The stop button on the run's page calls this.
-        settings["stop_fn"] = lambda: os.kill(settings["x_stats_pid"], signal.SIGINT)
+        # The stop button on the run's page calls this. W&B copies a method together with its object.
+        settings["stop_fn"] = lambda: setattr(self, "stopped", True)
         self.run = run = wandb.init(**options, **resume, settings=wandb.Settings(**settings))
         mode = "disabled" if run.disabled else "offline" if run.offline else "online"
         url = run.url if mode == "online" else ""
@@ -403,7 +421,8 @@ class Recorder:
             self.wandb.Artifact("none", type="none")
         gc.collect()
         for path in Path(self.run.dir, "media/table").glob("*") if self.run.offline else ():
-            path.unlink()
+            with suppress(PermissionError):  # Windows keeps a file that W&B's own process still reads
+                path.unlink()
         ours = os.environ["WANDB_DATA_DIR"] == f"{self.folder}/wandb"
         if not ours or not self.wandb.__version__.startswith("0.31."):
             return
@@ -431,14 +450,20 @@ class Recorder:
         self.run.finish(exit_code)
         log = ""
         with suppress(OSError, AttributeError):  # another version of W&B may have no such log
-            log = Path(self.run.settings.log_internal).read_text(errors="replace")
+            log = Path(self.run.settings.log_internal).read_text("utf-8", errors="replace")
         if not self.run.offline and (refused := re.search(REFUSED, log)):
             raise ConnectionError(json.loads(refused[1]))  # finish() does not say it
 
 
 def serve() -> None:
     """What the process does: answer calls until there are no more."""
-    stream = socket.socket(fileno=os.dup(0)).makefile("rwb")
+    if ON_WINDOWS:
+        os.write(1, b"\n%b%d\n" % (PID, os.getpid()))
+        shared = socket.fromshare(sys.stdin.buffer.read())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    else:
+        shared = socket.socket(fileno=os.dup(0))
+    stream = shared.makefile("rwb")
     os.dup2(1, 0)  # /dev/null instead of the socket, because W&B's own process inherits stdin
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     sys.stdout.reconfigure(errors="backslashreplace")
@@ -450,13 +475,17 @@ def serve() -> None:
     while method != "end":
         try:
             method, arguments = pickle.load(stream)
-        except (OSError, EOFError):  # the caller has ended; W&B's own process ends with this one
+        except (OSError, EOFError):  # the caller has ended
+            if ON_WINDOWS:  # elsewhere W&B's own process ends with this one
+                with suppress(Exception):
+                    recorder.wandb.teardown(1)
             os._exit(1)
         try:
             answer = getattr(recorder, method)(*arguments), None
         except (Exception, SystemExit) as error:
             answer, recorder.held = (None, f"of {reason(error)}"), None
-        pickle.dump(answer, stream)
+        pickle.dump((*answer, recorder.stopped), stream)
+        recorder.stopped = False
         stream.flush()
 
 

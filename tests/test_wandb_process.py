@@ -111,6 +111,25 @@ def test_program_in_which_a_broken_pipe_is_deadly_goes_on(tmp_path):
     assert result.stderr == "W&B: no further records, because its process has ended\n"
 
 
+def until_it_is_stopped() -> int:
+    run = None
+    with pytest.raises(KeyboardInterrupt):
+        run = make_run()
+        for step in range(200):
+            run.submit("log_losses", [step], [0.5])
+            time.sleep(0.1)
+    if run:  # it may be stopped at its start
+        run.finish(1)
+    return 0
+
+
+def test_stop_button_on_the_page_of_the_run_interrupts_the_program(tmp_path):
+    (tmp_path / "run").mkdir()
+    with WandbServer("stops the run") as server:
+        result = run(until_it_is_stopped, cwd=tmp_path, **server.env)
+    assert result.returncode == 0, result.stderr
+
+
 KILLED_WITH_A_FORK = """
 import os, signal, sys, time
 sys.path.append(sys.argv[1])

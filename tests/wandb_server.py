@@ -19,6 +19,7 @@ FAULTS = (
     "falls silent at the end",
     "refuses the losses",
     "refuses the files",
+    "stops the run",
 )
 
 REFUSED = {"refuses the losses": "/file_stream", "refuses the files": "/upload/"}  # part of the address
@@ -150,6 +151,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for name, chunk in (json.loads(body).get("files") or {}).items():
                 lines = server.lines[name]
                 lines[chunk["offset"] :] = chunk["content"]
+            answer = {"stopped": server.fault == "stops the run"}  # as if somebody had pressed the button
         elif self.path.startswith("/upload/"):
             owner, name = self.path.removeprefix("/upload/").split("/", 1)
             files = server.files if owner == "run" else server.artifacts[int(owner)]["files"]
