@@ -310,7 +310,7 @@ def write_suspects(
         "margin": margins.round(6),
     }
     table = pd.DataFrame({name: values[order] for name, values in columns.items()})
-    write_file(path, "--suspects", table.to_csv(index=False))
+    write_file(path, "--suspects", table.to_csv(index=False, lineterminator="\n"))
     say(f"suspects  {path} ({counted(len(order))})")
 
 
@@ -329,7 +329,7 @@ def naming(flag: str, path: str) -> Iterator[None]:
 
 def write_file(path: str, flag: str, text: str) -> None:
     with naming(flag, path), atomic_write(Path(path)) as scratch:
-        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
+        scratch.write_bytes(text.encode(errors="backslashreplace"))  # as it is, on Windows, too
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

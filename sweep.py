@@ -11,7 +11,6 @@ flags of train.py, so that their runs can be ranked; --device and --data_dir may
 
 import argparse
 import csv
-import fcntl
 import itertools
 import json
 import math
@@ -27,6 +26,8 @@ from operator import index
 from pathlib import Path
 
 try:
+    import fcntl
+
     import optuna
     import yaml
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -34,7 +35,10 @@ try:
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
     from optuna.trial import TrialState
 except ModuleNotFoundError as error:
-    print(f"error: {error.name} is missing. Run: pip install -r requirements-sweep.txt", file=sys.stderr)
+    problem = f"{error.name} is missing. Run: pip install -r requirements-sweep.txt"
+    if error.name == "fcntl":
+        problem = "sweep.py needs Linux or macOS. On Windows use WSL, or: wandb sweep sweep.yaml"
+    print(f"error: {problem}", file=sys.stderr)
     sys.exit(2)
 
 KEYS = {"project", "entity", "name", "description"}  # W&B's page shows them; nothing here does

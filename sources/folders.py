@@ -271,8 +271,8 @@ def list_files(
     folders = class_folders(part)
     for label, name in enumerate(classes):
         for place in folders.get(name, ()):
-            found = sorted(walk(place, skipped))
-            files += [os.path.relpath(path, layout.root) for path in found]
+            found = [os.path.relpath(path, layout.root) for path in walk(place, skipped)]
+            files += sorted(path.replace(os.sep, "/") for path in found)  # the same order on Windows
             labels += [label] * len(found)
     if report and skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common(10))
