@@ -208,7 +208,8 @@ def start_command(program: str) -> str:
 def own_torch_state() -> Iterator[None]:
     """Begin with torch's defaults. At the end, restore the caller's settings and random generators.
 
-    They belong to all threads, so a second block waits for the first one's end.
+    They belong to all threads, so a second block waits for the first one's end. Meanwhile stdout takes any
+    name: on Windows, its encoding in a file lacks most characters.
     """
     with TORCH_STATE, ExitStack() as restore:
         restore.callback(torch.set_default_dtype, torch.get_default_dtype())
@@ -218,6 +219,9 @@ def own_torch_state() -> Iterator[None]:
             restore.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
         else:  # the seed that the GPUs' generators begin with
             restore.callback(torch.cuda.manual_seed_all, torch.initial_seed())
+        if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no encoding
+            restore.callback(sys.stdout.reconfigure, errors=sys.stdout.errors)
+            sys.stdout.reconfigure(errors="backslashreplace")
         torch.set_default_dtype(torch.float32)
         if torch.get_default_device().type != "cpu":  # a mode, which slows every operation down
             restore.enter_context(torch.device("cpu"))

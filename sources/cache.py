@@ -12,10 +12,12 @@ import multiprocessing
 import os
 import shutil
 import struct
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +32,7 @@ from tqdm import tqdm
 from sources.errors import SourceError, warn
 from sources.pictures import decode_picture, full_range
 
+ON_LINUX = sys.platform == "linux"
 VERSION = 1  # of the pixels: another one decodes all pictures again
 HIDDEN_FOLDER = ".mnist-tables"  # in the folder of the pictures
 RANGE = struct.Struct("<dd")
@@ -220,14 +223,27 @@ def decode_files(
 def decode_all(pictures: Pictures, title: str) -> Iterator[ndarray | tuple[float, float] | str]:
     """Yield the items of a data set in their order, decoded by all cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    decode = decode_in_processes if ON_LINUX else decode_in_threads
+    with tqdm(total=len(pictures), desc=title, unit=" pictures", disable=None, leave=False) as bar:
+        for batch in decode(pictures, cores):
+            yield from batch
+            bar.update(len(batch))
+
+
+def decode_in_threads(pictures: Pictures, cores: int) -> Iterator[list]:
+    """Yield batches. A process that is not forked would run the caller's script again, and import torch."""
+    size = 16 * cores
+    with ThreadPool(cores) as pool, warnings.catch_warnings():  # what open_picture ignores, in all threads
+        for start in range(0, len(pictures), size):
+            yield pool.map(pictures.__getitem__, range(start, min(start + size, len(pictures))))
+
+
+def decode_in_processes(pictures: Pictures, cores: int) -> Iterable[list]:
     workers = min(cores, len(pictures) // MIN_PER_WORKER)
     if multiprocessing.current_process().daemon:  # which must not start others
         workers = 0
     # Arrays in a list go through a pipe, so that a small /dev/shm is enough. The loader has its own
     # generator, because drawing from torch's would change the weights that come later.
     options = {"batch_size": 16, "collate_fn": list, "generator": torch.Generator()}
-    loader = DataLoader(pictures, num_workers=workers, **options)
-    with tqdm(total=len(pictures), desc=title, unit=" pictures", disable=None, leave=False) as bar:
-        for batch in loader:
-            yield from batch
-            bar.update(len(batch))
+    options["multiprocessing_context"] = "fork" if workers else None
+    return DataLoader(pictures, num_workers=workers, **options)

@@ -9,12 +9,22 @@ from pathlib import Path
 
 import pandas as pd
 from conftest import assert_one_line_error
+from PIL import Image
 from programs import ROOT, run_python
 
 import compare
 import program
 from program import quoted, secure_output, write_file
-from sources import folders
+from sources import cache, folders
+
+UNGUARDED = """
+import multiprocessing, os
+from pathlib import Path
+from sources.cache import load_pixels
+multiprocessing.set_start_method("spawn", force=True)
+os.sched_getaffinity = lambda _: {0, 1}
+print(len(load_pixels(Path.cwd(), [f"{i}.png" for i in range(200)], "train", 4)[0]))
+"""
 
 
 def test_files_are_written_where_directories_and_what_is_read_cannot_be_flushed(tmp_path, monkeypatch):
@@ -70,6 +80,13 @@ def test_stderr_is_written_by_pythons_own_file(monkeypatch):
     assert b"".join(shown).decode() == "██▌\n"
 
 
+def test_names_that_the_callers_stdout_cannot_encode_are_escaped(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "cp1252", newline=""))
+    with program.own_torch_state():
+        print("日本", end="", flush=True)
+    assert (sys.stdout.buffer.getvalue(), sys.stdout.errors) == (b"\\u65e5\\u672c", "strict")
+
+
 def test_suspects_have_plain_line_ends(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "linesep", "\r\n")  # pandas writes it, and text files there double its \r
     table = tmp_path / "p.csv"
@@ -90,6 +107,29 @@ def test_order_of_pictures_does_not_depend_on_the_system(tmp_path, monkeypatch):
     monkeypatch.setattr(folders.os, "sep", "\\")
     found, _ = folders.list_files(layout, tmp_path / "train", ["a"])
     assert [Path(name).as_posix() for name in found] == ["train/a/sub-2.png", "train/a/sub/1.png"]
+
+
+def test_pictures_are_decoded_by_threads_where_processes_cannot_be_forked(tmp_path, monkeypatch):
+    names = [f"{i}.png" for i in range(200)]
+    for i, name in enumerate(names):
+        Image.new("L", (5, 5), i).save(tmp_path / name)
+    files = names, "train", 4, None, False
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "ON_LINUX", False)
+        patch.setattr(cache, "DataLoader", None)
+        images, _ = cache.load_pixels(tmp_path, *files)
+    assert images[:, 0, 0, 0].tolist() == list(range(200)) and images.equal(
+        cache.load_pixels(tmp_path, *files)[0]
+    )
+
+
+def test_script_without_a_guard_decodes_pictures_whatever_the_start_method(tmp_path):
+    for i in range(200):
+        Image.new("L", (5, 5), i).save(tmp_path / f"{i}.png")
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    result = run_python("script.py", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert (result.returncode, result.stderr, result.stdout) == (0, "", "200\n")
 
 
 def test_sweep_says_what_it_needs(tmp_path):
