@@ -401,7 +401,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = f"auto, {', '.join(DATASETS)}"
     add("--dataset", help=f"test set: {names}, or a folder [what the model was trained on]")
     add("--data_dir", default="data", help="folder of the data sets [data]")
-    add("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda, cuda:1 [auto]")
+    add("--device", default="auto", help="auto (a CUDA GPU if there is one), cpu, cuda, cuda:1 [auto]")
     add("--batch_size", type=int, help="images at a time [100 of MNIST, on a GPU 2,000]")
     add("--predictions", metavar="OUT.csv", help="write id, guess, truth and scores of every image there")
     args = parser.parse_intermixed_args(argv)  # flags may stand between pictures

@@ -240,6 +240,8 @@ def pick_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device(name)
     try:
+        if not name.startswith("cuda"):  # such as mps, a Mac's GPU
+            raise RuntimeError("only cpu and cuda are supported")
         if not torch.backends.cuda.is_built():
             raise RuntimeError("this torch was built without CUDA")
         torch.cuda.set_device(name)
@@ -286,8 +288,9 @@ def describe_environment(device: str = "auto") -> dict:
     packages = "torchvision", "wandb"  # if they are installed
     git = subprocess.run(command, **options).stdout.strip() if shutil.which("git") else ""
     gpu = torch.cuda.is_initialized() and device != "cpu"
+    cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
     return {
-        "hardware": torch.cuda.get_device_name() if gpu else torch.cpu.get_capabilities()["cpu_name"],
+        "hardware": torch.cuda.get_device_name() if gpu else cpu,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # to unpickle a TorchVersion, W&B's process would import torch

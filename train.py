@@ -50,7 +50,7 @@ class Config:
     tta: bool = setting(False, "test-time augmentation: mean logits of the image and two shifted copies")
     seed: int = setting(0, "random seed of weights, order and augmentation", low=0, high=2**32 - 1)
     precision: str = setting("auto", "auto is bf16 if available", choices=("auto", "fp32", "bf16", "fp16"))
-    device: str = setting("auto", "auto (the GPU if there is one), cpu, cuda, cuda:1")
+    device: str = setting("auto", "auto (a CUDA GPU if there is one), cpu, cuda, cuda:1")
     dataset: str = setting("auto", "auto, mnist, fashion_mnist, kmnist, qmnist, cifar10, synthetic, FOLDER")
     image_size: int = setting(28, "height and width that a folder's pictures get", low=4, high=512)
     data_dir: str = setting("data", "folder of the named data sets, downloaded if missing")

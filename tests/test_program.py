@@ -1,3 +1,5 @@
+import platform
+
 import pytest
 import torch
 
@@ -12,6 +14,13 @@ def test_hardware_of_a_cpu_run_is_the_cpu_in_a_process_that_has_used_a_gpu(monke
     assert program.describe_environment("cpu")["hardware"] == cpu
     assert program.describe_environment("cuda:1")["hardware"] == "a GPU"
     assert program.describe_environment()["hardware"] == "a GPU"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # of a CPU that torch does not know
+    assert program.describe_environment("cpu")["hardware"] == platform.machine()
+
+
+def test_gpu_of_a_mac_is_refused():
+    with pytest.raises(program.ConfigError, match=r"mps is not available: only cpu and cuda .* Use cpu, or"):
+        program.pick_device("mps")
 
 
 def test_names_of_any_language_are_taken_and_control_characters_are_not():
