@@ -1327,8 +1327,8 @@ def test_paper_keeps_sections_whole_and_charts_of_one_size(page, two, many):
     page.open(two)
     shown = "getComputedStyle(e).display !== 'none' && e.textContent.length > 0"
     assert page.all("#minus", shown) == [True]
-    whole = page.all(".split > div, .split > div > section", "getComputedStyle(e).breakInside")
-    assert whole == ["avoid"] * 3  # WebKit breaks a grid, unless all of it is to stay whole
+    whole = page.all(".split > div, .split > div > section, .pair", "getComputedStyle(e).breakInside")
+    assert whole == ["avoid"] * 4  # WebKit breaks a grid, unless all of it is to stay whole
     unseen = page.all("section.live, #classes", "getComputedStyle(e).contentVisibility")
     assert unseen == ["visible"] * 3  # else WebKit prints empty pages
     widths = page.all("section:not([hidden]) figure svg", "e.getBoundingClientRect().width")
