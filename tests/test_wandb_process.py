@@ -184,7 +184,7 @@ def test_mode_that_wandb_has_saved_in_the_folder_counts(mode, temporary, monkeyp
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     run = make_run()
     run.finish(0)
-    assert run.mode == mode and run.address("publish").startswith({"offline": "publish run"}.get(mode, mode))
+    assert run.mode == mode and run.address("publish").startswith({"offline": "publish"}.get(mode, mode))
 
 
 def with_wandb_imported() -> int:
