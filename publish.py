@@ -81,7 +81,7 @@ def send(run_dir: Path) -> None:
     try:
         if run.mode == "disabled" or (run.mode == "offline" and os.environ.get("WANDB_MODE") != "offline"):
             run.finish(1)
-            if run.dir:
+            if run.mode == "offline":
                 shutil.rmtree(run.dir, ignore_errors=True)
             cure = "Run wandb login or wandb online, see WANDB_MODE, or try again later."
             raise RunError(f"W&B got nothing. {cure}")

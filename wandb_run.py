@@ -346,7 +346,7 @@ class Recorder:
         mode = "disabled" if run.disabled else "offline" if run.offline else "online"
         url = run.url if mode == "online" else ""
         run_id = run_id or (None if run.disabled else run.id)
-        return mode, run_id, run.starting_step, url, os.path.dirname(run.dir)
+        return mode, run_id, run.starting_step, url, run.settings.sync_dir
 
     def log_losses(self, steps: Iterable[int], losses: Iterable[float]) -> None:
         """Hold each loss until the next one comes. The last one of an epoch goes into the epoch's record."""

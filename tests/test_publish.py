@@ -194,7 +194,10 @@ def test_run_is_published_neither_while_it_trains_nor_before_its_first_epoch(mai
 
 
 def test_what_cannot_be_published_ends_in_a_line(main, moved, tmp_path):
-    assert_one_line_error(main("publish.py", moved, cwd=tmp_path), "wandb login")
+    (tmp_path / "mine/files").mkdir(parents=True)  # this variable of W&B's moves the run's `dir`
+    files = {"WANDB_X_FILES_DIR": str(tmp_path / "mine/files")}
+    assert_one_line_error(main("publish.py", moved, cwd=tmp_path, **files), "wandb login")
+    assert (tmp_path / "mine/files").exists()
     assert_one_line_error(main("publish.py", "nowhere", cwd=tmp_path), "nowhere")
     assert_one_line_error(
         main("publish.py", moved / "model.pt", cwd=tmp_path), "Name a directory that train.py"
