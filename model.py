@@ -186,18 +186,19 @@ def full_precision() -> Iterator[None]:
 # ---- Can the net be used? ----
 def try_training(model: Classifier, images: Tensor, autocast: torch.autocast) -> None:
     """Raise ModelError if forward or backward fails in a copy of `model`; images: uint8 (N, C, H, W)."""
+    if any(weight.is_inference() for weight in model.parameters()):  # it could not be resumed
+        raise ModelError("The net was made in torch.inference_mode(). Make it outside.")
     images = images[:16].to(model.mean.device).repeat(2, 1, 1, 1)[:16]  # batch norm needs more than one
     cure = "Correct its forward(), unfreeze weights, detach() what it keeps, or choose --precision fp32."
     random_state = torch.random.fork_rng([images.device] * images.is_cuda)
     with explained_errors(images, "backward()", cure), autocast, random_state:
         trained = without_compile(copy.deepcopy(model)).train()
         for _ in range(2):  # the second time fails if the net keeps the graph of the first
-            F.cross_entropy(trained(images), 0 * images[:, 0, 0, 0].long()).backward()
+            trained(images).square().mean().backward()  # any shape: the loss may be another one
     # The copy of a ScriptModule has weights that are no leaves of the graph, and get no grad.
-    weights = {name: w for name, w in trained.named_parameters() if w.requires_grad and w.is_leaf}
-    unused = [name for name, w in weights.items() if w.grad is None]
-    if unused and (torch.distributed.is_initialized() or len(unused) == len(weights)):
-        raise ModelError(f"The loss gives no gradient to {unused[0]}. Use it in forward(), or freeze it.")
+    weights = [weight for weight in trained.parameters() if weight.requires_grad and weight.is_leaf]
+    if weights and all(weight.grad is None for weight in weights):
+        raise ModelError("backward() gives no gradient to any weight of the net. Correct its forward().")
 
 
 @contextmanager
@@ -264,8 +265,6 @@ def export_copy(model: Classifier, images: Tensor, num_classes: int) -> Classifi
     with explained_errors(images, "copy.deepcopy()", "Correct its forward(), or its layers."):
         with torch.no_grad():  # deepcopy refuses a weight with a graph, as weight_norm keeps one
             model.eval()(images)
-        if any(weight.is_inference() for weight in model.parameters()):  # it could not be resumed
-            raise ModelError("The net was made in torch.inference_mode(). Make it outside.")
         model = without_compile(copy.deepcopy(model)).float().cpu().eval()
         model.image_shape = list(images.shape[1:])
         logits, alone = (predict_logits(model, images.cpu(), size) for size in (len(images), 1))
