@@ -19,8 +19,8 @@ ROUNDING, MAX_GAP = 1e-3, 0.02  # how far a score may be outside 0..1, and the s
 # Names of columns without capitals, blanks and signs. The first that a file has is taken.
 ALIASES = {
     "id": "id imageid imgid sampleid exampleid index idx image img filename file filepath imagepath path "
-    "fname rowid rowids rowindex row inst",
-    "guess": "guess predicted prediction predictions pred preds predictedlabel predictedclass predlabel "
+    "fname rowid rowids rowindex row",
+    "guess": "guess prediction predictions predicted pred preds predictedlabel predictedclass predlabel "
     "predclass labelpred predict ypred yhat output scoredlabels",
     "truth": "truth groundtruth gt true truelabel trueclass ytrue target targets actual label labels class "
     "y obs",
@@ -183,6 +183,8 @@ def find_columns(header: list[str]) -> tuple[dict[str, int], list[int]]:
     for role, aliases in ALIASES.items():
         found = [plain.index(alias) for alias in aliases.split() if alias in plain]
         roles |= {role: found[0]} if found else {}
+    if {"inst", "actual", "predicted"} <= {*plain}:  # of Weka, whose "prediction" is a score
+        roles = {"id": plain.index("inst")} | roles | {"guess": plain.index("predicted")}
     if plain[0] in UNNAMED and header.count(header[0]) == 1:
         roles.setdefault("id", 0)
     groups = {}  # prefix -> places

@@ -91,6 +91,10 @@ GOOD = {  # what a file may look like
         "id,Scored Labels,label," + ",".join(f"Scored Probabilities_{name}" for name in NAMES), NAMES, SCORES
     ),
     "names in both": with_names("id,guess,truth,prob_ant,prob_bee,prob_cat", NAMES, SCORES),
+    "names in prediction, scores in predicted": table(
+        "id,truth,prediction,predicted,score_ant,score_bee,score_cat",
+        range(4), named(TRUTH), named(GUESS), SCORES.max(1), SCORES,
+    ),
     "columns called like the classes": with_names("id,guess,truth,note,ant,bee,cat", NAMES, "abcd", SCORES),
     "classes from one": table(
         "id,guess,truth,score_1,score_2,score_3", range(4), np.add(GUESS, 1), np.add(TRUTH, 1), SCORES
