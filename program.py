@@ -183,9 +183,12 @@ def ipython():
 
 
 def quoted(argument: str | Path) -> str:
-    """An argument as it is typed: in cmd.exe and PowerShell, single quotes or backslashes do not quote."""
+    """An argument as it is typed: on Windows in double quotes, the only ones that cmd.exe knows."""
     text = str(argument)
-    return subprocess.list2cmdline([text]) if ON_WINDOWS else shlex.quote(text)
+    if not ON_WINDOWS:
+        return shlex.quote(text)
+    plain = re.fullmatch(r"[\w\\/:.@+=-]+", text)
+    return text if plain else '"' + text.rstrip("\\") + '"'  # a path there has no "; \" would be one
 
 
 def start_command(program: str) -> str:
@@ -219,9 +222,8 @@ def own_torch_state() -> Iterator[None]:
             restore.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
         else:  # the seed that the GPUs' generators begin with
             restore.callback(torch.cuda.manual_seed_all, torch.initial_seed())
-        if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no encoding
-            restore.callback(sys.stdout.reconfigure, errors=sys.stdout.errors)
-            sys.stdout.reconfigure(errors="backslashreplace")
+        restore.callback(set_errors, sys.stdout, getattr(sys.stdout, "errors", None))
+        set_errors(sys.stdout, "backslashreplace")
         torch.set_default_dtype(torch.float32)
         if torch.get_default_device().type != "cpu":  # a mode, which slows every operation down
             restore.enter_context(torch.device("cpu"))
@@ -539,8 +541,13 @@ def secure_output() -> None:
     sys.stdout = sys.stdout or open(os.devnull, "w")  # closed: the next opened file would get our prints
     sys.stderr = sys.stderr or open(os.devnull, "w")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's have no encoding
-            stream.reconfigure(errors="backslashreplace")  # for what a terminal cannot show
+        set_errors(stream, "backslashreplace")  # for what a terminal cannot show
+
+
+def set_errors(stream, errors: str | None) -> None:
+    """Set what a stream does with characters that it cannot encode."""
+    with suppress(AttributeError, ValueError, OSError):  # a notebook's has no encoding; it is closed or full
+        stream.reconfigure(errors=errors)
 
 
 def exit_status(program: Callable[[], object], *errors: type[Exception]) -> int:

@@ -57,6 +57,7 @@ def test_printed_commands_are_quoted_as_cmd_and_powershell_read_them(monkeypatch
     monkeypatch.setattr(program, "ON_WINDOWS", True)
     assert quoted(r"runs\001@5") == r"runs\001@5"
     assert quoted(r"C:\my runs\a") == r'"C:\my runs\a"'
+    assert quoted("C:\\R&D\\") == r'"C:\R&D"'
 
 
 def test_stderr_is_written_by_pythons_own_file(monkeypatch):
@@ -85,6 +86,8 @@ def test_names_that_the_callers_stdout_cannot_encode_are_escaped(monkeypatch):
     with program.own_torch_state():
         print("日本", end="", flush=True)
     assert (sys.stdout.buffer.getvalue(), sys.stdout.errors) == (b"\\u65e5\\u672c", "strict")
+    with program.own_torch_state():
+        sys.stdout.close()  # by another thread of the caller's
 
 
 def test_suspects_have_plain_line_ends(monkeypatch, tmp_path):
