@@ -1146,6 +1146,14 @@ def test_two_epochs_of_a_run_have_one_past(page, tmp_path, main):
     assert ends == [45, 87, 148, 288]  # epoch 2 is where it is in a run of three epochs
     sizes = page.all("#learned button, #matrices button", "e.getBoundingClientRect().height")
     assert min(sizes) >= 24  # for fingers: WCAG 2.2, 2.5.8
+    text = "const r = document.createRange(); r.selectNodeContents(document.querySelector(arguments[0])); "
+    middle = text + "const { top, bottom } = r.getBoundingClientRect(); return (top + bottom) / 2"
+    label, count = (page.js(middle, f"#learned tbody {part}") for part in ("th", "button"))
+    assert abs(label - count) < 2  # they stand in one line
+    resize(page, 390)
+    shown, truth = (page.js(middle, f"#list tr[data-id] {part}") for part in (".c-id .open", ".c-truth bdi"))
+    assert abs(shown - truth) < 2 and min(page.all("#list .c-id .open", "e.offsetHeight")) >= 24
+    resize(page, 1280)
     write_certain(tmp_path / "many", [[1] * 8] * 12)
     page.open(compare(main, tmp_path, "many"))
     assert not any(page.all("#learned th", "e.scrollWidth > e.clientWidth"))  # "since epoch 12" is whole
