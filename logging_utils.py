@@ -258,6 +258,8 @@ class RunLogger:
     def log_epoch(self, epoch: int, step: int, logits: Tensor, labels: Tensor, seconds=0.0) -> None:
         """Record an epoch: its last step, logits (N, K), labels (N,). Raises RunError or ValueError."""
         self.flush()
+        if epoch != int(epoch):  # its files would replace those of the epoch before
+            raise ValueError(f"epoch must be a whole number, not {epoch}")
         epoch, step = int(epoch), int(step)  # of a tensor, the files would get "tensor(1)"
         logits, labels = torch.as_tensor(logits).float().cpu(), torch.as_tensor(labels).long().cpu()
         expected = [len(labels if self.images is None else self.images), len(self.config["classes"])]
