@@ -13,6 +13,7 @@ import os
 import shutil
 import warnings
 from contextlib import ExitStack, suppress
+from operator import index
 from pathlib import Path
 
 import torch
@@ -231,7 +232,7 @@ class RunLogger:
 
     def log_step(self, epoch: int, step: int, loss: Tensor) -> None:
         """Record the loss, one number, of a training step. It stays on its device until the next fetch."""
-        self.pending.append((int(epoch), int(step), torch.as_tensor(loss).detach().reshape(())))
+        self.pending.append((index(epoch), index(step), torch.as_tensor(loss).detach().reshape(())))
         if len(self.pending) == FETCH_EVERY:
             self.flush()
 
@@ -258,9 +259,7 @@ class RunLogger:
     def log_epoch(self, epoch: int, step: int, logits: Tensor, labels: Tensor, seconds=0.0) -> None:
         """Record an epoch: its last step, logits (N, K), labels (N,). Raises RunError or ValueError."""
         self.flush()
-        if epoch != int(epoch):  # its files would replace those of the epoch before
-            raise ValueError(f"epoch must be a whole number, not {epoch}")
-        epoch, step = int(epoch), int(step)  # of a tensor, the files would get "tensor(1)"
+        epoch, step = index(epoch), index(step)  # of a tensor, the files would get "tensor(1)"
         logits, labels = torch.as_tensor(logits).float().cpu(), torch.as_tensor(labels).long().cpu()
         expected = [len(labels if self.images is None else self.images), len(self.config["classes"])]
         if list(logits.shape) != expected:

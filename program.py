@@ -211,8 +211,7 @@ def start_command(program: str) -> str:
 def own_torch_state() -> Iterator[None]:
     """Begin with torch's defaults. At the end, restore the caller's settings and random generators.
 
-    They belong to all threads, so a second block waits for the first one's end. Meanwhile stdout takes any
-    name: on Windows, its encoding in a file lacks most characters.
+    They belong to all threads, so a second block waits for the first one's end.
     """
     with TORCH_STATE, ExitStack() as restore:
         restore.callback(torch.set_default_dtype, torch.get_default_dtype())
@@ -222,8 +221,6 @@ def own_torch_state() -> Iterator[None]:
             restore.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
         else:  # the seed that the GPUs' generators begin with
             restore.callback(torch.cuda.manual_seed_all, torch.initial_seed())
-        restore.callback(set_errors, sys.stdout, getattr(sys.stdout, "errors", None))
-        set_errors(sys.stdout, "backslashreplace")
         torch.set_default_dtype(torch.float32)
         if torch.get_default_device().type != "cpu":  # a mode, which slows every operation down
             restore.enter_context(torch.device("cpu"))
@@ -541,13 +538,8 @@ def secure_output() -> None:
     sys.stdout = sys.stdout or open(os.devnull, "w")  # closed: the next opened file would get our prints
     sys.stderr = sys.stderr or open(os.devnull, "w")
     for stream in (sys.stdout, sys.stderr):
-        set_errors(stream, "backslashreplace")  # for what a terminal cannot show
-
-
-def set_errors(stream, errors: str | None) -> None:
-    """Set what a stream does with characters that it cannot encode."""
-    with suppress(AttributeError, ValueError, OSError):  # a notebook's has no encoding; it is closed or full
-        stream.reconfigure(errors=errors)
+        if hasattr(stream, "reconfigure"):  # a notebook's have no encoding
+            stream.reconfigure(errors="backslashreplace")  # for what a terminal cannot show
 
 
 def exit_status(program: Callable[[], object], *errors: type[Exception]) -> int:

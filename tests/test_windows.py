@@ -81,15 +81,6 @@ def test_stderr_is_written_by_pythons_own_file(monkeypatch):
     assert b"".join(shown).decode() == "██▌\n"
 
 
-def test_names_that_the_callers_stdout_cannot_encode_are_escaped(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "cp1252", newline=""))
-    with program.own_torch_state():
-        print("日本", end="", flush=True)
-    assert (sys.stdout.buffer.getvalue(), sys.stdout.errors) == (b"\\u65e5\\u672c", "strict")
-    with program.own_torch_state():
-        sys.stdout.close()  # by another thread of the caller's
-
-
 def test_suspects_have_plain_line_ends(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "linesep", "\r\n")  # pandas writes it, and text files there double its \r
     table = tmp_path / "p.csv"
