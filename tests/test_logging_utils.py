@@ -547,7 +547,7 @@ def test_values_of_a_loop_may_be_of_numpy_or_python(monkeypatch, tmp_path):
         log.log_epoch(torch.tensor(1), torch.tensor(3), logits, labels.tolist())
         with pytest.raises(TypeError, match="float"):  # it would replace the predictions of epoch 1
             log.log_epoch(1.5, 3, logits, labels)
-        log.log_step(torch.tensor(2), numpy.int64(4), 0.0625)
+        log.log_step(torch.tensor(2), np.int64(4), 0.0625)
     rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
     losses = [row.split(",")[2] for row in rows[1:]]
     assert losses == ["0.5", "0.25", "0.125", "", "", "0.0625"]
