@@ -179,10 +179,7 @@ class WandbRun:
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             raise RunError("its process has ended") from error
         if stopped:  # by the button on the run's page
-            if ON_WINDOWS:
-                signal.raise_signal(signal.SIGINT)
-            else:  # the main thread at once, though it waits for something
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         if problem:
             raise RunError(problem)
         return result

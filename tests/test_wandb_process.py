@@ -130,17 +130,6 @@ def test_stop_button_on_the_page_of_the_run_interrupts_the_program(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def test_stop_button_does_not_wait_for_the_main_thread(temporary, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    run, load, start = make_run(), wandb_run.pickle.load, time.monotonic()
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(wandb_run.pickle, "load", lambda stream: (*load(stream)[:2], True))  # as if pressed
-        run.submit("log_losses", [1], [0.5])
-        time.sleep(20)
-    run.finish(1)
-    assert time.monotonic() - start < 20
-
-
 KILLED_WITH_A_FORK = """
 import os, signal, sys, time
 sys.path.append(sys.argv[1])
