@@ -115,7 +115,7 @@ def until_it_is_stopped() -> int:
     run = None
     with pytest.raises(KeyboardInterrupt):
         run = make_run()
-        for step in range(200):
+        for step in range(600):
             run.submit("log_losses", [step], [0.5])
             time.sleep(0.1)
     if run:  # it may be stopped at its start
