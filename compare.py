@@ -329,7 +329,7 @@ def naming(flag: str, path: str) -> Iterator[None]:
 
 def write_file(path: str, flag: str, text: str) -> None:
     with naming(flag, path), atomic_write(Path(path)) as scratch:
-        scratch.write_bytes(text.encode(errors="backslashreplace"))  # as it is, on Windows, too
+        scratch.write_bytes(text.encode(errors="backslashreplace"))  # text gets other line ends on Windows
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -277,7 +277,8 @@ class RunLogger:
         self.append_metrics([[step, epoch, "", *(f"{value:.9g}" for value in metrics.values())]])
         sync(self.run_dir / "metrics.csv")
         record = {"epoch": epoch, "dataset": self.config.get("dataset", "unknown"), **metrics}
-        self.summary.update(record, train_seconds=[*self.summary["train_seconds"], round(seconds, 3)])
+        self.summary["train_seconds"].append(round(seconds, 3))
+        self.summary.update(record)
         write_json(self.run_dir / "summary.json", self.summary)
         self.wandb.submit("log_epoch", step, record, predictions)
         of_total = f"/{self.config['epochs']}" if self.config.get("epochs") else ""

@@ -195,7 +195,7 @@ def try_training(model: Classifier, images: Tensor, autocast: torch.autocast) ->
         trained = without_compile(copy.deepcopy(model)).train()
         for _ in range(2):  # the second time fails if the net keeps the graph of the first
             trained(images).square().mean().backward()  # any shape: the loss may be another one
-    # The copy of a ScriptModule has weights that are no leaves of the graph, and get no grad.
+    # In the copy of a ScriptModule the weights are no leaves of the graph, and never have a gradient.
     weights = [weight for weight in trained.parameters() if weight.requires_grad and weight.is_leaf]
     if weights and all(weight.grad is None for weight in weights):
         raise ModelError("backward() gives no gradient to any weight of the net. Correct its forward().")

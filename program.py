@@ -358,7 +358,7 @@ def progress(batches: Iterable, count: int, title: str, log) -> Iterator:
         from tqdm.auto import tqdm
     place = {"disable": log.rank > 0 or None}  # None: if stderr is no terminal
     if log.rank == 0 and "IPKernelApp" in getattr(ipython(), "config", ()):
-        # A notebook shows stderr on red. It keeps an interrupted cell's frames, and the place of its bar.
+        # A notebook shows stderr on red, and for tqdm the bar of an interrupted cell is still there.
         place = {"disable": False, "file": sys.stdout, "position": 0}
     with tqdm(total=count, desc=title, unit=" images", leave=False, **place) as bar:
         for batch in batches:
@@ -416,7 +416,8 @@ def sync(path: Path) -> None:
     """Return when a file's content, or a directory's entries, would survive a power cut."""
     if ON_WINDOWS and path.is_dir():  # where nothing opens a directory
         return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes only these
+    # Windows flushes only files that are open for writing.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
@@ -576,11 +577,12 @@ def exit_status(program: Callable[[], object], *errors: type[Exception]) -> int:
     except (RuntimeError, MemoryError) as error:
         if "by peer" in str(error):  # gloo raises it if another process has ended, which says why
             return 1
-        message = "error: out of memory. Lower --batch_size, or the layers' --l1_size and --l2_size."
-        if "find_unused_parameters" in str(error):
+        if lacks_memory(error):
+            message = "error: out of memory. Lower --batch_size, or the layers' --l1_size and --l2_size."
+        elif "find_unused_parameters" in str(error):
             cure = "Give DistributedDataParallel in train.py find_unused_parameters=True."
             message = f"error: the net did not use all of its weights in a training step. {cure}"
-        elif not lacks_memory(error):
+        else:
             raise
     if ipython():
         raise CellError(printable(message))

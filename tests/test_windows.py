@@ -1,4 +1,4 @@
-"""Windows, as far as Linux can act like it. What is imitated here was seen there, with Python 3.13."""
+"""Windows, as far as Linux can act like it. Most of what is imitated was seen there, with Python 3.13."""
 
 import errno
 import fcntl
